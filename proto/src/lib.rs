@@ -1,0 +1,25 @@
+//! Synod's vocabulary, shared by coordinator and participant: identifiers ([`ids`]), what the two say to each
+//! other ([`session`]), the log's command format ([`command`]), and, with the `grpc` feature, the generated
+//! gRPC code ([`v1`]) and the one place where wire messages become domain values or are refused ([`wire`]).
+//!
+//! Without the feature `grpc` the crate is `no_std`; the two cores depend on it in that form.
+#![cfg_attr(not(feature = "grpc"), no_std)]
+
+extern crate alloc;
+
+pub mod command;
+pub mod ids;
+pub mod limits;
+pub mod session;
+
+#[cfg(feature = "grpc")]
+pub mod wire;
+
+/// Generated code of the package `synod.v1`.
+#[cfg(feature = "grpc")]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::disallowed_types)]
+pub mod v1 {
+    tonic::include_proto!("synod.v1");
+    /// The encoded file descriptors, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/synod.v1.bin"));
+}

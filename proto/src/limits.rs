@@ -1,0 +1,47 @@
+//! The limits that both sides must agree on, each with its reason, and tied to its neighbours.
+
+/// The longest gRPC message that a client may send, in bytes. Larger ones are refused before they are decoded.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// The most branches that one global transaction may name. A commit record is read by every replica and delivered
+/// branch by branch; a transaction wider than this wants another design (traps A20: bound what the client sizes).
+pub const BRANCH_COUNT_MAX: usize = 64;
+
+/// The longest text (cause of an abort, author or reason of an operator), in bytes.
+pub const TEXT_BYTES_MAX: usize = 512;
+
+/// The longest database transaction id that a vote may carry, in bytes (PostgreSQL: 8, MariaDB: up to 64).
+pub const DATABASE_TRANSACTION_BYTES_MAX: usize = 64;
+
+/// The most lock guards that one transaction may carry, and the longest lock name in bytes.
+pub const GUARD_COUNT_MAX: usize = 16;
+/// See [`GUARD_COUNT_MAX`].
+pub const GUARD_NAME_BYTES_MAX: usize = 128;
+
+/// The most resources that one session may register.
+pub const RESOURCE_COUNT_MAX: usize = 64;
+
+/// How far ahead of the reader's clock a gtid or a deadline may be, in milliseconds (T14).
+pub const CLOCK_SKEW_MS_MAX: u64 = 10_000;
+
+/// The deadline that a transaction gets when its initiator names none, in milliseconds after begin (T14).
+pub const DEADLINE_MS_DEFAULT: u64 = 30_000;
+
+/// The latest deadline, in milliseconds after begin (T14). A prepared branch holds its locks until the outcome is
+/// known, so this bounds how long an initiator's death can block others.
+pub const DEADLINE_MS_MAX: u64 = 300_000;
+
+/// How far the watermark trails the log's stamps, in milliseconds, unless configured (T14).
+pub const WATERMARK_LAG_MS_DEFAULT: u64 = 600_000;
+
+/// The longest encoded command: the largest commit record with every optional field at its bound must fit.
+pub const COMMAND_BYTES_MAX: usize = 64 << 10;
+
+const _: () = assert!(WATERMARK_LAG_MS_DEFAULT >= 2 * DEADLINE_MS_MAX, "T14: the lag is at least twice the longest deadline");
+const _: () = assert!(DEADLINE_MS_DEFAULT <= DEADLINE_MS_MAX);
+const _: () = assert!(DEADLINE_MS_MAX <= 600_000, "T14: at most ten minutes");
+const _: () = assert!(COMMAND_BYTES_MAX < MESSAGE_BYTES_MAX);
+const _: () = assert!(
+    BRANCH_COUNT_MAX * (64 + DATABASE_TRANSACTION_BYTES_MAX) + GUARD_COUNT_MAX * (16 + GUARD_NAME_BYTES_MAX) + 2 * TEXT_BYTES_MAX + 256
+        < COMMAND_BYTES_MAX
+);

@@ -1,0 +1,360 @@
+//! What a participant and the coordinator say to each other, as domain values. The same values travel on the
+//! bidirectional session stream and behind the unary calls.
+
+use crate::ids::{BranchId, CallId, ExecutionId, Gtid, Lineage, ReplicaId, RequestId, ResourceId, UnixMillis};
+use alloc::string::String;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use core::fmt;
+
+/// A branch's answer to prepare (Gray & Lamport, *Consensus on Transaction Commit*, section 2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vote {
+    /// The branch is durable and able to commit, whatever crashes.
+    Commit,
+    /// Nothing was written and no locking read was made (T15): the branch needs no delivery.
+    ReadOnly,
+    /// The branch was rolled back and can never commit.
+    Abort {
+        /// Why, for the user.
+        cause: String,
+    },
+}
+
+/// The result of a global transaction. There are two, and no third.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// Every branch that the commit record names takes effect.
+    Committed,
+    /// No branch takes effect.
+    Aborted,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Committed => "committed",
+            Self::Aborted => "aborted",
+        })
+    }
+}
+
+/// The answer to an inquiring branch (T5, T6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// The commit record names this branch: commit it.
+    Committed,
+    /// The transaction aborted, or committed without this branch: roll it back.
+    Aborted,
+    /// No outcome yet: ask again later.
+    Undecided,
+}
+
+/// Who or what first proposed the abort, and why. It is part of the record, so everybody is told the same cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbortCause {
+    /// The kind.
+    pub kind: AbortKind,
+    /// The branch that caused it, where one did.
+    pub branch: Option<(CallId, ExecutionId)>,
+    /// For people; at most [`TEXT_BYTES_MAX`](crate::limits::TEXT_BYTES_MAX) bytes.
+    pub text: String,
+}
+
+/// The kinds of [`AbortCause`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AbortKind {
+    /// The initiator asked for it.
+    Requested,
+    /// A branch voted to abort.
+    VotedAbort,
+    /// A call failed or was left unanswered (T4).
+    Doomed,
+    /// The initiator dropped the transaction without deciding.
+    Dropped,
+    /// A branch inquired after the deadline and no outcome was in the log (T6).
+    Deadline,
+    /// An operator proposed it.
+    Operator,
+}
+
+impl fmt::Display for AbortKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requested => "requested",
+            Self::VotedAbort => "voted-abort",
+            Self::Doomed => "doomed",
+            Self::Dropped => "dropped",
+            Self::Deadline => "deadline",
+            Self::Operator => "operator",
+        })
+    }
+}
+
+impl fmt::Display for AbortCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind)?;
+        if let Some((call, execution)) = self.branch {
+            write!(f, " by branch {:016x}/{:016x}", call.0, execution.0)?;
+        }
+        if self.text.is_empty() { Ok(()) } else { write!(f, ": {}", self.text) }
+    }
+}
+
+/// What a participant (or a unary call) asks of the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// This session delivers to these databases from now on, beside those it registered before. The first message of
+    /// every session of the library, with an empty list for a pure initiator.
+    Register {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// The lineage that the databases know; `None` from a database that never met a coordinator.
+        lineage: Option<Lineage>,
+        /// The databases.
+        resources: Vec<ResourceId>,
+    },
+    /// Propose an outcome: an encoded [`Decide`](crate::command::Decide), which enters the log as these very bytes.
+    Decide {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// The encoded command.
+        command: Bytes,
+    },
+    /// A prepared branch asks for its outcome (T8). Never refused, whatever the age.
+    Inquire {
+        /// The branch.
+        branch: BranchId,
+        /// The branch's database.
+        resource: ResourceId,
+        /// The lineage that the branch was prepared under.
+        lineage: Lineage,
+        /// The transaction's deadline, as the branch recorded it (T12).
+        deadline: UnixMillis,
+    },
+    /// The branch's local transaction has committed, or its marker row proves that it did earlier (T8).
+    Acknowledge {
+        /// The branch.
+        branch: BranchId,
+        /// The branch's database.
+        resource: ResourceId,
+    },
+    /// The store lost or settled the branch behind our back: not an acknowledgement, shown to the operator (T8).
+    Hazard {
+        /// The branch.
+        branch: BranchId,
+        /// The branch's database.
+        resource: ResourceId,
+        /// What was found.
+        text: String,
+    },
+    /// What became of this transaction?
+    Outcome {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// The transaction.
+        gtid: Gtid,
+    },
+    /// Answer once every branch of this committed transaction has acknowledged (T16).
+    AwaitDelivery {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// The transaction.
+        gtid: Gtid,
+    },
+    /// An operator takes the delivery to one branch as settled, by name, after looking at its database (traps J7).
+    Settle {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// The branch.
+        branch: BranchId,
+        /// The operator.
+        author: String,
+        /// Why.
+        reason: String,
+    },
+    /// The transactions in the register, a page in the order of their gtids.
+    List {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// Only gtids above this one.
+        after: Option<Gtid>,
+        /// Only committed transactions with an unacknowledged branch.
+        unfinished_only: bool,
+        /// The longest page.
+        count_max: u32,
+    },
+}
+
+/// What the coordinator says to a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// To `Register`.
+    Registered {
+        /// The request's number.
+        request: RequestId,
+        /// The coordinator's lineage.
+        lineage: Lineage,
+    },
+    /// To `Decide` and `Settle`.
+    Decided {
+        /// The request's number.
+        request: RequestId,
+        /// What the log says.
+        decision: Decision,
+    },
+    /// To `Inquire`.
+    Answered {
+        /// The branch.
+        branch: BranchId,
+        /// Its outcome.
+        answer: Answer,
+    },
+    /// Unasked: apply this outcome to this branch, and acknowledge a commit. Repeated until acknowledged.
+    Deliver {
+        /// The branch.
+        branch: BranchId,
+        /// The branch's database.
+        resource: ResourceId,
+        /// The outcome.
+        outcome: Outcome,
+    },
+    /// To `Outcome`.
+    Status {
+        /// The request's number.
+        request: RequestId,
+        /// What the register says.
+        status: TransactionStatus,
+    },
+    /// To `AwaitDelivery`: every named branch has acknowledged.
+    Delivered {
+        /// The request's number.
+        request: RequestId,
+        /// The transaction.
+        gtid: Gtid,
+    },
+    /// To `List`.
+    Listed {
+        /// The request's number.
+        request: RequestId,
+        /// The page.
+        transactions: Vec<TransactionSummary>,
+    },
+    /// To any request with a number, instead of its answer: nothing was done.
+    Refused {
+        /// The request's number.
+        request: RequestId,
+        /// Why, and so what to do.
+        refusal: Refusal,
+    },
+}
+
+/// The answer to a proposed outcome, from the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The log says committed, with exactly the branches of the proposal.
+    Committed,
+    /// The log says aborted.
+    Aborted(AbortCause),
+    /// The log says committed, with other branches than those of the proposal (T5).
+    Mismatch,
+    /// The gtid lies below the watermark, and its record is gone: the outcome can no longer be told (T9).
+    Expired,
+    /// To an operator's `Settle`: entered.
+    Settled,
+}
+
+/// Why nothing was done. Everything here is safe to send again once the named thing is mended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// This replica does not lead. The same request may be sent to the leader at once.
+    NotLeader {
+        /// The leader as far as this replica knows.
+        leader: Option<ReplicaId>,
+    },
+    /// A queue or the register is full: back off, then send again.
+    Overloaded {
+        /// What is full.
+        what: String,
+    },
+    /// The request is malformed or breaks a rule: a bug in the caller.
+    Invalid {
+        /// Which rule.
+        text: String,
+    },
+    /// The gtid or deadline lies too far ahead of the coordinator's clock (T14): look at the caller's clock.
+    FromFuture {
+        /// By how many milliseconds.
+        ahead_ms: u64,
+    },
+    /// The request belongs to another coordinator (T11).
+    ForeignLineage {
+        /// This coordinator's lineage.
+        expected: Lineage,
+    },
+    /// No such transaction or branch in the register.
+    NotFound {
+        /// What was looked for.
+        text: String,
+    },
+    /// The replica cannot write (disk full or failed).
+    ReadOnly {
+        /// What it says of its disk.
+        text: String,
+    },
+}
+
+/// What the register knows of one gtid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// No outcome yet, and the gtid is above the watermark.
+    Undecided,
+    /// Committed.
+    Committed {
+        /// The branches, as recorded.
+        branches: Vec<BranchStatus>,
+        /// How many more branches voted read-only.
+        read_only_count: u32,
+    },
+    /// Aborted.
+    Aborted(AbortCause),
+    /// The gtid lies below the watermark and its record is gone.
+    Expired,
+}
+
+/// One branch of a commit record and how far its delivery is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchStatus {
+    /// The call.
+    pub call: CallId,
+    /// The execution.
+    pub execution: ExecutionId,
+    /// The database.
+    pub resource: ResourceId,
+    /// How far.
+    pub delivery: DeliveryStatus,
+}
+
+/// How far the delivery to one branch is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeliveryStatus {
+    /// Not acknowledged yet, as far as this replica knows.
+    Pending,
+    /// Acknowledged.
+    Acknowledged,
+    /// Not acknowledged; the participant reported that its store lost or settled the branch.
+    Hazard(String),
+    /// An operator took it as settled.
+    Settled,
+}
+
+/// One line of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransactionSummary {
+    /// The transaction.
+    pub gtid: Gtid,
+    /// Its status.
+    pub status: TransactionStatus,
+    /// The stamp of the log entry that decided it.
+    pub decided_at: UnixMillis,
+}
