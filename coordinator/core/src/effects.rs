@@ -1,0 +1,266 @@
+//! What a step asks the world to do, and the gate between what may leave at once and what must wait (L2).
+//!
+//! | lane | holds | leaves |
+//! |---|---|---|
+//! | [`early`](Effects::take_early) | requests that promise nothing: `Accept`, `Prepare`, `Heartbeat`, ... | at once |
+//! | gated | `Promise`, `Accepted` (to peers and to itself, for counting), `HelloAnswer` | after the sync of this step's records, and of all before |
+//! | told | answers and deliveries to sessions | they are made by applying decided slots, that is after a quorum's sync |
+//!
+//! `Effects<Unsynced>` has no way to reach the gated lane. [`GroupCommit`] turns it into `Effects<Synced>` when the
+//! driver reports the sync, and merges the effects of the steps that arrive meanwhile into the next write: that is the
+//! group commit.
+
+use crate::durable::Batch;
+use crate::paxos::{Envelope, Slot};
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+use synod_proto::ids::{ReplicaId, SessionId};
+use synod_proto::session::Response;
+
+/// Something rests on a write that is not known to be on disk.
+#[derive(Debug)]
+pub enum Unsynced {}
+
+/// Everything it rests on is on disk.
+#[derive(Debug)]
+pub enum Synced {}
+
+/// A message to a session. Made only from applied state or as a refusal that promises nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The session.
+    pub session: SessionId,
+    /// The message.
+    pub response: Response,
+}
+
+/// "Read these decided slots from the log and send them to this peer, as `Decided`." The values no longer lie in
+/// memory. The driver answers with [`Input::Fetched`](crate::replica::Input::Fetched).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// For whom; this replica itself, to apply them after a restart.
+    pub to: ReplicaId,
+    /// The first slot.
+    pub first: Slot,
+    /// The last slot, inclusive.
+    pub up_to: Slot,
+}
+
+/// Something worth a line in the trace. Decides nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// This replica leads and serves.
+    Leading(crate::paxos::Ballot),
+    /// It no longer leads.
+    SteppedDown {
+        /// Why.
+        reason: &'static str,
+    },
+    /// It follows this leader.
+    Following(ReplicaId),
+    /// Its directory was compared with what a majority knows (L10).
+    Admitted,
+    /// Its directory contradicts what a peer knows: it learns, and neither promises nor accepts (L10).
+    NotAdmitted {
+        /// What the peer says.
+        contradiction: alloc::string::String,
+    },
+    /// An entry that this program cannot read was decided: the replica stops applying and must be upgraded (A8).
+    CannotApply {
+        /// Where.
+        slot: Slot,
+        /// Why.
+        text: alloc::string::String,
+    },
+    /// A participant reported a hazard.
+    Hazard {
+        /// The branch.
+        branch: synod_proto::ids::BranchId,
+        /// What it found.
+        text: alloc::string::String,
+    },
+}
+
+/// What one step, or several merged ones, ask for.
+#[derive(Debug)]
+#[must_use]
+pub struct Effects<S> {
+    batch: Option<Batch>,
+    early: Vec<Envelope>,
+    gated: Vec<Envelope>,
+    told: Vec<Told>,
+    fetches: Vec<Fetch>,
+    notices: Vec<Notice>,
+    state: PhantomData<S>,
+}
+
+impl<S> Default for Effects<S> {
+    fn default() -> Self {
+        Self {
+            batch: None,
+            early: Vec::new(),
+            gated: Vec::new(),
+            told: Vec::new(),
+            fetches: Vec::new(),
+            notices: Vec::new(),
+            state: PhantomData,
+        }
+    }
+}
+
+impl<S> Effects<S> {
+    /// Messages that promise nothing and may leave before any sync.
+    pub fn take_early(&mut self) -> Vec<Envelope> {
+        core::mem::take(&mut self.early)
+    }
+
+    /// Answers and deliveries, in order. They follow from decided slots and wait for no write of this replica.
+    pub fn take_told(&mut self) -> Vec<Told> {
+        core::mem::take(&mut self.told)
+    }
+
+    /// Reads that the driver does for the core.
+    pub fn take_fetches(&mut self) -> Vec<Fetch> {
+        core::mem::take(&mut self.fetches)
+    }
+
+    /// Lines for the trace.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        core::mem::take(&mut self.notices)
+    }
+}
+
+impl Effects<Unsynced> {
+    pub(crate) fn write(&mut self, batch: Batch) {
+        match &mut self.batch {
+            None => self.batch = Some(batch),
+            Some(earlier) => {
+                earlier.meta = batch.meta;
+                earlier.accepted.extend(batch.accepted);
+            }
+        }
+    }
+
+    pub(crate) fn send_early(&mut self, envelope: Envelope) {
+        self.early.push(envelope);
+    }
+
+    pub(crate) fn send_gated(&mut self, envelope: Envelope) {
+        self.gated.push(envelope);
+    }
+
+    pub(crate) fn tell(&mut self, session: SessionId, response: Response) {
+        self.told.push(Told { session, response });
+    }
+
+    pub(crate) fn fetch(&mut self, fetch: Fetch) {
+        self.fetches.push(fetch);
+    }
+
+    pub(crate) fn notice(&mut self, notice: Notice) {
+        self.notices.push(notice);
+    }
+
+    /// Adds what a later step asks for.
+    pub fn merge(&mut self, later: Self) {
+        if let Some(batch) = later.batch {
+            self.write(batch);
+        }
+        self.early.extend(later.early);
+        self.gated.extend(later.gated);
+        self.told.extend(later.told);
+        self.fetches.extend(later.fetches);
+        self.notices.extend(later.notices);
+    }
+
+    /// What must be written before the gated messages may leave.
+    #[must_use]
+    pub fn batch(&self) -> Option<&Batch> {
+        self.batch.as_ref()
+    }
+
+    fn is_gated(&self) -> bool {
+        self.batch.is_some() || !self.gated.is_empty()
+    }
+
+    fn into_synced(self) -> Effects<Synced> {
+        Effects {
+            batch: None,
+            early: self.early,
+            gated: self.gated,
+            told: self.told,
+            fetches: self.fetches,
+            notices: self.notices,
+            state: PhantomData,
+        }
+    }
+}
+
+impl Effects<Synced> {
+    /// The messages that waited for the sync: to peers, and to this replica itself (feed those back into `step`).
+    #[must_use]
+    pub fn into_gated(self) -> Vec<Envelope> {
+        self.gated
+    }
+}
+
+/// Puts steps' effects in line for the disk: at most one write is under way, and all that arrives meanwhile forms the
+/// next one.
+///
+/// The driver's loop: [`push`](Self::push) the effects of every step (after taking the free lanes), start a write with
+/// [`next_write`](Self::next_write) whenever none is under way, and report it with [`on_synced`](Self::on_synced).
+/// A failed write is never reported: the driver calls [`Input::WriteFailed`](crate::replica::Input::WriteFailed), and
+/// what waited here is dropped for ever (L9).
+#[derive(Debug, Default)]
+pub struct GroupCommit {
+    under_way: Option<Effects<Unsynced>>,
+    waiting: Option<Effects<Unsynced>>,
+}
+
+impl GroupCommit {
+    /// Takes a step's effects. Returns them as synced at once if they rest on no write.
+    pub fn push(&mut self, effects: Effects<Unsynced>) -> Option<Effects<Synced>> {
+        if !effects.is_gated() {
+            return Some(effects.into_synced());
+        }
+        if self.under_way.is_none() && self.waiting.is_none() && effects.batch.is_none() {
+            return Some(effects.into_synced());
+        }
+        match &mut self.waiting {
+            None => self.waiting = Some(effects),
+            Some(waiting) => waiting.merge(effects),
+        }
+        None
+    }
+
+    /// The next batch to write and sync, if none is under way and there is one.
+    pub fn next_write(&mut self) -> Option<Batch> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        let mut effects = self.waiting.take()?;
+        let batch = effects.batch.take().expect("effects wait only for a batch that waits with them or before them");
+        self.under_way = Some(effects);
+        Some(batch)
+    }
+
+    /// The batch that [`next_write`](Self::next_write) gave is on disk. Returns what may leave now.
+    ///
+    /// # Panics
+    /// No write is under way: a bug in the driver.
+    pub fn on_synced(&mut self) -> Vec<Effects<Synced>> {
+        let mut ready = Vec::with_capacity(2);
+        ready.push(self.under_way.take().expect("a sync is reported only for the write under way").into_synced());
+        // What waited without a batch of its own rested on the write that has just ended.
+        if self.waiting.as_ref().is_some_and(|waiting| waiting.batch.is_none()) {
+            ready.extend(self.waiting.take().map(Effects::into_synced));
+        }
+        ready
+    }
+
+    /// Whether a write is under way.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        self.under_way.is_some()
+    }
+}
