@@ -21,6 +21,12 @@ pub const GUARD_NAME_BYTES_MAX: usize = 128;
 /// The most resources that one session may register.
 pub const RESOURCE_COUNT_MAX: usize = 64;
 
+/// The page that a list gets when it names no length, and the longest page, in transactions: what one answer may cost
+/// a leader that is busy deciding.
+pub const LIST_COUNT_DEFAULT: u32 = 100;
+/// See [`LIST_COUNT_DEFAULT`].
+pub const LIST_COUNT_MAX: u32 = 1000;
+
 /// How far ahead of the reader's clock a gtid or a deadline may be, in milliseconds (T14).
 pub const CLOCK_SKEW_MS_MAX: u64 = 10_000;
 
@@ -37,11 +43,18 @@ pub const WATERMARK_LAG_MS_DEFAULT: u64 = 600_000;
 /// The longest encoded command: the largest commit record with every optional field at its bound must fit.
 pub const COMMAND_BYTES_MAX: usize = 64 << 10;
 
-const _: () = assert!(WATERMARK_LAG_MS_DEFAULT >= 2 * DEADLINE_MS_MAX, "T14: the lag is at least twice the longest deadline");
+const _: () = assert!(
+    WATERMARK_LAG_MS_DEFAULT >= 2 * DEADLINE_MS_MAX,
+    "T14: the lag is at least twice the longest deadline"
+);
 const _: () = assert!(DEADLINE_MS_DEFAULT <= DEADLINE_MS_MAX);
 const _: () = assert!(DEADLINE_MS_MAX <= 600_000, "T14: at most ten minutes");
+const _: () = assert!(0 < LIST_COUNT_DEFAULT && LIST_COUNT_DEFAULT <= LIST_COUNT_MAX);
 const _: () = assert!(COMMAND_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(
-    BRANCH_COUNT_MAX * (64 + DATABASE_TRANSACTION_BYTES_MAX) + GUARD_COUNT_MAX * (16 + GUARD_NAME_BYTES_MAX) + 2 * TEXT_BYTES_MAX + 256
+    BRANCH_COUNT_MAX * (64 + DATABASE_TRANSACTION_BYTES_MAX)
+        + GUARD_COUNT_MAX * (16 + GUARD_NAME_BYTES_MAX)
+        + 2 * TEXT_BYTES_MAX
+        + 256
         < COMMAND_BYTES_MAX
 );
