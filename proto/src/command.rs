@@ -7,7 +7,8 @@
 
 use crate::ids::{CallId, ExecutionId, Gtid, Lineage, ResourceId, UnixMillis};
 use crate::limits::{
-    BRANCH_COUNT_MAX, COMMAND_BYTES_MAX, DATABASE_TRANSACTION_BYTES_MAX, GUARD_COUNT_MAX, GUARD_NAME_BYTES_MAX, TEXT_BYTES_MAX,
+    BRANCH_COUNT_MAX, COMMAND_BYTES_MAX, DATABASE_TRANSACTION_BYTES_MAX, GUARD_COUNT_MAX,
+    GUARD_NAME_BYTES_MAX, RESOURCE_COUNT_MAX, TEXT_BYTES_MAX,
 };
 use crate::session::{AbortCause, AbortKind};
 use alloc::string::String;
@@ -28,6 +29,8 @@ pub enum Command {
     Delivered(Vec<Gtid>),
     /// An operator takes one branch's delivery as settled (traps J7).
     Settle(Settle),
+    /// These databases belong to this coordinator: a commit record may name their branches.
+    Enrol(Vec<ResourceId>),
 }
 
 /// A proposed outcome.
@@ -129,6 +132,8 @@ pub enum CommandError {
     },
     /// Branches out of order, or one named twice.
     Order,
+    /// A commit that names two executions of one call: the work would take effect twice (T2).
+    TwoExecutions,
 }
 
 impl fmt::Display for CommandError {
@@ -139,6 +144,7 @@ impl fmt::Display for CommandError {
             Self::Limit { what, max } => write!(f, "more than {max} {what}"),
             Self::Malformed { what } => write!(f, "malformed {what}"),
             Self::Order => f.write_str("branches are not in the order of (call, execution), each once"),
+            Self::TwoExecutions => f.write_str("a commit names two executions of one call"),
         }
     }
 }
@@ -150,6 +156,7 @@ const TAG_ESTABLISH: u8 = 1;
 const TAG_DECIDE: u8 = 2;
 const TAG_DELIVERED: u8 = 3;
 const TAG_SETTLE: u8 = 4;
+const TAG_ENROL: u8 = 5;
 const DECIDE_VERSION: u8 = 1;
 const VERDICT_COMMIT: u8 = 1;
 const VERDICT_ABORT: u8 = 2;
@@ -159,6 +166,10 @@ pub const DELIVERED_COUNT_MAX: usize = 1024;
 
 impl Command {
     /// The byte form.
+    ///
+    /// # Panics
+    /// A list or a text of a `Delivered`, `Enrol` or `Settle` is above its limit. These are made by the leader: an
+    /// entry that decodes nowhere would stop every replica, at every start, so the bug has to show before the log.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(128);
@@ -170,6 +181,10 @@ impl Command {
             }
             Self::Decide(decide) => return decide.encode(),
             Self::Delivered(gtids) => {
+                assert!(
+                    gtids.len() <= DELIVERED_COUNT_MAX,
+                    "a command that no replica could read"
+                );
                 out.put_u8(TAG_DELIVERED);
                 put_count(&mut out, gtids.len());
                 for gtid in gtids {
@@ -177,12 +192,25 @@ impl Command {
                 }
             }
             Self::Settle(settle) => {
+                let longest = settle.author.len().max(settle.reason.len());
+                assert!(longest <= TEXT_BYTES_MAX, "a command that no replica could read");
                 out.put_u8(TAG_SETTLE);
                 out.put_slice(&settle.gtid.to_bytes());
                 out.put_u64(settle.call.0);
                 out.put_u64(settle.execution.0);
                 put_bytes(&mut out, settle.author.as_bytes());
                 put_bytes(&mut out, settle.reason.as_bytes());
+            }
+            Self::Enrol(resources) => {
+                assert!(
+                    resources.len() <= RESOURCE_COUNT_MAX,
+                    "a command that no replica could read"
+                );
+                out.put_u8(TAG_ENROL);
+                put_count(&mut out, resources.len());
+                for resource in resources {
+                    out.put_slice(&resource.0);
+                }
             }
         }
         out.freeze()
@@ -209,6 +237,14 @@ impl Command {
                 author: reader.text("author")?,
                 reason: reader.text("reason")?,
             }),
+            TAG_ENROL => {
+                let count = reader.count("resources", RESOURCE_COUNT_MAX)?;
+                Self::Enrol(
+                    (0..count)
+                        .map(|_| Ok(ResourceId(reader.array()?)))
+                        .collect::<Result<_, CommandError>>()?,
+                )
+            }
             tag => return Err(CommandError::Unknown { what: "command", tag }),
         };
         reader.finish()?;
@@ -218,7 +254,7 @@ impl Command {
 
 impl Decide {
     /// The byte form. The caller keeps within the [limits](crate::limits); `decode` at the coordinator refuses what
-    /// does not.
+    /// does not. Only the text of a cause is cut here: it explains, and an abort must not fail on a long explanation.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(160);
@@ -228,7 +264,10 @@ impl Decide {
         out.put_slice(&self.gtid.to_bytes());
         out.put_u64(self.deadline.0);
         let branches = match &self.proposal {
-            Proposal::Commit { branches, read_only_count } => {
+            Proposal::Commit {
+                branches,
+                read_only_count,
+            } => {
                 out.put_u8(VERDICT_COMMIT);
                 out.put_u32(*read_only_count);
                 branches
@@ -244,7 +283,7 @@ impl Decide {
                         out.put_u64(execution.0);
                     }
                 }
-                put_bytes(&mut out, cause.text.as_bytes());
+                put_bytes(&mut out, clip(&cause.text).as_bytes());
                 branches
             }
         };
@@ -271,7 +310,10 @@ impl Decide {
     pub fn decode(bytes: &Bytes) -> Result<Self, CommandError> {
         match Command::decode(bytes)? {
             Command::Decide(decide) => Ok(decide),
-            _ => Err(CommandError::Unknown { what: "proposal", tag: bytes[0] }),
+            _ => Err(CommandError::Unknown {
+                what: "proposal",
+                tag: bytes[0],
+            }),
         }
     }
 
@@ -288,19 +330,32 @@ impl AbortCause {
     /// A cause without a branch; the text is cut to its limit.
     #[must_use]
     pub fn new(kind: AbortKind, text: impl Into<String>) -> Self {
-        Self { kind, branch: None, text: clip_text(text.into()) }
+        Self {
+            kind,
+            branch: None,
+            text: clip_text(text.into()),
+        }
+    }
+
+    /// The same cause, laid at a branch's door.
+    #[must_use]
+    pub fn with_branch(self, call: CallId, execution: ExecutionId) -> Self {
+        Self {
+            branch: Some((call, execution)),
+            ..self
+        }
     }
 }
 
 /// Cuts a text to [`TEXT_BYTES_MAX`], at a character's edge.
 #[must_use]
 pub fn clip_text(mut text: String) -> String {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
+    text.truncate(clip(&text).len());
     text
+}
+
+fn clip(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
 }
 
 fn abort_kind_tag(kind: AbortKind) -> u8 {
@@ -322,7 +377,12 @@ fn abort_kind(tag: u8) -> Result<AbortKind, CommandError> {
         4 => AbortKind::Dropped,
         5 => AbortKind::Deadline,
         6 => AbortKind::Operator,
-        tag => return Err(CommandError::Unknown { what: "abort cause", tag }),
+        tag => {
+            return Err(CommandError::Unknown {
+                what: "abort cause",
+                tag,
+            });
+        }
     })
 }
 
@@ -344,7 +404,10 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(bytes: &'a Bytes) -> Result<Self, CommandError> {
         if bytes.len() > COMMAND_BYTES_MAX {
-            return Err(CommandError::Limit { what: "bytes of command", max: COMMAND_BYTES_MAX });
+            return Err(CommandError::Limit {
+                what: "bytes of command",
+                max: COMMAND_BYTES_MAX,
+            });
         }
         Ok(Self { bytes, at: 0 })
     }
@@ -380,7 +443,11 @@ impl<'a> Reader<'a> {
 
     fn count(&mut self, what: &'static str, max: usize) -> Result<usize, CommandError> {
         let count = usize::from(self.u16()?);
-        if count > max { Err(CommandError::Limit { what, max }) } else { Ok(count) }
+        if count > max {
+            Err(CommandError::Limit { what, max })
+        } else {
+            Ok(count)
+        }
     }
 
     fn sized(&mut self, what: &'static str, max: usize) -> Result<Bytes, CommandError> {
@@ -392,7 +459,9 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self, what: &'static str) -> Result<String, CommandError> {
         let bytes = self.sized(what, TEXT_BYTES_MAX)?;
-        core::str::from_utf8(&bytes).map(String::from).map_err(|_| CommandError::Malformed { what })
+        core::str::from_utf8(&bytes)
+            .map(String::from)
+            .map_err(|_| CommandError::Malformed { what })
     }
 
     fn gtid(&mut self) -> Result<Gtid, CommandError> {
@@ -402,7 +471,12 @@ impl<'a> Reader<'a> {
     fn decide(&mut self) -> Result<Decide, CommandError> {
         match self.u8()? {
             DECIDE_VERSION => {}
-            tag => return Err(CommandError::Unknown { what: "version of Decide", tag }),
+            tag => {
+                return Err(CommandError::Unknown {
+                    what: "version of Decide",
+                    tag,
+                });
+            }
         }
         let lineage = Lineage(self.array()?);
         let gtid = self.gtid()?;
@@ -410,25 +484,52 @@ impl<'a> Reader<'a> {
         let proposal = match self.u8()? {
             VERDICT_COMMIT => {
                 let read_only_count = self.u32()?;
-                Proposal::Commit { branches: self.branches()?, read_only_count }
+                let branches = self.branches()?;
+                // Sorted by call, so two executions of one call are neighbours. An abort may name both: it tells them.
+                if branches.windows(2).any(|pair| pair[0].call == pair[1].call) {
+                    return Err(CommandError::TwoExecutions);
+                }
+                Proposal::Commit {
+                    branches,
+                    read_only_count,
+                }
             }
             VERDICT_ABORT => {
                 let kind = abort_kind(self.u8()?)?;
                 let branch = match self.u8()? {
                     0 => None,
                     1 => Some((CallId(self.u64()?), ExecutionId(self.u64()?))),
-                    tag => return Err(CommandError::Unknown { what: "optional", tag }),
+                    tag => {
+                        return Err(CommandError::Unknown {
+                            what: "optional",
+                            tag,
+                        });
+                    }
                 };
                 let text = self.text("cause")?;
-                Proposal::Abort { cause: AbortCause { kind, branch, text }, branches: self.branches()? }
+                Proposal::Abort {
+                    cause: AbortCause { kind, branch, text },
+                    branches: self.branches()?,
+                }
             }
             tag => return Err(CommandError::Unknown { what: "verdict", tag }),
         };
         let guard_count = self.count("guards", GUARD_COUNT_MAX)?;
         let guards = (0..guard_count)
-            .map(|_| Ok(Guard { name: self.sized("bytes of a lock's name", GUARD_NAME_BYTES_MAX)?, token: self.u64()? }))
+            .map(|_| {
+                Ok(Guard {
+                    name: self.sized("bytes of a lock's name", GUARD_NAME_BYTES_MAX)?,
+                    token: self.u64()?,
+                })
+            })
             .collect::<Result<_, CommandError>>()?;
-        Ok(Decide { lineage, gtid, deadline, proposal, guards })
+        Ok(Decide {
+            lineage,
+            gtid,
+            deadline,
+            proposal,
+            guards,
+        })
     }
 
     fn branches(&mut self) -> Result<Vec<NamedBranch>, CommandError> {
@@ -440,9 +541,15 @@ impl<'a> Reader<'a> {
                 execution: ExecutionId(self.u64()?),
                 resource: ResourceId(self.array()?),
                 digest: self.u64()?,
-                database_transaction: self.sized("bytes of a database transaction id", DATABASE_TRANSACTION_BYTES_MAX)?,
+                database_transaction: self.sized(
+                    "bytes of a database transaction id",
+                    DATABASE_TRANSACTION_BYTES_MAX,
+                )?,
             };
-            if branches.last().is_some_and(|last| (last.call, last.execution) >= (branch.call, branch.execution)) {
+            if branches
+                .last()
+                .is_some_and(|last| (last.call, last.execution) >= (branch.call, branch.execution))
+            {
                 return Err(CommandError::Order);
             }
             branches.push(branch);
@@ -451,6 +558,10 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(self) -> Result<(), CommandError> {
-        if self.at == self.bytes.len() { Ok(()) } else { Err(CommandError::Length) }
+        if self.at == self.bytes.len() {
+            Ok(())
+        } else {
+            Err(CommandError::Length)
+        }
     }
 }

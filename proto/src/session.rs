@@ -240,7 +240,7 @@ pub enum Response {
         /// The page.
         transactions: Vec<TransactionSummary>,
     },
-    /// To any request with a number, instead of its answer: nothing was done.
+    /// To any request with a number, instead of its answer.
     Refused {
         /// The request's number.
         request: RequestId,
@@ -264,7 +264,9 @@ pub enum Decision {
     Settled,
 }
 
-/// Why nothing was done. Everything here is safe to send again once the named thing is mended.
+/// Why a request was not answered. Everything here is safe to send again once the named thing is mended. All but
+/// `NotLeader` also mean that nothing was done; a replica that stops leading says `NotLeader` to proposals that are on
+/// their way through the log as well, and the next leader tells what became of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// This replica does not lead. The same request may be sent to the leader at once.

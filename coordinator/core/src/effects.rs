@@ -89,6 +89,7 @@ pub struct Effects<S> {
     early: Vec<Envelope>,
     gated: Vec<Envelope>,
     told: Vec<Told>,
+    ended: Vec<SessionId>,
     fetches: Vec<Fetch>,
     notices: Vec<Notice>,
     state: PhantomData<S>,
@@ -101,6 +102,7 @@ impl<S> Default for Effects<S> {
             early: Vec::new(),
             gated: Vec::new(),
             told: Vec::new(),
+            ended: Vec::new(),
             fetches: Vec::new(),
             notices: Vec::new(),
             state: PhantomData,
@@ -117,6 +119,11 @@ impl<S> Effects<S> {
     /// Answers and deliveries, in order. They follow from decided slots and wait for no write of this replica.
     pub fn take_told(&mut self) -> Vec<Told> {
         core::mem::take(&mut self.told)
+    }
+
+    /// Sessions to end, after what they were told: this replica no longer leads, and they belong at another.
+    pub fn take_ended(&mut self) -> Vec<SessionId> {
+        core::mem::take(&mut self.ended)
     }
 
     /// Reads that the driver does for the core.
@@ -153,6 +160,10 @@ impl Effects<Unsynced> {
         self.told.push(Told { session, response });
     }
 
+    pub(crate) fn end(&mut self, session: SessionId) {
+        self.ended.push(session);
+    }
+
     pub(crate) fn fetch(&mut self, fetch: Fetch) {
         self.fetches.push(fetch);
     }
@@ -169,6 +180,7 @@ impl Effects<Unsynced> {
         self.early.extend(later.early);
         self.gated.extend(later.gated);
         self.told.extend(later.told);
+        self.ended.extend(later.ended);
         self.fetches.extend(later.fetches);
         self.notices.extend(later.notices);
     }
@@ -189,6 +201,7 @@ impl Effects<Unsynced> {
             early: self.early,
             gated: self.gated,
             told: self.told,
+            ended: self.ended,
             fetches: self.fetches,
             notices: self.notices,
             state: PhantomData,

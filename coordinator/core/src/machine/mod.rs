@@ -1,0 +1,156 @@
+//! The replicated state machine: a function of the decided values, in order, and of nothing else (traps A2, A3).
+
+pub mod outcomes;
+
+use crate::entry::{self, EntryError};
+use crate::paxos::Slot;
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use outcomes::Outcomes;
+use synod_proto::command::{Command, Decide, Settle};
+use synod_proto::ids::{Gtid, Lineage, ResourceId, UnixMillis};
+use synod_proto::session::Decision;
+
+/// The state after a prefix of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    applied_up_to: Slot,
+    lineage: Option<Lineage>,
+    stamp: UnixMillis,
+    mark: UnixMillis,
+    resources: BTreeSet<ResourceId>,
+    outcomes: Outcomes,
+}
+
+/// What one command did, for whoever proposed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Nothing to tell.
+    Nothing,
+    /// A `Decide`: what the register says now, and whether this command was the first.
+    Decided {
+        /// The command.
+        decide: Decide,
+        /// The answer to its proposer.
+        decision: Decision,
+        /// Whether it made the record.
+        first: bool,
+    },
+    /// A `Decide` of another coordinator: no change.
+    ForeignLineage,
+    /// A `Settle`; `false` where the branch is not among the unfinished.
+    Settled(Settle, bool),
+    /// An `Enrol`.
+    Enrolled,
+}
+
+impl Machine {
+    /// The last slot applied.
+    #[must_use]
+    pub fn applied_up_to(&self) -> Slot {
+        self.applied_up_to
+    }
+
+    /// The coordinator's lineage, once a leader has established it.
+    #[must_use]
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.lineage
+    }
+
+    /// The highest stamp applied.
+    #[must_use]
+    pub fn stamp(&self) -> UnixMillis {
+        self.stamp
+    }
+
+    /// The watermark.
+    #[must_use]
+    pub fn mark(&self) -> UnixMillis {
+        self.mark
+    }
+
+    /// Whether the gtid lies below the watermark.
+    #[must_use]
+    pub fn is_below_mark(&self, gtid: Gtid) -> bool {
+        gtid.began_at() < self.mark
+    }
+
+    /// The outcome register.
+    #[must_use]
+    pub fn outcomes(&self) -> &Outcomes {
+        &self.outcomes
+    }
+
+    /// Whether the database was enrolled.
+    #[must_use]
+    pub fn is_enrolled(&self, resource: ResourceId) -> bool {
+        self.resources.contains(&resource)
+    }
+
+    /// How many databases are enrolled.
+    #[must_use]
+    pub fn resource_count(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// Applies the value of the next slot and returns, for each command, what it did.
+    ///
+    /// # Errors
+    /// The value is not an entry that this program understands; the state is unchanged, and stays so (A8).
+    ///
+    /// # Panics
+    /// `slot` is not the next one: applied is a gap-free prefix.
+    pub fn apply(&mut self, slot: Slot, value: &Bytes) -> Result<Vec<Applied>, EntryError> {
+        assert_eq!(slot, self.applied_up_to.next(), "slots are applied in order, each once");
+        let entry = entry::decode(value)?;
+        self.applied_up_to = slot;
+        let Some(entry) = entry else { return Ok(Vec::new()) };
+        self.stamp = self.stamp.max(entry.stamp);
+        self.mark = self.mark.max(entry.mark);
+        let applied = entry.commands.into_iter().map(|command| self.apply_command(command)).collect();
+        self.outcomes.forget_below(self.mark);
+        Ok(applied)
+    }
+
+    fn apply_command(&mut self, command: Command) -> Applied {
+        match command {
+            Command::Noop => Applied::Nothing,
+            Command::Establish(lineage) => {
+                self.lineage.get_or_insert(lineage);
+                Applied::Nothing
+            }
+            Command::Decide(decide) => self.apply_decide(decide),
+            Command::Delivered(gtids) => {
+                for gtid in gtids {
+                    self.outcomes.finish(gtid);
+                }
+                Applied::Nothing
+            }
+            Command::Settle(settle) => {
+                let settled = self.outcomes.settle(&settle);
+                Applied::Settled(settle, settled)
+            }
+            Command::Enrol(resources) => {
+                self.resources.extend(resources);
+                Applied::Enrolled
+            }
+        }
+    }
+
+    /// T9: the record first, the mark second, and both here and nowhere else.
+    fn apply_decide(&mut self, decide: Decide) -> Applied {
+        if Some(decide.lineage) != self.lineage {
+            return Applied::ForeignLineage;
+        }
+        if let Some(record) = self.outcomes.record(decide.gtid) {
+            let decision = record.decision_for(&decide.proposal);
+            return Applied::Decided { decide, decision, first: false };
+        }
+        if self.is_below_mark(decide.gtid) {
+            return Applied::Decided { decide, decision: Decision::Expired, first: false };
+        }
+        let decision = self.outcomes.insert(&decide, self.stamp);
+        Applied::Decided { decide, decision, first: true }
+    }
+}

@@ -1,0 +1,182 @@
+//! The outcome register: a write-once cell per gtid (T9), the heart of the coordinator.
+//!
+//! Invariant: a record never changes its outcome or its branches. It moves from *unfinished* (a commit with an
+//! unacknowledged branch: kept for ever) to *finished*, and leaves when the watermark has passed its gtid.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use synod_proto::command::{Decide, NamedBranch, Proposal, Settle};
+use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
+use synod_proto::session::{AbortCause, Answer, Decision};
+
+/// What the log says of one gtid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The outcome.
+    pub verdict: Verdict,
+    /// The stamp of the entry that decided it.
+    pub decided_at: UnixMillis,
+}
+
+/// An outcome with what it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Committed: exactly these branches.
+    Committed {
+        /// The branches, in the order of (call, execution).
+        branches: Vec<NamedBranch>,
+        /// How many more voted read-only.
+        read_only_count: u32,
+        /// Branches that an operator took as settled.
+        settled: BTreeSet<(CallId, ExecutionId)>,
+    },
+    /// Aborted.
+    Aborted(AbortCause),
+}
+
+impl Record {
+    /// What a proposer is told: the log's outcome, whatever was proposed (T5, traps B4, B7).
+    #[must_use]
+    pub fn decision_for(&self, proposal: &Proposal) -> Decision {
+        match (&self.verdict, proposal) {
+            (Verdict::Aborted(cause), _) => Decision::Aborted(cause.clone()),
+            (Verdict::Committed { .. }, Proposal::Abort { .. }) => Decision::Committed,
+            (
+                Verdict::Committed { branches, read_only_count, .. },
+                Proposal::Commit { branches: proposed, read_only_count: proposed_count },
+            ) => {
+                if branches == proposed && read_only_count == proposed_count {
+                    Decision::Committed
+                } else {
+                    Decision::Mismatch
+                }
+            }
+        }
+    }
+
+    /// What an inquiring branch is told: Committed only if the record names it (T5).
+    #[must_use]
+    pub fn answer_for(&self, call: CallId, execution: ExecutionId) -> Answer {
+        match &self.verdict {
+            Verdict::Committed { branches, .. }
+                if branches.iter().any(|branch| (branch.call, branch.execution) == (call, execution)) =>
+            {
+                Answer::Committed
+            }
+            _ => Answer::Aborted,
+        }
+    }
+}
+
+/// The register.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    unfinished: BTreeMap<Gtid, Record>,
+    finished: BTreeMap<Gtid, Record>,
+}
+
+impl Outcomes {
+    /// The record of a gtid.
+    #[must_use]
+    pub fn record(&self, gtid: Gtid) -> Option<&Record> {
+        self.unfinished.get(&gtid).or_else(|| self.finished.get(&gtid))
+    }
+
+    /// Commits with an unacknowledged branch, in the order of their gtids.
+    pub fn unfinished(&self) -> impl Iterator<Item = (Gtid, &Record)> {
+        self.unfinished.iter().map(|(gtid, record)| (*gtid, record))
+    }
+
+    /// Whether the gtid is a commit with an unacknowledged branch.
+    #[must_use]
+    pub fn is_unfinished(&self, gtid: Gtid) -> bool {
+        self.unfinished.contains_key(&gtid)
+    }
+
+    /// Every record above `after`, at most `count_max`, in the order of their gtids; merged, since the two maps are
+    /// each in that order.
+    #[must_use]
+    pub fn page(&self, after: Option<Gtid>, unfinished_only: bool, count_max: usize) -> Vec<(Gtid, &Record)> {
+        use core::ops::Bound::{Excluded, Unbounded};
+        let range = (after.map_or(Unbounded, Excluded), Unbounded);
+        let mut page: Vec<(Gtid, &Record)> =
+            self.unfinished.range(range).take(count_max).map(|(gtid, record)| (*gtid, record)).collect();
+        if !unfinished_only {
+            page.extend(self.finished.range(range).take(count_max).map(|(gtid, record)| (*gtid, record)));
+            page.sort_by_key(|(gtid, _)| *gtid);
+            page.truncate(count_max);
+        }
+        page
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.unfinished.len() + self.finished.len()
+    }
+
+    /// How many of them are unfinished.
+    #[must_use]
+    pub fn unfinished_count(&self) -> usize {
+        self.unfinished.len()
+    }
+
+    /// The gtid of the oldest finished record: what the watermark would free next.
+    #[must_use]
+    pub fn oldest_finished(&self) -> Option<Gtid> {
+        self.finished.first_key_value().map(|(gtid, _)| *gtid)
+    }
+
+    /// Makes the record. The caller has seen that there is none.
+    pub(super) fn insert(&mut self, decide: &Decide, decided_at: UnixMillis) -> Decision {
+        let (verdict, decision) = match &decide.proposal {
+            Proposal::Commit { branches, read_only_count } => (
+                Verdict::Committed {
+                    branches: branches.clone(),
+                    read_only_count: *read_only_count,
+                    settled: BTreeSet::new(),
+                },
+                Decision::Committed,
+            ),
+            Proposal::Abort { cause, .. } => (Verdict::Aborted(cause.clone()), Decision::Aborted(cause.clone())),
+        };
+        let awaits_delivery = matches!(&verdict, Verdict::Committed { branches, .. } if !branches.is_empty());
+        let records = if awaits_delivery { &mut self.unfinished } else { &mut self.finished };
+        let replaced = records.insert(decide.gtid, Record { verdict, decided_at });
+        assert!(replaced.is_none(), "a record is written once");
+        decision
+    }
+
+    /// Every named branch has acknowledged. Repeated, or for a record that is gone: no change (traps B11).
+    pub(super) fn finish(&mut self, gtid: Gtid) {
+        if let Some(record) = self.unfinished.remove(&gtid) {
+            self.finished.insert(gtid, record);
+        }
+    }
+
+    /// An operator takes one branch as settled. Returns whether the branch was among the unfinished. The record
+    /// finishes through `Delivered` like any other, once the leader knows of no branch left to tell.
+    pub(super) fn settle(&mut self, settle: &Settle) -> bool {
+        let Some(Record { verdict: Verdict::Committed { branches, settled, .. }, .. }) =
+            self.unfinished.get_mut(&settle.gtid)
+        else {
+            return false;
+        };
+        let key = (settle.call, settle.execution);
+        let is_named = branches.iter().any(|branch| (branch.call, branch.execution) == key);
+        if is_named {
+            settled.insert(key);
+        }
+        is_named
+    }
+
+    /// Drops finished records below the watermark (T9). Unfinished ones stay, however old (traps B10).
+    pub(super) fn forget_below(&mut self, mark: UnixMillis) {
+        while let Some(oldest) = self.finished.first_entry() {
+            if oldest.key().began_at() >= mark {
+                break;
+            }
+            oldest.remove();
+        }
+    }
+}

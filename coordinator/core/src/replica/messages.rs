@@ -1,0 +1,480 @@
+//! Messages between replicas, in protocol order: handshake, pre-vote, phase 1, phase 2, heartbeats, catching up.
+
+use super::{Acknowledged, Admission, Ignored, Replica, Role};
+use crate::durable::PeerSeen;
+use crate::effects::{Effects, Fetch, Notice, Unsynced};
+use crate::paxos::acceptor::AcceptVerdict;
+use crate::paxos::learner::CATCH_UP_BYTES_MAX;
+use crate::paxos::proposer::{Candidate, PhaseOne, Report};
+use crate::paxos::{Ballot, Envelope, Message, Slot};
+use crate::time::Now;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use synod_proto::ids::{Incarnation, ReplicaId};
+
+/// The most slots in one answer to a question for missing ones.
+const CATCH_UP_SLOTS_MAX: u64 = 1024;
+
+impl Replica {
+    pub(super) fn on_envelope(&mut self, now: Now, envelope: Envelope, effects: &mut Effects<Unsynced>) {
+        let Envelope { from, to, message } = envelope;
+        if to != self.config.replica || !self.config.replicas.contains(&from) {
+            return self.ignore(Ignored::UnknownReplica);
+        }
+        match message {
+            Message::Hello { incarnation, start, promised, accepted_up_to } => {
+                self.on_hello(from, incarnation, start, (promised, accepted_up_to), effects);
+            }
+            Message::HelloAnswer { start, contradiction } => self.on_hello_answer(from, start, contradiction, effects),
+            Message::PreVote { attempt } => self.on_pre_vote(now, from, attempt, effects),
+            Message::PreVoteAnswer { attempt, granted, round, decided_up_to } => {
+                self.election.see_round(round);
+                self.hear_decided(now, from, decided_up_to, effects);
+                self.on_pre_vote_answer(now, from, attempt, granted, effects);
+            }
+            Message::Prepare { ballot, above } => self.on_prepare(now, from, ballot, above, effects),
+            Message::Promise { ballot, decided_up_to, first_retained, accepted, unreadable } => {
+                let report = Report::new(decided_up_to, first_retained, accepted, unreadable);
+                self.on_promise(now, from, ballot, report, effects);
+            }
+            Message::Accept { ballot, slot, value, decided_up_to } => {
+                self.on_accept(now, from, ballot, slot, &value, effects);
+                self.hear_decided_by_leader(now, ballot, decided_up_to, effects);
+            }
+            Message::Accepted { ballot, slot } => self.on_accepted(now, from, ballot, slot, effects),
+            Message::Nack { ballot, promised } => self.on_nack(now, ballot, promised, effects),
+            Message::Heartbeat { ballot, decided_up_to, sequence, has_quorum } => {
+                self.on_heartbeat(now, from, ballot, (sequence, has_quorum), effects);
+                self.hear_decided_by_leader(now, ballot, decided_up_to, effects);
+            }
+            Message::HeartbeatAnswer { ballot, sequence, wall } => {
+                self.on_heartbeat_answer(now, from, ballot, sequence, wall, effects);
+            }
+            Message::CatchUp { above } => self.on_catch_up(from, above, effects),
+            Message::Decided { first, values, decided_up_to } => {
+                self.on_decided(now, from, first, values, decided_up_to, effects);
+            }
+        }
+    }
+
+    // ---- handshake (L10) ----
+
+    pub(super) fn say_hello(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
+        self.hello_at = now.monotonic.plus(4 * self.config.timing.heartbeat_us);
+        for peer in self.peers() {
+            let hello = self.hello();
+            effects.send_gated(self.envelope(peer, hello));
+        }
+    }
+
+    fn hello(&self) -> Message {
+        let meta = self.acceptor.meta();
+        Message::Hello {
+            incarnation: self.config.incarnation,
+            start: meta.start,
+            promised: meta.promised,
+            accepted_up_to: meta.accepted_up_to,
+        }
+    }
+
+    pub(super) fn on_peer_connected(&mut self, now: Now, peer: ReplicaId, effects: &mut Effects<Unsynced>) {
+        if !self.config.replicas.contains(&peer) {
+            return self.ignore(Ignored::UnknownReplica);
+        }
+        self.connected.insert(peer);
+        let hello = self.hello();
+        effects.send_gated(self.envelope(peer, hello));
+        if matches!(self.role, Role::Leader(_)) {
+            self.send_heartbeat_to(peer, now, effects);
+            self.resend_in_flight_to(peer, effects);
+        }
+    }
+
+    /// Compares what a peer says of its directory with what it acknowledged to this process, and with the incarnation
+    /// and start that this replica has on disk for it.
+    fn on_hello(
+        &mut self,
+        from: ReplicaId,
+        incarnation: Incarnation,
+        start: u64,
+        (promised, accepted_up_to): (Ballot, Slot),
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let known = self.acceptor.meta().peers.get(&from).copied();
+        let Acknowledged { ballot, slot } = self.acknowledged.get(&from).copied().unwrap_or_default();
+        let contradiction = match known {
+            Some(seen) if seen.incarnation != incarnation => Some(format!(
+                "replica {from} came with directory {incarnation}, but replica {} knows it with directory {}: the directory was wiped or replaced",
+                self.config.replica, seen.incarnation
+            )),
+            Some(seen) if seen.start > start => Some(format!(
+                "replica {from} came in its start {start}, but replica {} has seen start {}: an older copy of the directory was put back",
+                self.config.replica, seen.start
+            )),
+            _ if promised < ballot || accepted_up_to < slot => Some(format!(
+                "replica {from} came with ballot {promised} and slot {accepted_up_to}, but it acknowledged ballot {ballot} and slot {slot} to replica {}: its directory has lost what was synced",
+                self.config.replica
+            )),
+            _ => None,
+        };
+        let is_news = known != Some(PeerSeen { incarnation, start });
+        if contradiction.is_none() && is_news && self.is_writable() {
+            self.acceptor.note_peer(from, PeerSeen { incarnation, start });
+        }
+        let answer = self.envelope(from, Message::HelloAnswer { start, contradiction });
+        effects.send_gated(answer);
+    }
+
+    fn on_hello_answer(
+        &mut self,
+        from: ReplicaId,
+        start: u64,
+        contradiction: Option<String>,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let quorum_count = self.config.quorum_count();
+        let Admission::Pending { consistent } = &mut self.admission else {
+            return self.ignore(Ignored::StaleAnswer);
+        };
+        if start != self.acceptor.meta().start {
+            return self.ignore(Ignored::StaleAnswer);
+        }
+        if let Some(contradiction) = contradiction {
+            effects.notice(Notice::NotAdmitted { contradiction: contradiction.clone() });
+            self.admission = Admission::Refused { contradiction };
+            return;
+        }
+        consistent.insert(from);
+        if consistent.len() >= quorum_count {
+            self.admission = Admission::Admitted;
+            effects.notice(Notice::Admitted);
+        }
+    }
+
+    // ---- pre-vote ----
+
+    pub(super) fn begin_pre_vote(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
+        let own = self.config.replica;
+        let attempt = self.election.begin_attempt(own, now.monotonic, &self.config.timing, &mut self.random);
+        self.role = Role::Follower { leader: None };
+        if self.election.has_quorum_alone(self.config.quorum_count()) {
+            return self.begin_phase_one(now, effects);
+        }
+        for peer in self.peers() {
+            effects.send_early(self.envelope(peer, Message::PreVote { attempt }));
+        }
+    }
+
+    fn on_pre_vote(&mut self, now: Now, from: ReplicaId, attempt: u64, effects: &mut Effects<Unsynced>) {
+        if !self.may_take_part() {
+            return;
+        }
+        let timing = self.config.timing;
+        let granted = match &self.role {
+            Role::Leader(leader) => {
+                !leader.has_quorum(now.monotonic, timing.election_timeout_us_min, self.config.quorum_count())
+            }
+            _ => self.election.would_promise(now.monotonic, &timing),
+        };
+        let round = self.election.round_max.max(self.acceptor.promised().round);
+        let decided_up_to = self.acceptor.meta().decided_up_to;
+        let answer = Message::PreVoteAnswer { attempt, granted, round, decided_up_to };
+        effects.send_early(self.envelope(from, answer));
+    }
+
+    fn on_pre_vote_answer(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        attempt: u64,
+        granted: bool,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let is_waiting = matches!(self.role, Role::Follower { leader: None });
+        if !granted || !is_waiting || !self.election.on_granted(attempt, from, self.config.quorum_count()) {
+            return self.ignore(Ignored::StaleAnswer);
+        }
+        if self.may_take_part() {
+            self.begin_phase_one(now, effects);
+        }
+    }
+
+    // ---- phase 1 ----
+
+    fn begin_phase_one(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
+        let round = self.election.round_max.max(self.acceptor.promised().round) + 1;
+        self.election.see_round(round);
+        let ballot = Ballot { round, replica: self.config.replica, start: self.acceptor.meta().start };
+        let above = self.acceptor.meta().decided_up_to;
+        let deadline = now.monotonic.plus(self.config.timing.election_timeout_us_max);
+        self.role = Role::Candidate(Candidate::new(ballot, deadline));
+        for peer in self.peers() {
+            effects.send_early(self.envelope(peer, Message::Prepare { ballot, above }));
+        }
+        // The own promise is counted like any other: once it is on disk (L2).
+        let promise = self.acceptor.on_prepare(ballot, above);
+        effects.send_gated(self.envelope(self.config.replica, promise));
+    }
+
+    fn on_prepare(&mut self, now: Now, from: ReplicaId, ballot: Ballot, above: Slot, effects: &mut Effects<Unsynced>) {
+        if !self.may_take_part() {
+            return;
+        }
+        self.election.see_round(ballot.round);
+        let answer = self.acceptor.on_prepare(ballot, above);
+        if matches!(answer, Message::Promise { .. }) {
+            if self.own_ballot().is_some_and(|own| own < ballot) {
+                self.step_down(now, "another replica stands with a higher ballot", effects);
+            }
+            // The candidate gets its time before this replica tries itself.
+            self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
+        }
+        effects.send_gated(self.envelope(from, answer));
+    }
+
+    fn on_promise(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        ballot: Ballot,
+        report: Report,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        self.acknowledge(from, ballot, Slot::ZERO);
+        let Role::Candidate(candidate) = &mut self.role else { return self.ignore(Ignored::StaleBallot) };
+        if candidate.ballot != ballot {
+            return self.ignore(Ignored::StaleBallot);
+        }
+        candidate.on_promise(from, report);
+        self.look_at_phase_one(now, effects);
+    }
+
+    /// After a promise, and after the candidate's decided prefix has grown.
+    pub(super) fn look_at_phase_one(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        let ballot = candidate.ballot;
+        match candidate.phase_one(self.acceptor.meta().decided_up_to, self.config.quorum_count()) {
+            PhaseOne::NeedsPromises | PhaseOne::NeedsReadable(_) | PhaseOne::NeedsCheckpoint(..) => {}
+            PhaseOne::NeedsSlots(replica, up_to) => self.hear_decided(now, replica, up_to, effects),
+            PhaseOne::Done(values) => self.begin_leading(now, ballot, values, effects),
+        }
+    }
+
+    fn on_nack(&mut self, now: Now, ballot: Ballot, promised: Ballot, effects: &mut Effects<Unsynced>) {
+        self.election.see_round(promised.round);
+        if self.own_ballot() != Some(ballot) {
+            return self.ignore(Ignored::StaleBallot);
+        }
+        self.step_down(now, "another replica has promised a higher ballot", effects);
+    }
+
+    // ---- phase 2, at the acceptor ----
+
+    fn on_accept(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        ballot: Ballot,
+        slot: Slot,
+        value: &Bytes,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        if !self.may_take_part() {
+            return;
+        }
+        match self.acceptor.on_accept(ballot, slot, value) {
+            AcceptVerdict::Accepted => {
+                self.follow(now, ballot, effects);
+                effects.send_gated(self.envelope(from, Message::Accepted { ballot, slot }));
+            }
+            AcceptVerdict::Nack(promised) => {
+                effects.send_gated(self.envelope(from, Message::Nack { ballot, promised }));
+            }
+            AcceptVerdict::TooFarAhead => self.ignore(Ignored::TooFarAhead),
+        }
+    }
+
+    // ---- heartbeats, at the follower ----
+
+    fn on_heartbeat(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        ballot: Ballot,
+        (sequence, has_quorum): (u64, bool),
+        effects: &mut Effects<Unsynced>,
+    ) {
+        self.election.see_round(ballot.round);
+        if ballot < self.acceptor.promised() {
+            if self.may_take_part() {
+                let promised = self.acceptor.promised();
+                effects.send_gated(self.envelope(from, Message::Nack { ballot, promised }));
+            }
+            return self.ignore(Ignored::StaleBallot);
+        }
+        if !has_quorum {
+            if matches!(self.role, Role::Follower { leader: Some(known) } if known == ballot) {
+                self.role = Role::Follower { leader: None };
+                self.election.hurry(now.monotonic, &self.config.timing, &mut self.random);
+            }
+            // A leader that looks for its quorum is answered, so that it can find one.
+        } else {
+            self.follow(now, ballot, effects);
+        }
+        // A replica that is not admitted may have forgotten promises: its answer must confirm nobody.
+        if self.may_take_part() {
+            let answer = Message::HeartbeatAnswer { ballot, sequence, wall: now.wall };
+            effects.send_early(self.envelope(from, answer));
+        }
+    }
+
+    /// A leader in `ballot` lives.
+    fn follow(&mut self, now: Now, ballot: Ballot, effects: &mut Effects<Unsynced>) {
+        if ballot.replica == self.config.replica {
+            return;
+        }
+        if self.own_ballot().is_some_and(|own| own < ballot) {
+            self.step_down(now, "another replica leads in a higher ballot", effects);
+        }
+        if self.own_ballot().is_some() {
+            return;
+        }
+        self.election.hear_leader(now.monotonic, &self.config.timing, &mut self.random);
+        if !matches!(self.role, Role::Follower { leader: Some(known) } if known == ballot) {
+            self.role = Role::Follower { leader: Some(ballot) };
+            effects.notice(Notice::Following(ballot.replica));
+        }
+    }
+
+    // ---- learning ----
+
+    fn hear_decided_by_leader(&mut self, now: Now, ballot: Ballot, up_to: Slot, effects: &mut Effects<Unsynced>) {
+        if matches!(self.role, Role::Leader(_)) {
+            return;
+        }
+        self.advance_following(ballot, up_to, effects);
+        self.hear_decided(now, ballot.replica, up_to, effects);
+    }
+
+    /// Somebody knows more decided slots than this replica: ask for them.
+    pub(super) fn hear_decided(&mut self, now: Now, peer: ReplicaId, up_to: Slot, effects: &mut Effects<Unsynced>) {
+        let above = self.acceptor.meta().decided_up_to;
+        if peer == self.config.replica || !self.is_writable() {
+            return;
+        }
+        let others: Vec<ReplicaId> = self.peers().collect();
+        if let Some(asked) = self.learner.whom_to_ask(peer, up_to, above, &others, now.monotonic) {
+            effects.send_early(self.envelope(asked, Message::CatchUp { above }));
+        }
+    }
+
+    fn on_catch_up(&mut self, from: ReplicaId, above: Slot, effects: &mut Effects<Unsynced>) {
+        let decided_up_to = self.acceptor.meta().decided_up_to;
+        let first = above.next();
+        if first > decided_up_to {
+            return self.ignore(Ignored::StaleSlot);
+        }
+        let mut values = Vec::new();
+        let mut bytes = 0;
+        let mut slot = first;
+        while slot <= decided_up_to && (slot.0 - first.0) < CATCH_UP_SLOTS_MAX && bytes < CATCH_UP_BYTES_MAX {
+            let Some((_, value)) = self.acceptor.value(slot) else { break };
+            bytes += value.len();
+            values.push(value.clone());
+            slot = slot.next();
+        }
+        if values.is_empty() {
+            let up_to = Slot(decided_up_to.0.min(first.0 + CATCH_UP_SLOTS_MAX - 1));
+            return effects.fetch(Fetch { to: from, first, up_to });
+        }
+        effects.send_early(self.envelope(from, Message::Decided { first, values, decided_up_to }));
+    }
+
+    pub(super) fn on_fetched(&mut self, fetch: Fetch, values: Option<Vec<Bytes>>, effects: &mut Effects<Unsynced>) {
+        let decided_up_to = self.acceptor.meta().decided_up_to;
+        let Some(mut values) = values else { return };
+        let mut bytes = 0;
+        values.retain(|value| {
+            let fits = bytes < CATCH_UP_BYTES_MAX;
+            bytes += value.len();
+            fits
+        });
+        let message = Message::Decided { first: fetch.first, values, decided_up_to };
+        effects.send_early(self.envelope(fetch.to, message));
+    }
+
+    fn on_decided(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        first: Slot,
+        values: Vec<Bytes>,
+        decided_up_to: Slot,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        if !self.is_writable() {
+            return self.ignore(Ignored::NotWritable);
+        }
+        // A leader knows every decided slot, or has it in flight.
+        if matches!(self.role, Role::Leader(_)) {
+            return self.ignore(Ignored::StaleSlot);
+        }
+        self.learner.answered();
+        let mut slot = first;
+        for value in values {
+            let next = self.acceptor.meta().decided_up_to.next();
+            if slot > next {
+                return self.ignore(Ignored::Discontinuous);
+            }
+            if slot == next {
+                self.acceptor.learn(slot, value);
+                self.advance_known(effects);
+            }
+            slot = slot.next();
+        }
+        self.hear_decided(now, from, decided_up_to, effects);
+        self.look_at_phase_one(now, effects);
+    }
+
+    // ---- helpers ----
+
+    pub(super) fn acknowledge(&mut self, peer: ReplicaId, ballot: Ballot, slot: Slot) {
+        let acknowledged = self.acknowledged.entry(peer).or_default();
+        acknowledged.ballot = acknowledged.ballot.max(ballot);
+        acknowledged.slot = acknowledged.slot.max(slot);
+    }
+
+    /// The ballot in which this replica stands or leads.
+    pub(super) fn own_ballot(&self) -> Option<Ballot> {
+        match &self.role {
+            Role::Follower { .. } => None,
+            Role::Candidate(candidate) => Some(candidate.ballot),
+            Role::Leader(leader) => Some(leader.ballot),
+        }
+    }
+
+    pub(super) fn on_time(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
+        if matches!(&self.admission, Admission::Pending { .. }) && now.monotonic >= self.hello_at {
+            self.say_hello(now, effects);
+        }
+        match &self.role {
+            Role::Follower { .. } if now.monotonic >= self.election.deadline => {
+                let is_able = self.admission == Admission::Admitted && self.is_writable();
+                if is_able && !self.is_draining && self.cannot_apply.is_none() {
+                    self.begin_pre_vote(now, effects);
+                } else {
+                    self.role = Role::Follower { leader: None };
+                    self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
+                }
+            }
+            Role::Candidate(candidate) if now.monotonic >= candidate.deadline => {
+                self.become_follower(Some(now), "no quorum promised in time", effects);
+            }
+            Role::Leader(leader) if now.monotonic >= leader.heartbeat_at => self.on_heartbeat_time(now, effects),
+            _ => {}
+        }
+    }
+}
+

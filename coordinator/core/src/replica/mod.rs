@@ -1,0 +1,547 @@
+//! One replica: a Paxos group member and, while it leads, the coordinator.
+//!
+//! [`Replica::step`] is the entrance. The handlers lie beside this file: [`paxos`](self) messages in `messages.rs`,
+//! what a leader does in `leading.rs`, sessions' requests in `serving.rs`.
+
+mod leading;
+mod messages;
+mod serving;
+#[cfg(test)]
+mod tests;
+
+use crate::durable::Recovered;
+use crate::effects::{Effects, Fetch, Notice, Unsynced};
+use crate::machine::Machine;
+use crate::paxos::acceptor::{Acceptor, PIPELINE_DEPTH_MAX};
+use crate::paxos::election::Election;
+use crate::paxos::learner::Learner;
+use crate::paxos::proposer::{Candidate, Leader};
+use crate::paxos::{Accepted, Ballot, Envelope, Message, Slot};
+use crate::random::Random;
+use crate::time::{Now, Timestamp};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use synod_proto::ids::{Incarnation, Lineage, ReplicaId, SessionId, UnixMillis};
+use synod_proto::limits;
+use synod_proto::session::Request;
+
+/// How a replica is set up. Nothing in here is read by `apply` (traps A3).
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This replica.
+    pub replica: ReplicaId,
+    /// Every replica of the coordinator, this one included.
+    pub replicas: BTreeSet<ReplicaId>,
+    /// This replica's directory (L10).
+    pub incarnation: Incarnation,
+    /// Its timers.
+    pub timing: Timing,
+    /// Its bounds.
+    pub limits: Limits,
+    /// How far the watermark trails the stamps, in milliseconds (T14).
+    pub watermark_lag_ms: u64,
+}
+
+/// Timers, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between a leader's heartbeats.
+    pub heartbeat_us: u64,
+    /// The shortest silence after which a follower tries to lead.
+    pub election_timeout_us_min: u64,
+    /// The longest one. A leader that hears no quorum for so long steps down.
+    pub election_timeout_us_max: u64,
+}
+
+/// Bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries in flight. Two or more keep the disks busy while answers travel.
+    pub pipeline_depth: usize,
+    /// Bytes of commands in one entry, unless a single command is larger.
+    pub entry_bytes_max: usize,
+    /// Commands that wait to enter the log; more are refused as overloaded.
+    pub queue_count_max: usize,
+    /// Bytes of commands that wait to enter the log.
+    pub queue_bytes_max: usize,
+    /// Outcomes in the register; above, new gtids are refused as overloaded (T14).
+    pub register_count_max: usize,
+    /// Enrolled databases.
+    pub resource_count_max: usize,
+    /// Bytes of decided values held in memory for replicas that lag; older ones are read from disk.
+    pub retained_bytes_max: usize,
+}
+
+impl Default for Timing {
+    /// Heartbeats every 50 ms; an election after 250 to 500 ms of silence.
+    fn default() -> Self {
+        Self { heartbeat_us: 50_000, election_timeout_us_min: 250_000, election_timeout_us_max: 500_000 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pipeline_depth: 8,
+            entry_bytes_max: 256 << 10,
+            queue_count_max: 65_536,
+            queue_bytes_max: 64 << 20,
+            register_count_max: 2_000_000,
+            resource_count_max: 100_000,
+            retained_bytes_max: 8 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// A set-up with default timers and bounds.
+    #[must_use]
+    pub fn new(replica: ReplicaId, replicas: BTreeSet<ReplicaId>, incarnation: Incarnation) -> Self {
+        Self {
+            replica,
+            replicas,
+            incarnation,
+            timing: Timing::default(),
+            limits: Limits::default(),
+            watermark_lag_ms: limits::WATERMARK_LAG_MS_DEFAULT,
+        }
+    }
+
+    /// How many replicas are a quorum, in both phases.
+    #[must_use]
+    pub fn quorum_count(&self) -> usize {
+        self.replicas.len() / 2 + 1
+    }
+
+    fn check(&self) {
+        assert!(self.replicas.contains(&self.replica), "a replica is one of the replicas");
+        assert!(self.timing.heartbeat_us * 3 <= self.timing.election_timeout_us_min, "two heartbeats may be lost");
+        assert!(self.timing.election_timeout_us_min < self.timing.election_timeout_us_max, "timeouts must differ");
+        assert!((1..=PIPELINE_DEPTH_MAX).contains(&self.limits.pipeline_depth), "the pipeline is bounded");
+        assert!(self.watermark_lag_ms >= 2 * limits::DEADLINE_MS_MAX, "T14: the lag is twice the longest deadline");
+    }
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Time passed.
+    Tick,
+    /// A message from a replica; also from this replica itself, after a sync.
+    Envelope(Envelope),
+    /// A link to this peer is up.
+    PeerConnected(ReplicaId),
+    /// The link to this peer is down. Changes nothing but the status: silence is what counts.
+    PeerDisconnected(ReplicaId),
+    /// A session asks.
+    Request {
+        /// The session.
+        session: SessionId,
+        /// The request.
+        request: Request,
+    },
+    /// A session is gone.
+    SessionClosed(SessionId),
+    /// A fetch is done: the values of its slots from the first on, in order, and as many as were read; `None` if the
+    /// first could not be read.
+    Fetched {
+        /// The question.
+        fetch: Fetch,
+        /// The values.
+        values: Option<Vec<Bytes>>,
+    },
+    /// The log could not be written. It is not tried again (L9).
+    WriteFailed {
+        /// What the log says.
+        text: String,
+        /// What follows.
+        kind: WriteFailure,
+    },
+    /// The process is about to end: resign, so that another replica leads soon.
+    Drain,
+}
+
+/// Why the log could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteFailure {
+    /// No room. The replica stays up, read-only.
+    Full,
+    /// Anything else. The process ends.
+    Broken,
+}
+
+/// Whether this replica's directory may promise and accept (L10).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Not compared with a majority's knowledge yet.
+    Pending {
+        /// Replicas, this one included, whose knowledge does not contradict it.
+        consistent: BTreeSet<ReplicaId>,
+    },
+    /// It may.
+    Admitted,
+    /// It contradicts what a peer knows: it learns, and does nothing that counts.
+    Refused {
+        /// The contradiction.
+        contradiction: String,
+    },
+}
+
+/// What a replica does in the log.
+#[derive(Clone, Debug)]
+pub(crate) enum Role {
+    Follower { leader: Option<Ballot> },
+    Candidate(Candidate),
+    Leader(Box<Leader>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Storage {
+    Writable,
+    Failed { text: String, kind: WriteFailure },
+}
+
+/// What a peer once acknowledged to this process, against which its next life is compared (L10).
+#[derive(Clone, Copy, Debug, Default)]
+struct Acknowledged {
+    ballot: Ballot,
+    slot: Slot,
+}
+
+/// One replica of the coordinator.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    config: Config,
+    random: Random,
+    acceptor: Acceptor,
+    learner: Learner,
+    election: Election,
+    role: Role,
+    admission: Admission,
+    hello_at: Timestamp,
+    acknowledged: BTreeMap<ReplicaId, Acknowledged>,
+    connected: BTreeSet<ReplicaId>,
+    machine: Machine,
+    cannot_apply: Option<String>,
+    storage: Storage,
+    is_draining: bool,
+    ignored: Vec<Ignored>,
+    /// Values from disk are still being loaded; nothing may be stepped.
+    loading: bool,
+}
+
+/// Why an input changed nothing. For tests and traces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Ignored {
+    /// A message for, or from, a replica that is none of this coordinator's.
+    UnknownReplica,
+    /// The directory is not admitted.
+    NotAdmitted,
+    /// The log cannot be written.
+    NotWritable,
+    /// The message speaks of a ballot that is over.
+    StaleBallot,
+    /// An answer to a question of a former attempt or process.
+    StaleAnswer,
+    /// The slot is decided, or not in flight.
+    StaleSlot,
+    /// The slot lies too far above the decided prefix.
+    TooFarAhead,
+    /// Decided values that do not continue the decided prefix.
+    Discontinuous,
+    /// The replica does not lead, and the message is for a leader.
+    NotLeading,
+    /// An acknowledgement or hazard of a branch that is not being delivered.
+    UnknownDelivery,
+    /// An inquiry under another coordinator's lineage (T11).
+    ForeignLineage,
+}
+
+/// What a replica says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its role.
+    pub role: RoleName,
+    /// The leader it knows of.
+    pub leader: Option<ReplicaId>,
+    /// The highest ballot it promised.
+    pub ballot: Ballot,
+    /// Its decided prefix.
+    pub decided_up_to: Slot,
+    /// Its applied prefix; behind the decided one only if it cannot apply (A8).
+    pub applied_up_to: Slot,
+    /// The coordinator's lineage.
+    pub lineage: Option<Lineage>,
+    /// The highest stamp applied.
+    pub stamp: UnixMillis,
+    /// The watermark.
+    pub mark: UnixMillis,
+    /// Outcomes in the register.
+    pub outcome_count: usize,
+    /// Commits with an unacknowledged branch.
+    pub unfinished_count: usize,
+    /// Branches under a reported hazard; known to the leader only.
+    pub hazard_count: usize,
+    /// Registered sessions; at the leader only.
+    pub session_count: usize,
+    /// Whether it may promise and accept.
+    pub admission: Admission,
+    /// Why it cannot write, or cannot apply.
+    pub failure: Option<String>,
+    /// Slots of its log that it cannot read.
+    pub unreadable_count: usize,
+    /// Peers with a link.
+    pub connected: BTreeSet<ReplicaId>,
+}
+
+/// The name of a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleName {
+    /// Follows, or waits for a leader.
+    Follower,
+    /// In phase 1.
+    Candidate,
+    /// In phase 2, but still applying what was chosen before.
+    Leading,
+    /// Leads and serves.
+    Serving,
+}
+
+impl Replica {
+    /// A replica that found `recovered` on its disk. [`load`](Self::load) and [`start`](Self::start) follow.
+    ///
+    /// # Panics
+    /// The configuration contradicts itself.
+    #[must_use]
+    pub fn new(config: Config, recovered: Recovered, seed: u64) -> Self {
+        config.check();
+        let mut random = Random::new(seed);
+        let election = Election::new(&mut random, recovered.meta.promised.round);
+        let known_from_disk_up_to = recovered.meta.decided_up_to;
+        let mut acceptor = Acceptor::new(recovered);
+        acceptor.set_decided_at_start(Slot::ZERO);
+        Self {
+            admission: Admission::Pending { consistent: BTreeSet::from([config.replica]) },
+            config,
+            random,
+            acceptor,
+            learner: Learner::new(known_from_disk_up_to),
+            election,
+            role: Role::Follower { leader: None },
+            hello_at: Timestamp(0),
+            acknowledged: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            machine: Machine::default(),
+            cannot_apply: None,
+            storage: Storage::Writable,
+            is_draining: false,
+            ignored: Vec::new(),
+            loading: true,
+        }
+    }
+
+    /// Takes a value found on disk: every readable slot, once, in ascending order. What is known as decided is applied
+    /// and need not stay in memory.
+    ///
+    /// # Panics
+    /// The replica has started.
+    pub fn load(&mut self, accepted: Accepted) {
+        assert!(self.loading, "values are loaded before the start");
+        self.acceptor.load(accepted);
+        let mut effects = Effects::default();
+        self.advance_known(&mut effects);
+        self.acceptor.trim(self.config.limits.retained_bytes_max);
+    }
+
+    /// Begins a new life of the directory (L1): nothing leaves before the count of starts is on disk.
+    pub fn start(&mut self, now: Now) -> Effects<Unsynced> {
+        assert!(self.loading, "a replica starts once");
+        self.loading = false;
+        let mut effects = Effects::default();
+        self.acceptor.begin_start();
+        self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
+        if self.config.replicas.len() == 1 {
+            self.admission = Admission::Admitted;
+            effects.notice(Notice::Admitted);
+        }
+        self.say_hello(now, &mut effects);
+        if let Some(text) = &self.cannot_apply {
+            let slot = self.machine.applied_up_to().next();
+            effects.notice(Notice::CannotApply { slot, text: text.clone() });
+        }
+        self.finish_step(&mut effects);
+        effects
+    }
+
+    /// Takes one input. The same as [`step_many`](Self::step_many) with one.
+    pub fn step(&mut self, now: Now, input: Input) -> Effects<Unsynced> {
+        self.step_many(now, [input])
+    }
+
+    /// Takes the inputs that have arrived, in order, and then forms entries of all the commands that wait: what
+    /// arrives together travels together.
+    pub fn step_many(&mut self, now: Now, inputs: impl IntoIterator<Item = Input>) -> Effects<Unsynced> {
+        assert!(!self.loading, "a replica starts before it steps");
+        self.ignored.clear();
+        let mut effects = Effects::default();
+        for input in inputs {
+            self.on_input(now, input, &mut effects);
+        }
+        self.on_time(now, &mut effects);
+        self.propose_waiting(now, &mut effects);
+        self.finish_step(&mut effects);
+        effects
+    }
+
+    fn on_input(&mut self, now: Now, input: Input, effects: &mut Effects<Unsynced>) {
+        match input {
+            Input::Tick => {}
+            Input::Envelope(envelope) => self.on_envelope(now, envelope, effects),
+            Input::PeerConnected(peer) => self.on_peer_connected(now, peer, effects),
+            Input::PeerDisconnected(peer) => {
+                self.connected.remove(&peer);
+            }
+            Input::Request { session, request } => self.on_request(now, session, request, effects),
+            Input::SessionClosed(session) => {
+                if let Role::Leader(leader) = &mut self.role {
+                    leader.leading.close_session(session);
+                }
+            }
+            Input::Fetched { fetch, values } => self.on_fetched(fetch, values, effects),
+            Input::WriteFailed { text, kind } => self.on_write_failed(text, kind, effects),
+            Input::Drain => {
+                self.is_draining = true;
+                self.step_down(now, "the process is about to end", effects);
+            }
+        }
+    }
+
+    /// When to call [`step`](Self::step) with [`Input::Tick`], if nothing else happens before.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Timestamp> {
+        let own = match &self.role {
+            Role::Follower { .. } => self.election.deadline,
+            Role::Candidate(candidate) => candidate.deadline,
+            Role::Leader(leader) => leader.heartbeat_at,
+        };
+        match self.admission {
+            Admission::Pending { .. } => Some(own.min(self.hello_at)),
+            _ => Some(own),
+        }
+    }
+
+    /// Why inputs of the last step changed nothing.
+    #[must_use]
+    pub fn ignored(&self) -> &[Ignored] {
+        &self.ignored
+    }
+
+    /// What the replica says of itself.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let (role, hazard_count, session_count) = match &self.role {
+            Role::Follower { .. } => (RoleName::Follower, 0, 0),
+            Role::Candidate(_) => (RoleName::Candidate, 0, 0),
+            Role::Leader(leader) => {
+                let role = if leader.leading.is_serving() { RoleName::Serving } else { RoleName::Leading };
+                (role, leader.leading.deliveries.hazard_count(), leader.leading.deliveries.session_count())
+            }
+        };
+        let failure = match &self.storage {
+            Storage::Failed { text, .. } => Some(text.clone()),
+            Storage::Writable => self.cannot_apply.clone(),
+        };
+        Status {
+            role,
+            leader: self.leader(),
+            ballot: self.acceptor.promised(),
+            decided_up_to: self.acceptor.meta().decided_up_to,
+            applied_up_to: self.machine.applied_up_to(),
+            lineage: self.machine.lineage(),
+            stamp: self.machine.stamp(),
+            mark: self.machine.mark(),
+            outcome_count: self.machine.outcomes().count(),
+            unfinished_count: self.machine.outcomes().unfinished_count(),
+            hazard_count,
+            session_count,
+            admission: self.admission.clone(),
+            failure,
+            unreadable_count: self.acceptor.unreadable_count(),
+            connected: self.connected.clone(),
+        }
+    }
+
+    /// The applied state. For checkers: its value is equal at equal slots on all replicas.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The value decided in a slot, while it lies in memory. For checkers.
+    #[must_use]
+    pub fn decided_value(&self, slot: Slot) -> Option<&Bytes> {
+        if slot > self.acceptor.meta().decided_up_to {
+            return None;
+        }
+        self.acceptor.value(slot).map(|(_, value)| value)
+    }
+
+    /// The leader this replica knows of.
+    #[must_use]
+    pub fn leader(&self) -> Option<ReplicaId> {
+        match &self.role {
+            Role::Follower { leader } => leader.map(|ballot| ballot.replica),
+            Role::Candidate(_) => None,
+            Role::Leader(_) => Some(self.config.replica),
+        }
+    }
+
+    fn peers(&self) -> impl Iterator<Item = ReplicaId> + use<> {
+        let own = self.config.replica;
+        self.config.replicas.clone().into_iter().filter(move |replica| *replica != own)
+    }
+
+    fn envelope(&self, to: ReplicaId, message: Message) -> Envelope {
+        Envelope { from: self.config.replica, to, message }
+    }
+
+    fn ignore(&mut self, reason: Ignored) {
+        self.ignored.push(reason);
+    }
+
+    fn is_writable(&self) -> bool {
+        self.storage == Storage::Writable
+    }
+
+    /// May promise, accept and lead.
+    fn may_take_part(&mut self) -> bool {
+        if self.admission != Admission::Admitted {
+            self.ignore(Ignored::NotAdmitted);
+            return false;
+        }
+        if !self.is_writable() {
+            self.ignore(Ignored::NotWritable);
+            return false;
+        }
+        true
+    }
+
+    fn on_write_failed(&mut self, text: String, kind: WriteFailure, effects: &mut Effects<Unsynced>) {
+        self.storage = Storage::Failed { text, kind };
+        // Nothing that this step says may rest on the lost write, so the resignation is by silence.
+        self.become_follower(None, "the log cannot be written", effects);
+    }
+
+    /// Every step ends here: what the acceptor changed goes into the step's batch.
+    fn finish_step(&mut self, effects: &mut Effects<Unsynced>) {
+        self.acceptor.trim(self.config.limits.retained_bytes_max);
+        if let Some(batch) = self.acceptor.take_batch() {
+            assert!(self.is_writable(), "nothing durable changes once the log cannot be written (L9)");
+            effects.write(batch);
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! What sessions ask, and what they are told once it is applied.
+
+use super::{Ignored, Replica, Role};
+use crate::effects::{Effects, Notice, Unsynced};
+use crate::machine::Applied;
+use crate::machine::outcomes::{Record, Verdict};
+use crate::paxos::Slot;
+use crate::time::Now;
+use crate::transaction::{Origin, Read, invalid, request_id};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use bytes::Bytes;
+use synod_proto::command::{Command, Decide, Proposal, Settle, clip_text};
+use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, SessionId, UnixMillis};
+use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX};
+use synod_proto::session::{
+    AbortCause, AbortKind, Answer, BranchStatus, Decision, DeliveryStatus, Refusal, Request, Response,
+    TransactionStatus, TransactionSummary,
+};
+
+/// The longest page of a list.
+const LIST_COUNT_MAX: usize = 1000;
+/// The page of a list that names no length.
+const LIST_COUNT_DEFAULT: usize = 100;
+
+impl Replica {
+    pub(super) fn on_request(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        request: Request,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let number = request_id(&request);
+        if let Err(refusal) = self.take_request(now, session, request, effects)
+            && let Some(request) = number
+        {
+            effects.tell(session, Response::Refused { request, refusal });
+        }
+    }
+
+    fn take_request(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        request: Request,
+        effects: &mut Effects<Unsynced>,
+    ) -> Result<(), Refusal> {
+        if self.answer_from_applied(session, &request, effects) {
+            return Ok(());
+        }
+        let leader = self.leader();
+        let Role::Leader(leading) = &mut self.role else {
+            return Err(match &self.storage {
+                super::Storage::Failed { text, .. } if leader.is_none() => Refusal::ReadOnly { text: text.clone() },
+                _ => Refusal::NotLeader { leader },
+            });
+        };
+        if !leading.leading.is_serving() {
+            return leading.leading.park(session, request);
+        }
+        match request {
+            Request::Register { request, lineage, resources } => {
+                self.on_register(now, (session, request), lineage, resources, effects)
+            }
+            Request::Decide { request, command } => self.on_decide(now, (session, request), command, effects),
+            Request::Inquire { branch, lineage, deadline, .. } => {
+                self.on_inquire(now, session, branch, lineage, deadline, effects);
+                Ok(())
+            }
+            Request::Acknowledge { branch, .. } => {
+                self.on_acknowledge(now, branch, effects);
+                Ok(())
+            }
+            Request::Hazard { branch, text, .. } => {
+                self.on_hazard(branch, text, effects);
+                Ok(())
+            }
+            Request::Outcome { request, gtid } => {
+                self.read_confirmed(now, session, request, gtid, effects);
+                Ok(())
+            }
+            Request::AwaitDelivery { request, gtid } => self.on_await_delivery(session, request, gtid, effects),
+            Request::Settle { request, branch, author, reason } => {
+                self.on_settle((session, request), branch, author, reason)
+            }
+            Request::List { .. } => unreachable!("answered from applied state"),
+        }
+    }
+
+    /// T10: any replica answers from its own applied state what can never be untrue again: that an outcome is in the
+    /// log. A list is a page of just that.
+    fn answer_from_applied(&self, session: SessionId, request: &Request, effects: &mut Effects<Unsynced>) -> bool {
+        match request {
+            Request::Outcome { request, gtid } => match self.known_status(*gtid) {
+                Some(status) => effects.tell(session, Response::Status { request: *request, status }),
+                None => return false,
+            },
+            Request::Inquire { branch, lineage, .. } if Some(*lineage) == self.machine.lineage() => {
+                let answer = match self.machine.outcomes().record(branch.gtid) {
+                    Some(record) => record.answer_for(branch.call, branch.execution),
+                    // T9: below the watermark a commit that named it would still be here.
+                    None if self.machine.is_below_mark(branch.gtid) => Answer::Aborted,
+                    None => return false,
+                };
+                effects.tell(session, Response::Answered { branch: *branch, answer });
+            }
+            Request::List { request, after, unfinished_only, count_max } => {
+                let count_max = match *count_max as usize {
+                    0 => LIST_COUNT_DEFAULT,
+                    count => count.min(LIST_COUNT_MAX),
+                };
+                let page = self.machine.outcomes().page(*after, *unfinished_only, count_max);
+                let transactions = page
+                    .into_iter()
+                    .map(|(gtid, record)| TransactionSummary {
+                        gtid,
+                        status: self.status_of(gtid, record),
+                        decided_at: record.decided_at,
+                    })
+                    .collect();
+                effects.tell(session, Response::Listed { request: *request, transactions });
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn known_status(&self, gtid: Gtid) -> Option<TransactionStatus> {
+        match self.machine.outcomes().record(gtid) {
+            Some(record) => Some(self.status_of(gtid, record)),
+            None => self.machine.is_below_mark(gtid).then_some(TransactionStatus::Expired),
+        }
+    }
+
+    fn status_of(&self, gtid: Gtid, record: &Record) -> TransactionStatus {
+        let (branches, read_only_count, settled) = match &record.verdict {
+            Verdict::Aborted(cause) => return TransactionStatus::Aborted(cause.clone()),
+            Verdict::Committed { branches, read_only_count, settled } => (branches, *read_only_count, settled),
+        };
+        let is_unfinished = self.machine.outcomes().is_unfinished(gtid);
+        let delivery = |call, execution| match &self.role {
+            _ if settled.contains(&(call, execution)) => DeliveryStatus::Settled,
+            _ if !is_unfinished => DeliveryStatus::Acknowledged,
+            Role::Leader(leader) if leader.leading.is_serving() => {
+                leader.leading.deliveries.status(BranchId { gtid, call, execution })
+            }
+            _ => DeliveryStatus::Pending,
+        };
+        let branches = branches
+            .iter()
+            .map(|named| BranchStatus {
+                call: named.call,
+                execution: named.execution,
+                resource: named.resource,
+                delivery: delivery(named.call, named.execution),
+            })
+            .collect();
+        TransactionStatus::Committed { branches, read_only_count }
+    }
+
+    // ---- at the leader ----
+
+    fn on_register(
+        &mut self,
+        now: Now,
+        (session, request): (SessionId, RequestId),
+        lineage: Option<Lineage>,
+        resources: Vec<ResourceId>,
+        effects: &mut Effects<Unsynced>,
+    ) -> Result<(), Refusal> {
+        let expected = self.lineage();
+        if lineage.is_some_and(|lineage| lineage != expected) {
+            return Err(Refusal::ForeignLineage { expected });
+        }
+        let fresh: Vec<ResourceId> =
+            resources.iter().copied().filter(|resource| !self.machine.is_enrolled(*resource)).collect();
+        let limits = self.config.limits;
+        if self.machine.resource_count() + fresh.len() > limits.resource_count_max {
+            return Err(Refusal::Overloaded { what: "enrolled databases".to_string() });
+        }
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        if fresh.is_empty() {
+            leader.leading.deliveries.register(session, &resources, now.monotonic, effects);
+            effects.tell(session, Response::Registered { request, lineage: expected });
+            return Ok(());
+        }
+        let command = Command::Enrol(fresh).encode();
+        leader.leading.push(command, Origin::Register(session, request, resources), &limits)
+    }
+
+    /// A proposed outcome. What is refused here has not entered the log and never will by this request.
+    fn on_decide(
+        &mut self,
+        now: Now,
+        (session, request): (SessionId, RequestId),
+        command: Bytes,
+        effects: &mut Effects<Unsynced>,
+    ) -> Result<(), Refusal> {
+        let decide = Decide::decode(&command).map_err(|error| invalid(format!("malformed proposal: {error}")))?;
+        self.check_decide(now, &decide)?;
+        // A repeated proposal is answered from the record (traps B8); it needs no second entry.
+        let known = self.machine.outcomes().record(decide.gtid).map(|record| record.decision_for(&decide.proposal));
+        let expired = || self.machine.is_below_mark(decide.gtid).then_some(Decision::Expired);
+        if let Some(decision) = known.or_else(expired) {
+            effects.tell(session, Response::Decided { request, decision });
+            return Ok(());
+        }
+        let limits = self.config.limits;
+        let outcome_count = self.machine.outcomes().count();
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        if outcome_count + leader.leading.queue_count() >= limits.register_count_max {
+            return Err(Refusal::Overloaded { what: "outcomes in the register".to_string() });
+        }
+        leader.leading.push(command, Origin::Session(session, request), &limits)
+    }
+
+    fn check_decide(&self, now: Now, decide: &Decide) -> Result<(), Refusal> {
+        let expected = self.lineage();
+        if decide.lineage != expected {
+            return Err(Refusal::ForeignLineage { expected });
+        }
+        if !decide.guards.is_empty() {
+            return Err(invalid("lock guards are not supported by this version"));
+        }
+        let began_at = decide.gtid.began_at();
+        let ahead_ms = began_at.0.saturating_sub(self.latest_clock(now).0);
+        if ahead_ms > CLOCK_SKEW_MS_MAX {
+            return Err(Refusal::FromFuture { ahead_ms });
+        }
+        if decide.deadline > began_at.plus(DEADLINE_MS_MAX) {
+            return Err(invalid(format!("the deadline is more than {DEADLINE_MS_MAX} ms after the begin")));
+        }
+        if let Proposal::Commit { branches, read_only_count } = &decide.proposal {
+            if branches.is_empty() && *read_only_count == 0 {
+                return Err(invalid("a commit names at least one branch, or counts a read-only one"));
+            }
+            if let Some(unknown) = branches.iter().find(|branch| !self.machine.is_enrolled(branch.resource)) {
+                return Err(invalid(format!(
+                    "branch {:016x}/{:016x} is of resource {}, which never registered with this coordinator",
+                    unknown.call.0, unknown.execution.0, unknown.resource
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// T6: past the deadline an inquiry for an unknown gtid proposes Abort and is answered with what the log says.
+    fn on_inquire(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        branch: BranchId,
+        lineage: Lineage,
+        deadline: UnixMillis,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let expected = self.lineage();
+        if lineage != expected {
+            return self.ignore(Ignored::ForeignLineage);
+        }
+        let deadline = deadline.min(branch.gtid.began_at().plus(DEADLINE_MS_MAX));
+        if self.clock(now) < deadline {
+            return effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+        }
+        let limits = self.config.limits;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.leading.note_inquiry(session, branch) {
+            let cause = AbortCause::new(AbortKind::Deadline, "no outcome at the deadline; a prepared branch inquired");
+            let proposal = Proposal::Abort { cause, branches: Vec::new() };
+            let decide = Decide { lineage, gtid: branch.gtid, deadline, proposal, guards: Vec::new() };
+            if leader.leading.push(decide.encode(), Origin::Inquiry(branch.gtid), &limits).is_err() {
+                leader.leading.take_inquiries(branch.gtid);
+                effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+            }
+        }
+    }
+
+    fn on_acknowledge(&mut self, now: Now, branch: BranchId, effects: &mut Effects<Unsynced>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        match leader.leading.deliveries.finish(branch, now.monotonic, effects) {
+            Some(true) => leader.leading.note_delivered(branch.gtid),
+            Some(false) => {}
+            // Acknowledged before, or known from a former leader (traps B11).
+            None => self.ignore(Ignored::UnknownDelivery),
+        }
+    }
+
+    fn on_hazard(&mut self, branch: BranchId, text: String, effects: &mut Effects<Unsynced>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let text = clip_text(text);
+        match leader.leading.deliveries.note_hazard(branch, text.clone()) {
+            Some(true) => effects.notice(Notice::Hazard { branch, text }),
+            Some(false) => {}
+            None => self.ignore(Ignored::UnknownDelivery),
+        }
+    }
+
+    fn on_await_delivery(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        gtid: Gtid,
+        effects: &mut Effects<Unsynced>,
+    ) -> Result<(), Refusal> {
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        if leader.leading.deliveries.is_open(gtid) {
+            leader.leading.deliveries.await_delivery(gtid, session, request);
+            return Ok(());
+        }
+        match self.machine.outcomes().record(gtid).map(|record| &record.verdict) {
+            Some(Verdict::Committed { .. }) => {
+                effects.tell(session, Response::Delivered { request, gtid });
+                Ok(())
+            }
+            Some(Verdict::Aborted(cause)) => Err(invalid(format!("{gtid} was aborted ({cause}): nothing is delivered"))),
+            None => Err(Refusal::NotFound { text: format!("no outcome of {gtid} is in the register") }),
+        }
+    }
+
+    fn on_settle(
+        &mut self,
+        (session, request): (SessionId, RequestId),
+        branch: BranchId,
+        author: String,
+        reason: String,
+    ) -> Result<(), Refusal> {
+        if author.trim().is_empty() || reason.trim().is_empty() {
+            return Err(invalid("an operator's word carries an author and a reason"));
+        }
+        let limits = self.config.limits;
+        let BranchId { gtid, call, execution } = branch;
+        let settle = Settle { gtid, call, execution, author: clip_text(author), reason: clip_text(reason) };
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        leader.leading.push(Command::Settle(settle).encode(), Origin::Session(session, request), &limits)
+    }
+
+    /// T10: "no outcome yet" is no positive fact. It is told only after a quorum has confirmed, later than the question
+    /// came, that no other replica leads.
+    fn read_confirmed(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        request: RequestId,
+        gtid: Gtid,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let is_first = !leader.leading.has_reads();
+        leader.leading.push_read(Read { sequence: leader.sequence + 1, session, request, gtid });
+        if is_first {
+            self.send_heartbeats(now, effects);
+        }
+    }
+
+    pub(super) fn answer_confirmed_reads(&mut self, effects: &mut Effects<Unsynced>) {
+        let quorum_count = self.config.quorum_count();
+        let Role::Leader(leader) = &mut self.role else { return };
+        if !leader.leading.has_reads() {
+            return;
+        }
+        let confirmed = leader.confirmed_sequence(quorum_count);
+        for read in leader.leading.take_confirmed_reads(confirmed) {
+            let status = self.known_status(read.gtid).unwrap_or(TransactionStatus::Undecided);
+            effects.tell(read.session, Response::Status { request: read.request, status });
+        }
+    }
+
+    // ---- after apply ----
+
+    pub(super) fn after_apply(
+        &mut self,
+        now: Now,
+        slot: Slot,
+        applied: Vec<Applied>,
+        origins: Vec<Origin>,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let mut origins = origins.into_iter();
+        for one in applied {
+            let origin = origins.next().unwrap_or(Origin::Internal);
+            self.tell_applied(now, one, origin, effects);
+        }
+        self.begin_serving_at(now, slot, effects);
+    }
+
+    fn tell_applied(&mut self, now: Now, applied: Applied, origin: Origin, effects: &mut Effects<Unsynced>) {
+        let expected = self.machine.lineage();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let leading = &mut leader.leading;
+        match (applied, origin) {
+            (Applied::Decided { decide, decision, first }, origin) => {
+                if first && leading.is_serving() {
+                    match &decide.proposal {
+                        Proposal::Commit { branches, .. } => {
+                            leading.deliveries.add(decide.gtid, branches.iter(), now.monotonic, effects);
+                        }
+                        Proposal::Abort { branches, .. } => {
+                            leading.deliveries.tell_abort(decide.gtid, branches, effects);
+                        }
+                    }
+                }
+                match origin {
+                    Origin::Session(session, request) => {
+                        effects.tell(session, Response::Decided { request, decision });
+                    }
+                    Origin::Inquiry(gtid) => self.answer_inquiries(gtid, effects),
+                    Origin::Internal | Origin::Register(..) => {}
+                }
+            }
+            (Applied::Settled(settle, is_settled), Origin::Session(session, request)) => {
+                let Settle { gtid, call, execution, .. } = settle;
+                let branch = BranchId { gtid, call, execution };
+                let response = if is_settled {
+                    if leading.deliveries.finish(branch, now.monotonic, effects) == Some(true) {
+                        leading.note_delivered(gtid);
+                    }
+                    Response::Decided { request, decision: Decision::Settled }
+                } else {
+                    let text = format!("no unfinished commit names branch {branch}");
+                    Response::Refused { request, refusal: Refusal::NotFound { text } }
+                };
+                effects.tell(session, response);
+            }
+            (Applied::Enrolled, Origin::Register(session, request, resources)) => {
+                leading.deliveries.register(session, &resources, now.monotonic, effects);
+                if let Some(lineage) = expected {
+                    effects.tell(session, Response::Registered { request, lineage });
+                }
+            }
+            (Applied::ForeignLineage, Origin::Session(session, request)) => {
+                if let Some(expected) = expected {
+                    let refusal = Refusal::ForeignLineage { expected };
+                    effects.tell(session, Response::Refused { request, refusal });
+                }
+            }
+            (Applied::Nothing | Applied::ForeignLineage | Applied::Enrolled | Applied::Settled(..), _) => {}
+        }
+    }
+
+    fn answer_inquiries(&mut self, gtid: Gtid, effects: &mut Effects<Unsynced>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        for (session, branch) in leader.leading.take_inquiries(gtid) {
+            // The record is there, or the gtid fell below the watermark while the proposal was on its way.
+            let answer = self
+                .machine
+                .outcomes()
+                .record(gtid)
+                .map_or(Answer::Aborted, |record| record.answer_for(branch.call, branch.execution));
+            effects.tell(session, Response::Answered { branch, answer });
+        }
+    }
+
+    /// The leader's own first entry is applied: take up every unfinished delivery, and what has waited.
+    fn begin_serving_at(&mut self, now: Now, slot: Slot, effects: &mut Effects<Unsynced>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.leading.is_serving() || slot < leader.barrier {
+            return;
+        }
+        let parked = leader.leading.begin_serving();
+        for (gtid, record) in self.machine.outcomes().unfinished() {
+            if let Verdict::Committed { branches, settled, .. } = &record.verdict {
+                let open = branches.iter().filter(|named| !settled.contains(&(named.call, named.execution)));
+                leader.leading.deliveries.add(gtid, open, now.monotonic, effects);
+                if !leader.leading.deliveries.is_open(gtid) {
+                    leader.leading.note_delivered(gtid);
+                }
+            }
+        }
+        effects.notice(Notice::Leading(leader.ballot));
+        for (session, request) in parked {
+            self.on_request(now, session, request, effects);
+        }
+    }
+
+    // ---- helpers ----
+
+    /// The coordinator's lineage, at a serving leader.
+    fn lineage(&self) -> Lineage {
+        self.machine.lineage().expect("a serving leader has applied the entry that established the lineage")
+    }
+
+    /// The later of the own clock and the median of the replicas' clocks: a gtid is from the future only if it is so for
+    /// the most generous honest clock, since refusing is no matter of safety.
+    fn latest_clock(&self, now: Now) -> UnixMillis {
+        match &self.role {
+            Role::Leader(leader) => {
+                let median = leader.median_clock(now, self.config.quorum_count());
+                now.wall.max(median.unwrap_or_default()).max(self.machine.stamp())
+            }
+            _ => now.wall,
+        }
+    }
+
+    /// T14: the stamp that an entry formed now would carry.
+    fn clock(&self, now: Now) -> UnixMillis {
+        match &self.role {
+            Role::Leader(leader) => {
+                leader.clock(now, self.config.quorum_count(), leader.stamp.max(self.machine.stamp()))
+            }
+            _ => self.machine.stamp(),
+        }
+    }
+}
