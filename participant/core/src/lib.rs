@@ -1,1 +1,25 @@
-//! Placeholder replaced below.
+//! Synod's participant as values: what a participant decides, without IO, clocks, randomness or threads.
+//!
+//! | module | step of the transaction | owns |
+//! |---|---|---|
+//! | [`transaction`] | 1 begin, 2 work, 4 outcome | the ledger of one global transaction: calls, votes, doom, hand-over (T2-T7) |
+//! | [`branch`] | 3 prepare | the gate between a prepared branch and its vote (C1) |
+//! | [`session`] | 4 outcome, 5 delivery | this process's side of the coordinator session: requests, inquiries, acknowledgements (T7, T8) |
+//!
+//! Time and chance are arguments: [`Now`] comes in with every step, `next_timeout` says when to step again, and a seed
+//! is given at construction. The same seed and the same inputs give the same outputs.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod branch;
+pub mod session;
+pub mod transaction;
+
+mod random;
+mod time;
+
+pub use time::{Now, Timestamp};
