@@ -46,7 +46,11 @@ pub struct Branch<S> {
 impl Branch<Working> {
     /// Work begins.
     pub const fn new(id: BranchId, resource: ResourceId) -> Self {
-        Self { id, resource, state: Working(()) }
+        Self {
+            id,
+            resource,
+            state: Working(()),
+        }
     }
 
     /// The store has answered prepare. `digest` is 0 and `database_transaction` empty where the store has none.
@@ -61,13 +65,30 @@ impl Branch<Working> {
     /// The work failed or was given up before prepare began, or the store refused it and rolled it back: it can never
     /// commit.
     pub fn rolled_back(self, cause: impl Into<String>) -> Branch<Voted> {
-        self.voted(Vote::Abort { cause: clip_text(cause.into()) }, 0, Bytes::new())
+        self.voted(
+            Vote::Abort {
+                cause: clip_text(cause.into()),
+            },
+            0,
+            Bytes::new(),
+        )
     }
 
     fn voted(self, vote: Vote, digest: u64, database_transaction: Bytes) -> Branch<Voted> {
         let (call, execution) = (self.id.call, self.id.execution);
-        let vote = BranchVote { call, execution, resource: self.resource, vote, digest, database_transaction };
-        Branch { id: self.id, resource: self.resource, state: Voted { vote } }
+        let vote = BranchVote {
+            call,
+            execution,
+            resource: self.resource,
+            vote,
+            digest,
+            database_transaction,
+        };
+        Branch {
+            id: self.id,
+            resource: self.resource,
+            state: Voted { vote },
+        }
     }
 }
 

@@ -45,7 +45,10 @@ mod tests {
         for attempt in 0..40 {
             let full = first.saturating_mul(1 << attempt.min(3)).min(cap);
             let delay = random.backoff(attempt, first, cap);
-            assert!(delay >= full / 2 && delay <= full, "attempt {attempt}: {delay:?} of {full:?}");
+            assert!(
+                delay >= full / 2 && delay <= full,
+                "attempt {attempt}: {delay:?} of {full:?}"
+            );
         }
         let (mut one, mut two) = (Random::new(3), Random::new(3));
         assert_eq!(one.backoff(5, first, cap), two.backoff(5, first, cap));

@@ -12,7 +12,10 @@ impl Timestamp {
     /// This instant plus `duration`, saturating.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// How long after `earlier` this is; zero if it is not.
@@ -41,7 +44,10 @@ pub(crate) struct Timers<K> {
 
 impl<K: Ord + Copy> Timers<K> {
     pub(crate) const fn new() -> Self {
-        Self { due: BTreeSet::new(), set: BTreeMap::new() }
+        Self {
+            due: BTreeSet::new(),
+            set: BTreeMap::new(),
+        }
     }
 
     /// Sets or moves the key's timer.

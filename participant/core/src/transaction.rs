@@ -149,9 +149,13 @@ impl fmt::Display for CommitRefused {
         match self {
             Self::Unanswered { call } => write!(f, "call {:016x} has no answer", call.0),
             Self::Doomed(doom) => write!(f, "call {:016x} failed: {}", doom.call.0, doom.cause),
-            Self::TooManyBranches { count } => write!(f, "{count} branches, at most {BRANCH_COUNT_MAX} are possible"),
+            Self::TooManyBranches { count } => {
+                write!(f, "{count} branches, at most {BRANCH_COUNT_MAX} are possible")
+            }
             Self::Empty => f.write_str("no branch voted: there is nothing to commit"),
-            Self::Contradiction { call } => write!(f, "two replies contradict each other about call {:016x}", call.0),
+            Self::Contradiction { call } => {
+                write!(f, "two replies contradict each other about call {:016x}", call.0)
+            }
             Self::Closed => f.write_str("the transaction was already committed or aborted"),
         }
     }
@@ -217,7 +221,14 @@ impl Ledger {
     /// randomness: call ids are drawn from it, and two callers of one transaction must not draw the same.
     #[must_use]
     pub const fn new(lineage: Lineage, gtid: Gtid, deadline: UnixMillis, seed: u64) -> Self {
-        Self { lineage, gtid, deadline, random: Random::new(seed), calls: BTreeMap::new(), state: State::Open }
+        Self {
+            lineage,
+            gtid,
+            deadline,
+            random: Random::new(seed),
+            calls: BTreeMap::new(),
+            state: State::Open,
+        }
     }
 
     /// The transaction.
@@ -328,7 +339,11 @@ impl Ledger {
                 is_known |= reply.dooms.len() != before;
             }
         }
-        if is_known { Ok(()) } else { Err(Ignored::UnknownCall) }
+        if is_known {
+            Ok(())
+        } else {
+            Err(Ignored::UnknownCall)
+        }
     }
 
     /// What keeps the transaction from committing: the first failed, aborting or unanswered call, in the order of calls.
@@ -341,11 +356,22 @@ impl Ledger {
     /// execution's own branch, if it ran one. An unanswered call is reported as doomed: the caller above cannot wait for it.
     #[must_use]
     pub fn reply(&self, execution: ExecutionId, own: Option<BranchVote>) -> Reply {
-        let mut reply = Reply { execution, votes: own.into_iter().collect(), dooms: Vec::new(), unnamed: Vec::new() };
+        let mut reply = Reply {
+            execution,
+            votes: own.into_iter().collect(),
+            dooms: Vec::new(),
+            unnamed: Vec::new(),
+        };
         for (call, entry) in &self.calls {
             match entry {
-                Call::Unanswered => reply.dooms.push(Doom { call: *call, cause: unanswered() }),
-                Call::Failed(cause) => reply.dooms.push(Doom { call: *call, cause: cause.clone() }),
+                Call::Unanswered => reply.dooms.push(Doom {
+                    call: *call,
+                    cause: unanswered(),
+                }),
+                Call::Failed(cause) => reply.dooms.push(Doom {
+                    call: *call,
+                    cause: cause.clone(),
+                }),
                 Call::Discarded(prepared) => reply.unnamed.extend(prepared.iter().cloned()),
                 Call::Answered(below) if below.dooms.is_empty() => {
                     reply.votes.extend(below.votes.iter().cloned());
@@ -370,7 +396,10 @@ impl Ledger {
     pub fn hand_over(&mut self) -> Result<Decide, CommitRefused> {
         let (branches, read_only_count) = self.commit_set()?;
         self.state = State::HandedOver;
-        Ok(self.decide(Proposal::Commit { branches, read_only_count }))
+        Ok(self.decide(Proposal::Commit {
+            branches,
+            read_only_count,
+        }))
     }
 
     /// The Commit request never reached the transport, or every send of it was refused: the transaction is open again.
@@ -425,7 +454,11 @@ impl Ledger {
         if self.state != State::Open {
             return Err(CommitRefused::Closed);
         }
-        if let Some((call, _)) = self.calls.iter().find(|(_, entry)| matches!(entry, Call::Unanswered)) {
+        if let Some((call, _)) = self
+            .calls
+            .iter()
+            .find(|(_, entry)| matches!(entry, Call::Unanswered))
+        {
             return Err(CommitRefused::Unanswered { call: *call });
         }
         if let Some(doom) = self.doom() {
@@ -443,14 +476,19 @@ impl Ledger {
                 }
             }
         }
-        let branches: Vec<NamedBranch> =
-            named.values().filter(|vote| vote.vote == Vote::Commit).map(|vote| vote.named()).collect();
+        let branches: Vec<NamedBranch> = named
+            .values()
+            .filter(|vote| vote.vote == Vote::Commit)
+            .map(|vote| vote.named())
+            .collect();
         let read_only_count = named.len() - branches.len();
         if named.is_empty() {
             return Err(CommitRefused::Empty);
         }
         if branches.len() > BRANCH_COUNT_MAX {
-            return Err(CommitRefused::TooManyBranches { count: branches.len() });
+            return Err(CommitRefused::TooManyBranches {
+                count: branches.len(),
+            });
         }
         Ok((branches, u32::try_from(read_only_count).unwrap_or(u32::MAX)))
     }
@@ -465,8 +503,19 @@ impl Ledger {
     }
 
     fn decide(&self, proposal: Proposal) -> Decide {
-        let Self { lineage, gtid, deadline, .. } = *self;
-        Decide { lineage, gtid, deadline, proposal, guards: Vec::new() }
+        let Self {
+            lineage,
+            gtid,
+            deadline,
+            ..
+        } = *self;
+        Decide {
+            lineage,
+            gtid,
+            deadline,
+            proposal,
+            guards: Vec::new(),
+        }
     }
 
     /// Every branch that may hold locks, in order, each once, as many as a record may name.
@@ -491,26 +540,42 @@ fn unanswered() -> AbortCause {
 }
 
 fn prepared_of(reply: &Reply) -> impl Iterator<Item = NamedBranch> + '_ {
-    let voted = reply.votes.iter().filter(|vote| vote.vote == Vote::Commit).map(BranchVote::named);
+    let voted = reply
+        .votes
+        .iter()
+        .filter(|vote| vote.vote == Vote::Commit)
+        .map(BranchVote::named);
     voted.chain(reply.unnamed.iter().cloned())
 }
 
 fn doom_of(call: CallId, entry: &Call) -> Option<Doom> {
     match entry {
         Call::Discarded(_) => None,
-        Call::Unanswered => Some(Doom { call, cause: unanswered() }),
-        Call::Failed(cause) => Some(Doom { call, cause: cause.clone() }),
+        Call::Unanswered => Some(Doom {
+            call,
+            cause: unanswered(),
+        }),
+        Call::Failed(cause) => Some(Doom {
+            call,
+            cause: cause.clone(),
+        }),
         Call::Answered(reply) => reply.dooms.first().cloned(),
     }
 }
 
 /// A vote to abort dooms like a failed call, and is discarded like one.
 fn normalised(mut reply: Reply) -> Reply {
-    let (votes, aborts): (Vec<_>, Vec<_>) =
-        reply.votes.into_iter().partition(|vote| matches!(vote.vote, Vote::Commit | Vote::ReadOnly));
+    let (votes, aborts): (Vec<_>, Vec<_>) = reply
+        .votes
+        .into_iter()
+        .partition(|vote| matches!(vote.vote, Vote::Commit | Vote::ReadOnly));
     let mut dooms: Vec<Doom> = aborts.into_iter().map(doom_of_vote).collect();
     dooms.append(&mut reply.dooms);
-    Reply { votes, dooms, ..reply }
+    Reply {
+        votes,
+        dooms,
+        ..reply
+    }
 }
 
 fn doom_of_vote(vote: BranchVote) -> Doom {
@@ -519,7 +584,14 @@ fn doom_of_vote(vote: BranchVote) -> Doom {
         Vote::Commit | Vote::ReadOnly => String::new(),
     };
     let branch = Some((vote.call, vote.execution));
-    Doom { call: vote.call, cause: AbortCause { kind: AbortKind::VotedAbort, branch, text } }
+    Doom {
+        call: vote.call,
+        cause: AbortCause {
+            kind: AbortKind::VotedAbort,
+            branch,
+            text,
+        },
+    }
 }
 
 #[cfg(test)]

@@ -93,7 +93,12 @@ impl Branch {
         let age_ms = |prepared_at: UnixMillis| wall.0.saturating_sub(prepared_at.0);
         match self {
             Self::Working => None,
-            Self::InDoubt(InDoubt { resource, prepared_at, inquiry_count, .. }) => Some(Unfinished {
+            Self::InDoubt(InDoubt {
+                resource,
+                prepared_at,
+                inquiry_count,
+                ..
+            }) => Some(Unfinished {
                 branch,
                 resource: *resource,
                 age_ms: age_ms(*prepared_at),
@@ -101,7 +106,14 @@ impl Branch {
                 inquiry_count: *inquiry_count,
                 hazard: None,
             }),
-            Self::Told(Told { resource, prepared_at, inquiry_count, outcome, hazard, .. }) => Some(Unfinished {
+            Self::Told(Told {
+                resource,
+                prepared_at,
+                inquiry_count,
+                outcome,
+                hazard,
+                ..
+            }) => Some(Unfinished {
                 branch,
                 resource: *resource,
                 age_ms: age_ms(*prepared_at),
@@ -120,7 +132,13 @@ impl Session {
         if self.resources.contains_key(&resource) {
             return effects.push(Effect::Ignored(Ignored::SameResource));
         }
-        self.resources.insert(resource, Resource { listing_since: Some(now.monotonic), is_listed: false });
+        self.resources.insert(
+            resource,
+            Resource {
+                listing_since: Some(now.monotonic),
+                is_listed: false,
+            },
+        );
         effects.push(Effect::List { resource });
         self.register_late(resource, effects);
     }
@@ -146,7 +164,8 @@ impl Session {
         };
         let asked_at = state.listing_since.take().unwrap_or(now.monotonic);
         let interval = self.random.jittered(self.config.list_interval);
-        self.timers.set(Timer::List(resource), now.monotonic.plus(interval));
+        self.timers
+            .set(Timer::List(resource), now.monotonic.plus(interval));
         let Some(branches) = branches else {
             return effects.push(Effect::Ignored(Ignored::ListFailed));
         };
@@ -169,7 +188,12 @@ impl Session {
         is_first: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let ListedBranch { branch, lineage, deadline, prepared_at } = listed;
+        let ListedBranch {
+            branch,
+            lineage,
+            deadline,
+            prepared_at,
+        } = listed;
         // Another coordinator's branch is not ours to ask about (T11, C10).
         if self.lineage.is_some_and(|ours| ours != lineage) {
             return;
@@ -301,7 +325,11 @@ impl Session {
             Some(Branch::Told(told)) if !told.is_in_flight => {
                 told.is_in_flight = true;
                 let (resource, outcome) = (told.resource, told.outcome);
-                effects.push(Effect::Finish { branch, resource, outcome });
+                effects.push(Effect::Finish {
+                    branch,
+                    resource,
+                    outcome,
+                });
             }
             Some(Branch::Working | Branch::Told(_)) | None => {}
         }
@@ -310,8 +338,12 @@ impl Session {
     /// After a registration: what fell due meanwhile asks now.
     pub(super) fn send_due_inquiries(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let is_due = |entry: &Branch| matches!(entry, Branch::InDoubt(InDoubt { is_due: true, .. }));
-        let due: Vec<BranchId> =
-            self.branches.iter().filter(|(_, entry)| is_due(entry)).map(|(branch, _)| *branch).collect();
+        let due: Vec<BranchId> = self
+            .branches
+            .iter()
+            .filter(|(_, entry)| is_due(entry))
+            .map(|(branch, _)| *branch)
+            .collect();
         for branch in due {
             self.inquire(now, branch, effects);
         }
@@ -319,24 +351,40 @@ impl Session {
 
     fn inquire(&mut self, now: Now, branch: BranchId, effects: &mut Vec<Effect>) {
         let is_serving = self.link.serving().is_some();
-        let Some(Branch::InDoubt(known)) = self.branches.get_mut(&branch) else { return };
+        let Some(Branch::InDoubt(known)) = self.branches.get_mut(&branch) else {
+            return;
+        };
         known.is_due = !is_serving;
         if !is_serving {
             return;
         }
         known.inquiry_count = known.inquiry_count.saturating_add(1);
-        let InDoubt { resource, lineage, deadline, .. } = *known;
-        effects.push(Effect::Send(Request::Inquire { branch, resource, lineage, deadline }));
+        let InDoubt {
+            resource,
+            lineage,
+            deadline,
+            ..
+        } = *known;
+        effects.push(Effect::Send(Request::Inquire {
+            branch,
+            resource,
+            lineage,
+            deadline,
+        }));
         self.schedule_inquiry(now, branch);
     }
 
     /// The next inquiry: by backoff, or just after the deadline if that comes first, because from then on the answer is
     /// an outcome (T6).
     fn schedule_inquiry(&mut self, now: Now, branch: BranchId) {
-        let Some(Branch::InDoubt(known)) = self.branches.get(&branch) else { return };
+        let Some(Branch::InDoubt(known)) = self.branches.get(&branch) else {
+            return;
+        };
         // Doubled, because the jitter takes up to half: the first one comes one to two backoffs after the prepare.
         let first = self.config.inquire_backoff.saturating_mul(2);
-        let mut delay = self.random.backoff(known.inquiry_count, first, self.config.inquire_backoff_max);
+        let mut delay = self
+            .random
+            .backoff(known.inquiry_count, first, self.config.inquire_backoff_max);
         if known.deadline > now.wall {
             let until_deadline = Duration::from_millis(known.deadline.0 - now.wall.0);
             delay = delay.min(until_deadline + self.random.jittered(DEADLINE_SPREAD));
@@ -344,9 +392,17 @@ impl Session {
         self.timers.set(Timer::Branch(branch), now.monotonic.plus(delay));
     }
 
-    pub(super) fn on_answered(&mut self, now: Now, branch: BranchId, answer: Answer, effects: &mut Vec<Effect>) {
+    pub(super) fn on_answered(
+        &mut self,
+        now: Now,
+        branch: BranchId,
+        answer: Answer,
+        effects: &mut Vec<Effect>,
+    ) {
         let outcome = match (self.branches.get(&branch), answer) {
-            (None | Some(Branch::Working), _) => return effects.push(Effect::Ignored(Ignored::UnknownBranch)),
+            (None | Some(Branch::Working), _) => {
+                return effects.push(Effect::Ignored(Ignored::UnknownBranch));
+            }
             (Some(_), Answer::Undecided) => return effects.push(Effect::Ignored(Ignored::Undecided)),
             (Some(_), Answer::Committed) => Outcome::Committed,
             (Some(_), Answer::Aborted) => Outcome::Aborted,
@@ -413,11 +469,18 @@ impl Session {
     ) {
         let (resource, prepared_at, inquiry_count) = match self.branches.get(&branch) {
             Some(Branch::Told(told)) if told.outcome != outcome => {
-                return effects.push(Effect::Notice(Notice::Contradiction { branch, first: told.outcome }));
+                return effects.push(Effect::Notice(Notice::Contradiction {
+                    branch,
+                    first: told.outcome,
+                }));
             }
             // Deliveries repeat; one attempt is enough, and a failing store is not hurried by them.
             Some(Branch::Told(told)) => {
-                let reason = if told.is_in_flight { Ignored::FinishInFlight } else { Ignored::FinishScheduled };
+                let reason = if told.is_in_flight {
+                    Ignored::FinishInFlight
+                } else {
+                    Ignored::FinishScheduled
+                };
                 return effects.push(Effect::Ignored(reason));
             }
             // The work is cancelled by `settle`; should it have prepared meanwhile, it will ask and be told.
@@ -440,7 +503,11 @@ impl Session {
         };
         self.branches.insert(branch, Branch::Told(told));
         self.timers.cancel(Timer::Branch(branch));
-        effects.push(Effect::Finish { branch, resource, outcome });
+        effects.push(Effect::Finish {
+            branch,
+            resource,
+            outcome,
+        });
     }
 
     pub(super) fn on_finished(
@@ -474,7 +541,11 @@ impl Session {
             Finished::Unknown { detail } => self.on_unknown(now, branch, detail, effects),
             Finished::Failed { text } => {
                 let again_at = self.schedule_finish(now, branch);
-                effects.push(Effect::Notice(Notice::FinishFailed { branch, text, again_at }));
+                effects.push(Effect::Notice(Notice::FinishFailed {
+                    branch,
+                    text,
+                    again_at,
+                }));
             }
             Finished::Applied | Finished::AlreadyApplied => {}
         }
@@ -484,26 +555,46 @@ impl Session {
     /// C5). Tried again for as long as the store lists it, then reported as a hazard, and tried again still.
     fn on_unknown(&mut self, now: Now, branch: BranchId, detail: String, effects: &mut Vec<Effect>) {
         let patience = self.config.unknown_patience;
-        let Some(Branch::Told(told)) = self.branches.get_mut(&branch) else { return };
-        let unknown = told.unknown.get_or_insert(Unknown { since: now.monotonic, absent_count: 0 });
-        let is_proven = unknown.absent_count >= ABSENT_COUNT_MIN && now.monotonic.since(unknown.since) >= patience;
+        let Some(Branch::Told(told)) = self.branches.get_mut(&branch) else {
+            return;
+        };
+        let unknown = told.unknown.get_or_insert(Unknown {
+            since: now.monotonic,
+            absent_count: 0,
+        });
+        let is_proven =
+            unknown.absent_count >= ABSENT_COUNT_MIN && now.monotonic.since(unknown.since) >= patience;
         if is_proven {
             let (resource, text) = (told.resource, clip_text(detail));
             let is_news = told.hazard.as_ref() != Some(&text);
             told.hazard = Some(text.clone());
             if is_news {
-                effects.push(Effect::Notice(Notice::Hazard { branch, text: text.clone() }));
+                effects.push(Effect::Notice(Notice::Hazard {
+                    branch,
+                    text: text.clone(),
+                }));
             }
             // Repeated with every attempt: a new leader has not heard it.
-            self.send(Request::Hazard { branch, resource, text }, effects);
+            self.send(
+                Request::Hazard {
+                    branch,
+                    resource,
+                    text,
+                },
+                effects,
+            );
         }
         self.schedule_finish(now, branch);
     }
 
     fn schedule_finish(&mut self, now: Now, branch: BranchId) -> Timestamp {
         let (first, cap) = (self.config.finish_backoff, self.config.finish_backoff_max);
-        let Some(Branch::Told(told)) = self.branches.get_mut(&branch) else { return now.monotonic };
-        let at = now.monotonic.plus(self.random.backoff(told.attempt_count, first, cap));
+        let Some(Branch::Told(told)) = self.branches.get_mut(&branch) else {
+            return now.monotonic;
+        };
+        let at = now
+            .monotonic
+            .plus(self.random.backoff(told.attempt_count, first, cap));
         told.attempt_count = told.attempt_count.saturating_add(1);
         self.timers.set(Timer::Branch(branch), at);
         at
@@ -516,7 +607,15 @@ impl Session {
 }
 
 fn range_of(gtid: Gtid) -> core::ops::RangeInclusive<BranchId> {
-    let first = BranchId { gtid, call: CallId(0), execution: ExecutionId(0) };
-    let last = BranchId { gtid, call: CallId(u64::MAX), execution: ExecutionId(u64::MAX) };
+    let first = BranchId {
+        gtid,
+        call: CallId(0),
+        execution: ExecutionId(0),
+    };
+    let last = BranchId {
+        gtid,
+        call: CallId(u64::MAX),
+        execution: ExecutionId(u64::MAX),
+    };
     first..=last
 }

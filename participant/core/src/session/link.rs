@@ -21,8 +21,12 @@ enum State {
     /// The driver opens the stream; the link timer ends it.
     Opening,
     /// `Register` was sent; the link timer ends it.
-    Registering { request: RequestId },
-    Serving { last_heard: Timestamp },
+    Registering {
+        request: RequestId,
+    },
+    Serving {
+        last_heard: Timestamp,
+    },
 }
 
 #[derive(Debug)]
@@ -61,7 +65,11 @@ impl Link {
     }
 
     pub(super) fn last_heard(&self) -> Timestamp {
-        if let State::Serving { last_heard } = self.state { last_heard } else { Timestamp(0) }
+        if let State::Serving { last_heard } = self.state {
+            last_heard
+        } else {
+            Timestamp(0)
+        }
     }
 
     pub(super) fn is_registering(&self, connection: ConnectionId) -> bool {
@@ -85,7 +93,11 @@ impl Session {
         match self.link.state {
             State::Waiting => self.connect(now, effects),
             State::Opening | State::Registering { .. } => {
-                self.give_up_link(now, String::from("the replica did not register the session in time"), effects);
+                self.give_up_link(
+                    now,
+                    String::from("the replica did not register the session in time"),
+                    effects,
+                );
             }
             State::Serving { .. } => {}
         }
@@ -98,7 +110,11 @@ impl Session {
         let request = self.next_request();
         self.link.state = State::Registering { request };
         let resources = self.resources.keys().copied().collect();
-        effects.push(Effect::Send(Request::Register { request, lineage: self.lineage, resources }));
+        effects.push(Effect::Send(Request::Register {
+            request,
+            lineage: self.lineage,
+            resources,
+        }));
     }
 
     pub(super) fn on_registered(
@@ -120,11 +136,21 @@ impl Session {
         }
         if let Some(expected) = self.lineage.filter(|expected| *expected != lineage) {
             let address = self.link.address.clone();
-            effects.push(Effect::Notice(Notice::ForeignCoordinator { address, expected, found: lineage }));
-            return self.give_up_link(now, format!("the replica belongs to coordinator {lineage}"), effects);
+            effects.push(Effect::Notice(Notice::ForeignCoordinator {
+                address,
+                expected,
+                found: lineage,
+            }));
+            return self.give_up_link(
+                now,
+                format!("the replica belongs to coordinator {lineage}"),
+                effects,
+            );
         }
         self.lineage = Some(lineage);
-        self.link.state = State::Serving { last_heard: now.monotonic };
+        self.link.state = State::Serving {
+            last_heard: now.monotonic,
+        };
         self.link.hop_count = 0;
         self.link.attempt_count = 0;
         self.timers.cancel(Timer::Link);
@@ -134,7 +160,13 @@ impl Session {
         self.send_due_inquiries(now, effects);
     }
 
-    pub(super) fn on_lost(&mut self, now: Now, connection: ConnectionId, reason: String, effects: &mut Vec<Effect>) {
+    pub(super) fn on_lost(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        reason: String,
+        effects: &mut Vec<Effect>,
+    ) {
         if connection != self.link.connection || self.link.state == State::Waiting {
             return effects.push(Effect::Ignored(Ignored::StaleConnection));
         }
@@ -155,7 +187,10 @@ impl Session {
             Refusal::NotLeader { .. } => (String::from("the replica does not lead"), leader),
             refused => {
                 let address = self.link.address.clone();
-                effects.push(Effect::Notice(Notice::Refused { address, refusal: refusal.clone() }));
+                effects.push(Effect::Notice(Notice::Refused {
+                    address,
+                    refusal: refusal.clone(),
+                }));
                 (format!("the replica refused the session: {refused:?}"), None)
             }
         };
@@ -164,7 +199,8 @@ impl Session {
 
     pub(super) fn is_registration(&self, connection: ConnectionId, request: RequestId) -> bool {
         connection == self.link.connection
-            && (self.link.state == State::Registering { request } || self.link.registrations.contains(&request))
+            && (self.link.state == State::Registering { request }
+                || self.link.registrations.contains(&request))
     }
 
     /// Closes a stream that answers too little or wrongly.
@@ -180,7 +216,11 @@ impl Session {
             let request = self.next_request();
             self.link.registrations.insert(request);
             let resources = Vec::from([resource]);
-            effects.push(Effect::Send(Request::Register { request, lineage: self.lineage, resources }));
+            effects.push(Effect::Send(Request::Register {
+                request,
+                lineage: self.lineage,
+                resources,
+            }));
         }
     }
 
@@ -194,7 +234,9 @@ impl Session {
         self.last_seen = format!("{address}: {reason}");
         effects.push(Effect::Notice(Notice::Lost { address, reason }));
 
-        self.link.hint = hint.map(|hint| self.uri(hint)).filter(|hint| *hint != self.link.address);
+        self.link.hint = hint
+            .map(|hint| self.uri(hint))
+            .filter(|hint| *hint != self.link.address);
         let is_hop = self.link.hint.is_some() && self.link.hop_count < HINT_HOP_COUNT_MAX;
         if is_hop {
             self.link.hop_count += 1;
@@ -217,8 +259,12 @@ impl Session {
         self.link.connection = ConnectionId(self.link.connection.0 + 1);
         self.link.state = State::Opening;
         self.link.address.clone_from(&address);
-        self.timers.set(Timer::Link, now.monotonic.plus(self.config.register_timeout));
-        effects.push(Effect::Connect { connection: self.link.connection, address });
+        self.timers
+            .set(Timer::Link, now.monotonic.plus(self.config.register_timeout));
+        effects.push(Effect::Connect {
+            connection: self.link.connection,
+            address,
+        });
     }
 
     /// A hint is `host:port`; it takes the scheme of the configured addresses.
@@ -226,7 +272,9 @@ impl Session {
         if hint.contains("://") {
             return hint;
         }
-        let scheme = self.config.addresses[0].split_once("://").map_or("http", |(scheme, _)| scheme);
+        let scheme = self.config.addresses[0]
+            .split_once("://")
+            .map_or("http", |(scheme, _)| scheme);
         format!("{scheme}://{hint}")
     }
 }

@@ -24,8 +24,8 @@ mod questions;
 mod vocabulary;
 
 pub use vocabulary::{
-    Config, ConnectionId, Effect, Failure, Finished, Ignored, Input, ListedBranch, Notice, Question, Reply, Ticket,
-    Unfinished,
+    Config, ConnectionId, Effect, Failure, Finished, Ignored, Input, ListedBranch, Notice, Question, Reply,
+    Ticket, Unfinished,
 };
 
 use crate::random::Random;
@@ -107,19 +107,36 @@ impl Session {
         match input {
             Input::Opened { connection } => self.on_opened(now, connection, &mut effects),
             Input::Lost { connection, reason } => self.on_lost(now, connection, reason, &mut effects),
-            Input::Received { connection, response, leader } => {
+            Input::Received {
+                connection,
+                response,
+                leader,
+            } => {
                 self.on_received(now, connection, response, leader, &mut effects);
             }
-            Input::Ask { ticket, question, patience } => self.on_ask(now, ticket, question, patience, &mut effects),
+            Input::Ask {
+                ticket,
+                question,
+                patience,
+            } => self.on_ask(now, ticket, question, patience, &mut effects),
             Input::Abandon { ticket } => self.on_abandon(ticket, &mut effects),
             Input::Attach { resource } => self.on_attach(now, resource, &mut effects),
             Input::Started { branch } => self.on_started(branch, &mut effects),
-            Input::Prepared { branch, resource, lineage, deadline } => {
+            Input::Prepared {
+                branch,
+                resource,
+                lineage,
+                deadline,
+            } => {
                 self.on_prepared(now, branch, resource, lineage, deadline, &mut effects);
             }
             Input::Ended { branch } => self.on_ended(branch, &mut effects),
             Input::Listed { resource, branches } => self.on_listed(now, resource, branches, &mut effects),
-            Input::Finished { branch, outcome, finished } => {
+            Input::Finished {
+                branch,
+                outcome,
+                finished,
+            } => {
                 self.on_finished(now, branch, outcome, finished, &mut effects);
             }
             Input::Close => self.on_close(&mut effects),
@@ -159,11 +176,19 @@ impl Session {
             Response::Refused { request, refusal } => {
                 self.on_refused(now, connection, request, refusal, leader, effects);
             }
-            Response::Decided { request, decision } => self.on_reply(now, request, Reply::Decided(decision), effects),
-            Response::Status { request, status } => self.on_reply(now, request, Reply::Status(status), effects),
+            Response::Decided { request, decision } => {
+                self.on_reply(now, request, Reply::Decided(decision), effects)
+            }
+            Response::Status { request, status } => {
+                self.on_reply(now, request, Reply::Status(status), effects)
+            }
             Response::Delivered { request, .. } => self.on_reply(now, request, Reply::Delivered, effects),
             Response::Answered { branch, answer } => self.on_answered(now, branch, answer, effects),
-            Response::Deliver { branch, resource, outcome } => {
+            Response::Deliver {
+                branch,
+                resource,
+                outcome,
+            } => {
                 self.on_deliver(now, branch, resource, outcome, effects);
             }
             // This session never asks for lists.
@@ -195,7 +220,10 @@ impl Session {
     /// Every branch that waits for its outcome, or for its application (T8).
     #[must_use]
     pub fn unfinished(&self, wall: UnixMillis) -> Vec<Unfinished> {
-        self.branches.iter().filter_map(|(branch, entry)| entry.unfinished(*branch, wall)).collect()
+        self.branches
+            .iter()
+            .filter_map(|(branch, entry)| entry.unfinished(*branch, wall))
+            .collect()
     }
 
     // ---- helpers of all files ----

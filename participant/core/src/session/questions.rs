@@ -76,7 +76,10 @@ impl Session {
     ) {
         let limit = self.config.question_count_max;
         if self.questions.len() >= limit {
-            return effects.push(Effect::Reply { ticket, reply: Reply::Failed(Failure::Overloaded { limit }) });
+            return effects.push(Effect::Reply {
+                ticket,
+                reply: Reply::Failed(Failure::Overloaded { limit }),
+            });
         }
         if self.is_closing {
             let last = String::from("the session is being shut down");
@@ -166,16 +169,21 @@ impl Session {
         if is_certain && !is_passing {
             return self.conclude(request, Reply::Failed(Failure::Refused(refusal)), effects);
         }
-        let delay = self.random.backoff(pending.refusal_count, REPEAT_BACKOFF, REPEAT_BACKOFF_MAX);
+        let delay = self
+            .random
+            .backoff(pending.refusal_count, REPEAT_BACKOFF, REPEAT_BACKOFF_MAX);
         pending.refusal_count = pending.refusal_count.saturating_add(1);
         pending.last_refusal = Some(refusal);
         let again_at = now.monotonic.plus(delay);
         pending.again_at = Some(again_at);
-        self.timers.set(Timer::Question(request), again_at.min(pending.ends_at));
+        self.timers
+            .set(Timer::Question(request), again_at.min(pending.ends_at));
     }
 
     pub(super) fn on_question_timer(&mut self, now: Now, request: RequestId, effects: &mut Vec<Effect>) {
-        let Some(pending) = self.questions.get_mut(&request) else { return };
+        let Some(pending) = self.questions.get_mut(&request) else {
+            return;
+        };
         if now.monotonic >= pending.ends_at {
             if let Some(pending) = self.questions.remove(&request)
                 && let Some(ticket) = pending.ticket
@@ -192,12 +200,19 @@ impl Session {
         let silence_timeout = self.config.silence_timeout;
         let heard = self.link.last_heard().max(pending.sent_at);
         let silent_at = heard.plus(silence_timeout);
-        let waits_here = self.link.serving().is_some_and(|serving| pending.unanswered.contains(&serving));
+        let waits_here = self
+            .link
+            .serving()
+            .is_some_and(|serving| pending.unanswered.contains(&serving));
         if waits_here && pending.expects_speed() && now.monotonic >= silent_at {
             self.timers.set(Timer::Question(request), pending.ends_at);
             return self.give_up_link(now, String::from("the replica has fallen silent"), effects);
         }
-        let next = if waits_here && pending.expects_speed() { silent_at.min(pending.ends_at) } else { pending.ends_at };
+        let next = if waits_here && pending.expects_speed() {
+            silent_at.min(pending.ends_at)
+        } else {
+            pending.ends_at
+        };
         self.timers.set(Timer::Question(request), next);
     }
 
@@ -222,21 +237,30 @@ impl Session {
     }
 
     fn send_question(&mut self, now: Now, request: RequestId, effects: &mut Vec<Effect>) {
-        let Some(connection) = self.link.serving() else { return };
-        let Some(pending) = self.questions.get_mut(&request) else { return };
+        let Some(connection) = self.link.serving() else {
+            return;
+        };
+        let Some(pending) = self.questions.get_mut(&request) else {
+            return;
+        };
         if !pending.unanswered.contains(&connection) {
             pending.unanswered.push(connection);
         }
         pending.sent_at = now.monotonic;
         pending.again_at = None;
         let next = if pending.expects_speed() {
-            now.monotonic.plus(self.config.silence_timeout).min(pending.ends_at)
+            now.monotonic
+                .plus(self.config.silence_timeout)
+                .min(pending.ends_at)
         } else {
             pending.ends_at
         };
         self.timers.set(Timer::Question(request), next);
         effects.push(Effect::Send(match &pending.question {
-            Question::Decide { command, .. } => Request::Decide { request, command: command.clone() },
+            Question::Decide { command, .. } => Request::Decide {
+                request,
+                command: command.clone(),
+            },
             Question::Outcome(gtid) => Request::Outcome { request, gtid: *gtid },
             Question::AwaitDelivery(gtid) => Request::AwaitDelivery { request, gtid: *gtid },
         }));

@@ -341,7 +341,9 @@ impl fmt::Display for Failure {
         match self {
             Self::Overloaded { limit } => write!(f, "{limit} requests are waiting in this process: back off"),
             Self::Refused(refusal) => write!(f, "the coordinator refused: {refusal:?}"),
-            Self::NotHandedOver { last } => write!(f, "no leader of the coordinator took the request ({last})"),
+            Self::NotHandedOver { last } => {
+                write!(f, "no leader of the coordinator took the request ({last})")
+            }
             Self::Unanswered { last } => write!(f, "the request was handed over and not answered ({last})"),
         }
     }

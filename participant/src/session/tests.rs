@@ -1,0 +1,1 @@
+//! The driver against a coordinator in the same process.
