@@ -5,6 +5,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use bytes::Bytes;
 use synod_proto::command::{Decide, NamedBranch, Proposal, Settle};
 use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
 use synod_proto::session::{AbortCause, Answer, Decision};
@@ -35,6 +36,15 @@ pub enum Verdict {
 }
 
 impl Record {
+    /// How many branches it names.
+    #[must_use]
+    pub fn branch_count(&self) -> usize {
+        match &self.verdict {
+            Verdict::Committed { branches, .. } => branches.len(),
+            Verdict::Aborted(_) => 0,
+        }
+    }
+
     /// What a proposer is told: the log's outcome, whatever was proposed (T5, traps B4, B7).
     #[must_use]
     pub fn decision_for(&self, proposal: &Proposal) -> Decision {
@@ -132,7 +142,7 @@ impl Outcomes {
         let (verdict, decision) = match &decide.proposal {
             Proposal::Commit { branches, read_only_count } => (
                 Verdict::Committed {
-                    branches: branches.clone(),
+                    branches: branches.iter().map(detached).collect(),
                     read_only_count: *read_only_count,
                     settled: BTreeSet::new(),
                 },
@@ -179,4 +189,9 @@ impl Outcomes {
             oldest.remove();
         }
     }
+}
+
+/// The branch without a hold on the log entry that it was decoded from: a record may outlive its entry by far.
+fn detached(branch: &NamedBranch) -> NamedBranch {
+    NamedBranch { database_transaction: Bytes::copy_from_slice(&branch.database_transaction), ..branch.clone() }
 }

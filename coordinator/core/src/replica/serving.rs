@@ -13,16 +13,15 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::command::{Command, Decide, Proposal, Settle, clip_text};
 use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, SessionId, UnixMillis};
-use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX};
+use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX, LIST_COUNT_DEFAULT, LIST_COUNT_MAX};
 use synod_proto::session::{
     AbortCause, AbortKind, Answer, BranchStatus, Decision, DeliveryStatus, Refusal, Request, Response,
     TransactionStatus, TransactionSummary,
 };
 
-/// The longest page of a list.
-const LIST_COUNT_MAX: usize = 1000;
-/// The page of a list that names no length.
-const LIST_COUNT_DEFAULT: usize = 100;
+/// The most branches in one page of a list, beyond its first transaction: a page fits a message of 1 MiB even where
+/// every branch reports a hazard of 512 bytes.
+const LIST_BRANCH_COUNT_MAX: usize = 1024;
 
 impl Replica {
     pub(super) fn on_request(
@@ -107,13 +106,16 @@ impl Replica {
                 effects.tell(session, Response::Answered { branch: *branch, answer });
             }
             Request::List { request, after, unfinished_only, count_max } => {
-                let count_max = match *count_max as usize {
-                    0 => LIST_COUNT_DEFAULT,
-                    count => count.min(LIST_COUNT_MAX),
-                };
-                let page = self.machine.outcomes().page(*after, *unfinished_only, count_max);
+                let count_max = if *count_max == 0 { LIST_COUNT_DEFAULT } else { (*count_max).min(LIST_COUNT_MAX) };
+                let page = self.machine.outcomes().page(*after, *unfinished_only, count_max as usize);
+                let mut branch_count = 0;
                 let transactions = page
                     .into_iter()
+                    .take_while(|(_, record)| {
+                        let fits = branch_count < LIST_BRANCH_COUNT_MAX;
+                        branch_count += record.branch_count();
+                        fits
+                    })
                     .map(|(gtid, record)| TransactionSummary {
                         gtid,
                         status: self.status_of(gtid, record),
