@@ -1,0 +1,117 @@
+//! The command line of `synod`. One file per verb; data goes to stdout, everything else to stderr.
+//!
+//! # Verbs
+//! | verb | does |
+//! |---|---|
+//! | `synod dev [--data DIR] [--ports P,P,P]` | three replicas in one process on 127.0.0.1; without `--data` in a temporary directory that is removed at the end |
+//! | `synod start --replica N --cluster NAME --data DIR --peer 1=HOST:PORT ... [--listen ADDR] \| --config FILE` | one replica; flags override the file |
+//! | `synod status [--endpoints LIST] [--json]` | every replica's view of itself |
+//! | `synod txn get GTID [--json]` | what became of a transaction |
+//! | `synod txn list [--unfinished] [--count N] [--json]` | the transactions in the register, by begin |
+//! | `synod txn resolve GTID (--abort \| --settle CALL/EXECUTION) --author A --reason R [--json]` | an operator's hand, entered in the log |
+//!
+//! `dev` and `start` print one line to stdout once they listen (`listening ADDRESS`), and `dev` one more once a leader
+//! serves (`ready ADDRESS,ADDRESS,ADDRESS`). They end on SIGTERM or SIGINT.
+//!
+//! # Ports
+//! | port | for |
+//! |---|---|
+//! | 7401, 7402, 7403 | replicas 1, 2, 3 of `synod dev`, and the endpoints that the other verbs ask by default |
+//!
+//! One port a replica carries everything: gRPC for participants and scripts, health, reflection, and the other replicas.
+//!
+//! # Configuration
+//! See [`config`](crate::config) for the keys. The trace's filter comes from `--trace`, else the environment variable
+//! `SYNOD_TRACE`, else the key `trace`, else `info` for `start` and `warn` for the other verbs.
+//!
+//! # Exit codes
+//! See [`Exit`].
+//!
+//! # JSON
+//! Numbers named `_unix_ms` are milliseconds since 1970; ids are UUIDs; `call` and `execution` are 16 hex digits.
+//!
+//! | verb | fields |
+//! |---|---|
+//! | `status` | a list of `address`, `reachable`, `error`, and if reachable: `cluster`, `replica`, `incarnation`, `lineage`, `role` (`leader`, `candidate`, `follower`), `leader`, `ballot` {`round`, `replica`, `start`}, `decided_up_to`, `applied_up_to`, `stamp_unix_ms`, `mark_unix_ms`, `outcome_count`, `unfinished_count`, `hazard_count`, `session_count`, `admission`, `read_only`, `peers` [{`replica`, `address`, `connected`}], `version` |
+//! | `txn get` | `gtid`, `began_at_unix_ms`, `status` (`committed`, `aborted`, `undecided`, `expired`), `branches` [{`call`, `execution`, `resource`, `delivery` (`pending`, `acknowledged`, `hazard`, `settled`), `hazard`}], `read_only_count`, `cause` {`kind`, `call`, `execution`, `text`} |
+//! | `txn list` | a list of the same, each with `decided_at_unix_ms` |
+//! | `txn resolve` | `gtid`, `decision` (`committed`, `aborted`, `mismatch`, `expired`, `settled`), `cause` |
+
+mod client;
+mod dev;
+mod exit;
+mod output;
+mod start;
+mod status;
+mod txn;
+
+pub use exit::Exit;
+
+use clap::{Parser, Subcommand};
+use exit::Failure;
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// A distributed transaction coordinator: one outcome for every global transaction, whatever crashes.
+#[derive(Debug, Parser)]
+#[command(name = "synod", version, about)]
+struct Cli {
+    /// Filter of the trace on stderr, such as `info` or `synod_coordinator=debug` [env: SYNOD_TRACE].
+    #[arg(long, global = true, value_name = "FILTER")]
+    trace: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run three replicas in this process, for development.
+    Dev(dev::Args),
+    /// Run one replica.
+    Start(start::Args),
+    /// Show every replica's view of itself.
+    Status(status::Args),
+    /// Look at transactions, and resolve them by hand.
+    #[command(subcommand)]
+    Txn(txn::Verb),
+}
+
+/// Parses the arguments, runs the verb, and says why it failed.
+#[must_use]
+pub fn main() -> ExitCode {
+    // clap prints its own usage errors, and ends with 2, which is `Exit::Usage`.
+    let cli = Cli::parse();
+    let trace = cli.trace.or_else(|| std::env::var("SYNOD_TRACE").ok());
+    let result = match cli.verb {
+        Verb::Dev(args) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| dev::run(&args)),
+        Verb::Start(args) => start::run(args, trace.as_deref()),
+        Verb::Status(args) => {
+            init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| status::run(&args))
+        }
+        Verb::Txn(verb) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| txn::run(verb)),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(Failure { exit, text }) => {
+            eprintln!("synod: {text}");
+            exit.into()
+        }
+    }
+}
+
+/// Sends the trace to stderr.
+fn init_trace(filter: &str) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::new(
+            Exit::Configuration,
+            format!("the trace's filter `{filter}`: {error}"),
+        )
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! A replica's view of itself, as `synod status` shows it.
+
+use crate::links::wire::from_ballot;
+use crate::service::Addresses;
+use bytes::Bytes;
+use synod_coordinator_core::replica::{Admission, RoleName, Status};
+use synod_proto::ids::{ClusterId, Incarnation, Lineage, ReplicaId};
+use synod_proto::v1;
+
+/// What the driver says when it is asked how it is.
+#[derive(Clone, Debug)]
+pub(crate) struct ReplicaView {
+    status: Status,
+    session_count: usize,
+}
+
+impl ReplicaView {
+    pub(super) fn new(status: Status, session_count: usize) -> Self {
+        Self {
+            status,
+            session_count,
+        }
+    }
+
+    /// The coordinator's lineage, once this replica has applied the entry that made it.
+    pub(crate) fn lineage(&self) -> Option<Lineage> {
+        self.status.lineage
+    }
+
+    pub(crate) fn into_reply(
+        self,
+        cluster: &ClusterId,
+        replica: ReplicaId,
+        incarnation: Incarnation,
+        addresses: &Addresses,
+    ) -> v1::StatusReply {
+        let status = self.status;
+        let peer = |(id, address): (&ReplicaId, &String)| v1::PeerStatus {
+            replica: u32::from(id.0),
+            address: address.clone(),
+            connected: status.connected.contains(id),
+        };
+        v1::StatusReply {
+            cluster: cluster.to_string(),
+            replica: u32::from(replica.0),
+            incarnation: Bytes::copy_from_slice(&incarnation.0),
+            lineage: status
+                .lineage
+                .map(|lineage| Bytes::copy_from_slice(&lineage.0))
+                .unwrap_or_default(),
+            role: role(status.role).to_owned(),
+            leader: status.leader.map_or(0, |leader| u32::from(leader.0)),
+            ballot: Some(from_ballot(status.ballot)),
+            decided_up_to: status.decided_up_to.0,
+            applied_up_to: status.applied_up_to.0,
+            stamp_unix_ms: status.stamp.0,
+            mark_unix_ms: status.mark.0,
+            outcome_count: status.outcome_count as u64,
+            unfinished_count: status.unfinished_count as u64,
+            hazard_count: status.hazard_count as u64,
+            session_count: self.session_count as u64,
+            admission: match status.admission {
+                Admission::Admitted => "admitted".to_owned(),
+                Admission::Pending { .. } => "pending".to_owned(),
+                Admission::Refused { contradiction } => contradiction,
+            },
+            read_only: status.failure.unwrap_or_default(),
+            peers: addresses
+                .iter()
+                .filter(|(id, _)| **id != replica)
+                .map(peer)
+                .collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// A leader that is still applying what was chosen before it serves nobody yet, and so does not call itself one (A4).
+fn role(role: RoleName) -> &'static str {
+    match role {
+        RoleName::Serving => "leader",
+        RoleName::Leading | RoleName::Candidate => "candidate",
+        RoleName::Follower => "follower",
+    }
+}

@@ -1,0 +1,280 @@
+//! Sessions: the queues between the gRPC services and the driver.
+//!
+//! A session is a participant's stream, or one unary call for as long as it lasts. Its requests go to the driver
+//! through one channel that all share; its responses come back through a queue of its own. Both are bounded (A20).
+//! A session whose queue of responses is full is closed: its client does not read, and what it misses it is told
+//! again when it returns (deliveries are repeated by the core, requests by the client).
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use synod_coordinator_core::effects::Told;
+use synod_proto::ids::SessionId;
+use synod_proto::session::{Request, Response};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::driver::ReplicaView;
+
+/// The most requests of one session that wait for an answer. Above, the session is told `Overloaded`: one process does
+/// not crowd out the others.
+pub(crate) const UNANSWERED_COUNT_MAX: usize = 16_384;
+
+/// The most responses that wait for one client to read them: every answer that it may be waiting for, and as many
+/// deliveries again.
+const OUTBOX_COUNT_MAX: usize = 2 * UNANSWERED_COUNT_MAX;
+
+/// What the services tell the driver.
+#[derive(Debug)]
+pub(crate) enum SessionEvent {
+    /// A session begins. Always the first event of its id.
+    Opened(SessionId, Outbox),
+    /// Requests of one session, in its order.
+    Requests(SessionId, Vec<Request>),
+    /// It ended. Always the last event of its id.
+    Closed(SessionId),
+    /// "How are you?"
+    View(oneshot::Sender<ReplicaView>),
+}
+
+/// The driver's end of one session.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbox {
+    responses: mpsc::Sender<Response>,
+    shared: Arc<Shared>,
+}
+
+/// The client's end: what its stream or call reads.
+#[derive(Debug)]
+pub(crate) struct Responses {
+    responses: mpsc::Receiver<Response>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    unanswered_count: AtomicUsize,
+    /// Why the session was closed, where somebody said so. The first to say it is heard.
+    closing: OnceLock<Status>,
+    closed: CancellationToken,
+}
+
+/// Makes the two ends of a session's queue of responses.
+pub(crate) fn outbox() -> (Outbox, Responses) {
+    let (sender, receiver) = mpsc::channel(OUTBOX_COUNT_MAX);
+    let shared = Arc::new(Shared::default());
+    (
+        Outbox {
+            responses: sender,
+            shared: shared.clone(),
+        },
+        Responses {
+            responses: receiver,
+            shared,
+        },
+    )
+}
+
+impl Outbox {
+    /// Closes the session: what is queued is still read, then `status`.
+    pub(crate) fn close(&self, status: Status) {
+        let _ = self.shared.closing.set(status);
+        self.shared.closed.cancel();
+    }
+
+    /// Resolves once somebody closed the session.
+    pub(crate) async fn closed(&self) {
+        self.shared.closed.cancelled().await;
+    }
+
+    /// Counts a request that will be answered, if there is room for it.
+    pub(crate) fn admit(&self) -> Admitted {
+        // Only the session's own reader counts up, so the bound holds without a loop.
+        if self.shared.unanswered_count.load(Ordering::Relaxed) >= UNANSWERED_COUNT_MAX {
+            return Admitted::Full;
+        }
+        self.shared.unanswered_count.fetch_add(1, Ordering::Relaxed);
+        Admitted::Yes
+    }
+
+    /// Queues a response that answers no counted request.
+    pub(crate) fn refuse(&self, response: Response) {
+        self.queue(response);
+    }
+
+    fn queue(&self, response: Response) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.responses.try_send(response) {
+            self.close(Status::resource_exhausted(format!(
+                "the client left {OUTBOX_COUNT_MAX} responses unread; open a new session and read it"
+            )));
+        }
+    }
+}
+
+/// Whether a request may enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admitted {
+    Yes,
+    Full,
+}
+
+impl Responses {
+    /// Takes what is queued, up to `count_max`, after what lies in `buffer`. Zero when the session is closed and
+    /// everything was read.
+    pub(crate) fn poll_many(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Vec<Response>,
+        count_max: usize,
+    ) -> Poll<usize> {
+        self.responses.poll_recv_many(cx, buffer, count_max)
+    }
+
+    /// Why the session was closed, if somebody said so.
+    pub(crate) fn closing(&self) -> Option<Status> {
+        self.shared.closing.get().cloned()
+    }
+}
+
+impl Stream for Responses {
+    type Item = Response;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Response>> {
+        self.responses.poll_recv(cx)
+    }
+}
+
+/// Whether a request will be answered by a response with its number. The others are answered by branch, or not at all.
+pub(crate) fn is_numbered(request: &Request) -> bool {
+    match request {
+        Request::Register { .. }
+        | Request::Decide { .. }
+        | Request::Outcome { .. }
+        | Request::AwaitDelivery { .. }
+        | Request::Settle { .. }
+        | Request::List { .. } => true,
+        Request::Inquire { .. } | Request::Acknowledge { .. } | Request::Hazard { .. } => false,
+    }
+}
+
+/// Whether a response answers a counted request.
+fn is_answer(response: &Response) -> bool {
+    match response {
+        Response::Registered { .. }
+        | Response::Decided { .. }
+        | Response::Status { .. }
+        | Response::Delivered { .. }
+        | Response::Listed { .. }
+        | Response::Refused { .. } => true,
+        Response::Answered { .. } | Response::Deliver { .. } => false,
+    }
+}
+
+/// The driver's sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    open: BTreeMap<SessionId, Outbox>,
+}
+
+impl Sessions {
+    pub(crate) fn open(&mut self, session: SessionId, outbox: Outbox) {
+        self.open.insert(session, outbox);
+    }
+
+    /// Forgets a session. What it was told is still read by its client.
+    pub(crate) fn close(&mut self, session: SessionId) {
+        self.open.remove(&session);
+    }
+
+    /// Ends a session from this side: what is queued is still read, then `status`.
+    pub(crate) fn end(&mut self, session: SessionId, status: Status) {
+        if let Some(outbox) = self.open.remove(&session) {
+            outbox.close(status);
+        }
+    }
+
+    /// Ends all of them, with a reason.
+    pub(crate) fn close_all(&mut self, status: &Status) {
+        for outbox in std::mem::take(&mut self.open).into_values() {
+            outbox.close(status.clone());
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Hands a response over. One for a session that has gone is dropped: nobody waits for it.
+    pub(crate) fn tell(&self, told: Told) {
+        let Some(outbox) = self.open.get(&told.session) else {
+            return;
+        };
+        if is_answer(&told.response) {
+            // A second answer to one request would be a bug in the core; it must not make the count wrap.
+            let count = &outbox.shared.unanswered_count;
+            let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+        }
+        outbox.queue(told.response);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use synod_proto::ids::{Lineage, RequestId};
+
+    fn registered(request: u64) -> Response {
+        Response::Registered {
+            request: RequestId(request),
+            lineage: Lineage([1; 16]),
+        }
+    }
+
+    /// A20: a client that never reads costs a bounded queue, and is told why it was closed.
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_closed() {
+        let mut sessions = Sessions::default();
+        let (outbox, mut responses) = outbox();
+        let session = SessionId(1);
+        sessions.open(session, outbox.clone());
+        for request in 0..=OUTBOX_COUNT_MAX as u64 {
+            sessions.tell(Told {
+                session,
+                response: registered(request),
+            });
+        }
+        outbox.closed().await;
+        let closing = responses.closing().expect("a reason");
+        assert_eq!(closing.code(), tonic::Code::ResourceExhausted);
+        let mut buffer = Vec::new();
+        let count = std::future::poll_fn(|cx| responses.poll_many(cx, &mut buffer, 1)).await;
+        assert_eq!(
+            (count, buffer),
+            (1, vec![registered(0)]),
+            "what was queued before is still read"
+        );
+    }
+
+    /// A20: the requests of one session that wait for an answer are bounded, and answers make room.
+    #[test]
+    fn unanswered_requests_are_bounded() {
+        let mut sessions = Sessions::default();
+        let (outbox, _responses) = outbox();
+        let session = SessionId(1);
+        sessions.open(session, outbox.clone());
+        for _ in 0..UNANSWERED_COUNT_MAX {
+            assert_eq!(outbox.admit(), Admitted::Yes);
+        }
+        assert_eq!(outbox.admit(), Admitted::Full);
+        sessions.tell(Told {
+            session,
+            response: registered(1),
+        });
+        assert_eq!(outbox.admit(), Admitted::Yes);
+        assert_eq!(outbox.admit(), Admitted::Full);
+    }
+}
