@@ -1,0 +1,236 @@
+//! The order in which everything happens, from the input files to the exit code.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::Run;
+use crate::cluster::{Cluster, ClusterError};
+use crate::failover::{Failover, Turn};
+use crate::input::{self, Input};
+use crate::measure::{latency, longest_gap, millis};
+use crate::process::{Process, ProcessError};
+use crate::report::{Kill, Summary};
+use crate::services::{self, Services};
+use crate::workload::{Shop, Workload, WorkloadError};
+
+/// The exit codes beside success; they are part of the help text.
+const EXIT_FAILED: u8 = 1;
+const EXIT_BAD_INPUT: u8 = 2;
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Why there is no summary.
+#[derive(Debug, thiserror::Error)]
+enum DriverError {
+    #[error("--keep {0}: the directory must be new or empty")]
+    NotEmpty(String),
+    #[error("{0}: {1}")]
+    Directory(String, std::io::Error),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Workload(#[from] WorkloadError),
+    #[error("the services' files cannot be read: {0}")]
+    Files(#[from] synod::resource::ResourceError),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Runs the example and reports.
+pub(crate) fn main(run: &Run) -> ExitCode {
+    let input = match input::read(run.orders.as_deref(), run.stock.as_deref(), run.strict) {
+        Ok(input) => input,
+        Err(error) => {
+            error.faults().iter().for_each(|fault| eprintln!("{fault}"));
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_BAD_INPUT);
+        }
+    };
+    input
+        .faults
+        .iter()
+        .for_each(|fault| eprintln!("{fault} (skipped)"));
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
+    match runtime.block_on(in_directory(run, &input)) {
+        Ok(summary) => print(run, &summary),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(match error {
+                DriverError::NotEmpty(_) => EXIT_BAD_INPUT,
+                DriverError::Interrupted => EXIT_INTERRUPTED,
+                _ => EXIT_FAILED,
+            })
+        }
+    }
+}
+
+/// The summary is the only thing that goes to stdout.
+fn print(run: &Run, summary: &Summary) -> ExitCode {
+    let text = if run.json {
+        summary
+            .to_json()
+            .expect("a struct of numbers and strings is JSON")
+    } else {
+        summary.to_string()
+    };
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) if summary.adds_up => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(EXIT_FAILED),
+        Err(error) => {
+            eprintln!("error: stdout: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+/// Chooses the directory. On Ctrl-C or SIGTERM everything below is dropped: processes are killed and a temporary
+/// directory is deleted.
+async fn in_directory(run: &Run, input: &Input) -> Result<Summary, DriverError> {
+    let failed = |path: &Path, error| DriverError::Directory(path.display().to_string(), error);
+    let temporary;
+    let data = match &run.keep {
+        Some(data) => {
+            std::fs::create_dir_all(data).map_err(|error| failed(data, error))?;
+            if std::fs::read_dir(data)
+                .map_err(|error| failed(data, error))?
+                .next()
+                .is_some()
+            {
+                return Err(DriverError::NotEmpty(data.display().to_string()));
+            }
+            std::path::absolute(data).map_err(|error| failed(data, error))?
+        }
+        None => {
+            let parent = std::env::temp_dir();
+            temporary = tempfile::Builder::new()
+                .prefix("order_inventory-")
+                .tempdir()
+                .map_err(|error| failed(&parent, error))?;
+            temporary.path().to_owned()
+        }
+    };
+    let traces = data.join("traces");
+    std::fs::create_dir(&traces).map_err(|error| failed(&traces, error))?;
+    let signals = async {
+        let (Ok(mut interrupt), Ok(mut terminate)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            // Without handlers the signals end the process, and the closing pipes end the others.
+            return std::future::pending().await;
+        };
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+    };
+    tokio::select! {
+        summary = all(run, input, &data, &traces) => summary,
+        () = signals => Err(DriverError::Interrupted),
+    }
+}
+
+async fn all(run: &Run, input: &Input, data: &Path, traces: &Path) -> Result<Summary, DriverError> {
+    eprintln!("{input}");
+    let mut cluster = Cluster::start(data, traces).await?;
+    cluster.processes().for_each(introduce);
+    let mut services = Services::start(data, traces, &cluster.coordinators()).await?;
+    services.processes().into_iter().for_each(introduce);
+    let shop = Shop::open(
+        &cluster.coordinators(),
+        services.orders.address,
+        services.inventory.address,
+    )
+    .await?;
+    shop.fill(&input.stock).await?;
+
+    let turn = Turn::new(input.orders.len(), !run.no_kill);
+    let bar = progress_bar(input.orders.len());
+    let work = async {
+        let place = async { Ok(shop.place_all(&input.orders, run.in_flight, &turn, &bar).await?) };
+        let kill = async { Ok::<_, DriverError>(turn.kill_leader(&mut cluster, &bar).await?) };
+        tokio::try_join!(place, kill)
+    };
+    let (workload, failover) = tokio::select! {
+        done = work => done?,
+        error = services.unexpected_end() => return Err(error.into()),
+    };
+    bar.finish_and_clear();
+
+    let delivered = shop.await_delivery(&workload).await;
+    let caught_up = match &failover {
+        Some(failover) => cluster.await_caught_up(failover.replica).await,
+        None => Ok(()),
+    };
+    let unfinished = cluster.unfinished().await?;
+    shop.close().await;
+    services.stop().await?;
+    cluster.stop().await?;
+    let (audit, mut problems) = services::read_files(data)?.check(input, &workload.verdicts());
+    if delivered != workload.placed_count() {
+        problems.push(format!(
+            "{} placed orders, but {delivered} delivered to both services",
+            workload.placed_count()
+        ));
+    }
+    if unfinished > 0 {
+        problems.push(format!(
+            "the coordinator has {unfinished} committed transaction(s) left to deliver"
+        ));
+    }
+    if let Err(error) = &caught_up {
+        problems.push(error.to_string());
+    }
+    let elapsed = workload.elapsed();
+    Ok(Summary {
+        adds_up: problems.is_empty(),
+        problems,
+        orders: input.orders.len(),
+        skipped_lines: input.faults.len(),
+        placed: workload.placed_count(),
+        refused: input.orders.len() - workload.placed_count(),
+        delivered,
+        transactions: workload.transactions(),
+        resolved: workload.resolved(),
+        in_flight: run.in_flight,
+        elapsed_ms: millis(elapsed),
+        orders_per_second: (input.orders.len() as f64 / elapsed.as_secs_f64() * 10.0).round() / 10.0,
+        latency_ms: latency(workload.latencies()),
+        longest_gap_ms: longest_gap(&workload.commits(), None).map(millis),
+        kill: failover.map(|failover| kill(&failover, &workload, caught_up.is_ok())),
+        audit,
+        unfinished,
+        data: run.keep.as_ref().map(|_| data.to_owned()),
+    })
+}
+
+fn kill(failover: &Failover, workload: &Workload, caught_up: bool) -> Kill {
+    Kill {
+        replica: failover.replica,
+        after_orders: failover.after_orders,
+        commits_stood_still_ms: longest_gap(&workload.commits(), Some(failover.killed_at)).map(millis),
+        new_leader: failover.new_leader,
+        caught_up,
+    }
+}
+
+fn introduce(process: &Process) {
+    eprintln!(
+        "{:<18} process {:<8} {}",
+        process.name, process.id, process.address
+    );
+}
+
+/// On a terminal; elsewhere it draws nothing.
+fn progress_bar(order_count: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders  {per_sec}  {msg}")
+        .expect("a valid template");
+    ProgressBar::new(order_count as u64).with_style(style)
+}

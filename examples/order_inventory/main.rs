@@ -1,0 +1,83 @@
+//! Shows that an order which two services must place together is placed by both or by neither, although the coordinator's
+//! leader is killed half way:
+//!
+//! ```text
+//! cargo run --release -p synod-examples --bin order_inventory
+//! ```
+//!
+//! Six processes talk gRPC on loopback: three replicas of the coordinator, the services *orders* and *inventory*, each with a
+//! redb file of its own, and this one, the **initiator**. It begins a global transaction for each line of a CSV file,
+//! calls `Orders.Place` and `Inventory.Reserve` under it, and asks the coordinator to commit. If inventory has too few
+//! items, its error aborts the transaction, and the order's row vanishes with it. Once half of the orders are decided, the
+//! leader among the replicas gets SIGKILL. At the end the initiator opens the services' own files and counts.
+//!
+//! Where to look: [`services`] is what a service looks like, [`workload`] what an initiator looks like. The rest is
+//! scenery: [`input`] the CSV files, [`process`], [`cluster`], [`replica`] and [`failover`] the processes and the kill, [`audit`] the
+//! count, [`measure`] and [`report`] the figures, [`driver`] the order in which all of it happens.
+//!
+//! # The summary for programs
+//! `--json` prints one object on stdout:
+//!
+//! | field | type | meaning |
+//! |---|---|---|
+//! | `adds_up` | bool | every check passed; the exit code is 0 exactly then |
+//! | `problems` | [string] | what does not add up |
+//! | `orders` | integer | orders that were tried: the usable lines of the file |
+//! | `skipped_lines` | integer | unusable lines of both files, named on stderr |
+//! | `placed` | integer | orders whose global transaction committed |
+//! | `refused` | integer | orders that aborted because too few items were in stock |
+//! | `delivered` | integer | placed orders whose effects both services have confirmed |
+//! | `transactions` | integer | global transactions begun: `orders`, and one for each retry |
+//! | `resolved` | integer | commits that were in doubt and whose outcome was then asked for |
+//! | `in_flight` | integer | orders at the same time, at most |
+//! | `elapsed_ms` | number | from the first begin to the last decision |
+//! | `orders_per_second` | number | `orders` over `elapsed_ms` |
+//! | `latency_ms` | object | `p50`, `p99`, `max`: from an order's first begin to its decision, retries included |
+//! | `longest_gap_ms` | number or null | longest time between two consecutive commits; null with fewer than two |
+//! | `kill` | object or null | null with `--no-kill` |
+//! | `kill.replica` | integer | the leader that was killed |
+//! | `kill.after_orders` | integer | orders that were decided by then |
+//! | `kill.commits_stood_still_ms` | number or null | longest time between two consecutive commits, of those gaps that end after the kill; null if no commit came before or none came after it |
+//! | `kill.new_leader` | integer | the replica that led next |
+//! | `kill.caught_up` | bool | the killed replica was started again and has applied what the leader had applied at the end |
+//! | `order_rows` | integer | rows in orders' file |
+//! | `stock_before`, `stock_after` | integer | items in the stock file, and in inventory's file at the end |
+//! | `items_ordered` | integer | sum of the quantities in orders' file |
+//! | `in_doubt` | integer | branches in both files that are prepared and do not know their outcome |
+//! | `unfinished` | integer | committed transactions that the coordinator has not delivered to every branch |
+//! | `data` | string or null | the directory of `--keep` |
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod audit;
+mod cli;
+mod cluster;
+mod driver;
+mod failover;
+mod input;
+mod measure;
+mod process;
+mod replica;
+mod report;
+mod services;
+mod workload;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let result = match cli.role {
+        None => return driver::main(&cli.run),
+        Some(cli::Role::Replica(args)) => replica::main(&args),
+        Some(cli::Role::OrdersService(args)) => services::main(args, services::orders::run),
+        Some(cli::Role::InventoryService(args)) => services::main(args, services::inventory::run),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Into the trace, whose end the driver shows.
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! A replica of the coordinator as a process of its own: what `synod start` runs, with the settings that the driver tells.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use synod_coordinator::config::Settings;
+use synod_proto::ids::ReplicaId;
+
+use crate::cli::ReplicaArgs;
+use crate::process;
+
+/// The cluster's name: only replicas of the same cluster talk to each other.
+const CLUSTER: &str = "order-inventory";
+
+/// How long a restarted replica waits for its old port.
+const PORT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs until the driver ends it.
+pub(crate) fn main(args: &ReplicaArgs) -> Result<(), Box<dyn Error>> {
+    process::start_trace();
+    let listener = bind(args.listen)?;
+    listener.set_nonblocking(true)?;
+    process::announce(listener.local_addr()?)?;
+    let peers = parse_peers(&process::told()?)?;
+    let settings = Settings::new(
+        CLUSTER.parse()?,
+        ReplicaId(args.replica),
+        peers,
+        args.data.clone(),
+    );
+    let shutdown = process::until_driver_ends();
+    // One reactor thread for each replica, and a storage thread beside it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        synod_coordinator::replica_process::run(settings, listener, shutdown).await?;
+        Ok(())
+    })
+}
+
+/// Binds the address; on a restart the kernel may take a moment to give the killed process's port free.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let begun_at = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse && begun_at.elapsed() < PORT_TIMEOUT =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// Reads `1=127.0.0.1:4001,2=127.0.0.1:4002,...`.
+fn parse_peers(line: &str) -> Result<BTreeMap<ReplicaId, String>, Box<dyn Error>> {
+    let peers = line.split(',').map(|peer| {
+        let (id, address) = peer.split_once('=')?;
+        Some((ReplicaId(id.parse().ok()?), address.to_owned()))
+    });
+    peers
+        .collect::<Option<_>>()
+        .ok_or_else(|| format!("`{line}` is no list of replicas").into())
+}
