@@ -1,0 +1,401 @@
+//! A disk in memory that fails as disks do: for tests and for the simulator, which run the log's own code on it.
+//!
+//! It keeps, beside what a running process sees, what is on the platter, and the writes in between. A
+//! [`crash`](MemoryDisk::crash) leaves any subset of the unsynced sectors, chosen by the caller. A failed sync behaves as
+//! the page cache does (traps A11): what it was to make durable stays visible, is not on the platter, and no later
+//! sync brings it there.
+
+use super::disk::{Disk, DiskFile};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What a disk writes as a whole, in bytes: a torn write leaves whole sectors.
+pub const SECTOR_BYTES: usize = 512;
+
+/// A disk in memory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDisk {
+    state: Arc<Mutex<State>>,
+}
+
+/// An open file of a [`MemoryDisk`].
+#[derive(Debug)]
+pub struct MemoryFile {
+    state: Arc<Mutex<State>>,
+    /// The file's identity: it outlives a removal of the name, as an open file does.
+    id: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeMap<u64, Contents>,
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    next_id: u64,
+    /// The most bytes that files may have together.
+    capacity: Option<u64>,
+    /// Counts writes, syncs, creations, removals and directory syncs.
+    operation_count: u64,
+    faults: BTreeMap<u64, io::ErrorKind>,
+    halts_at: Option<u64>,
+    /// Sectors that cannot be read: file name, index of the sector.
+    unreadable: BTreeSet<(String, u64)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Contents {
+    /// What a running process reads.
+    visible: Vec<u8>,
+    /// What is on the platter.
+    durable: Vec<u8>,
+    /// Sectors written since the last good sync, each with every content it may have after a crash but the durable one.
+    unsynced: BTreeMap<usize, Vec<Vec<u8>>>,
+}
+
+impl MemoryDisk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no thread panics while it holds a disk's state")
+    }
+
+    /// How many operations that change the disk were tried so far. Reads do not count.
+    #[must_use]
+    pub fn operation_count(&self) -> u64 {
+        self.state().operation_count
+    }
+
+    /// Lets one operation fail: the `after`-th from now, counted from 0. A failed write writes nothing; a failed sync
+    /// loses what it was to make durable, though it stays visible.
+    pub fn fail(&self, after: u64, kind: io::ErrorKind) {
+        let mut state = self.state();
+        let at = state.operation_count + after;
+        state.faults.insert(at, kind);
+    }
+
+    /// Lets the machine stop at the `after`-th operation from now, counted from 0: that one may still take effect in
+    /// part (its sectors are among the unsynced ones), all later ones fail.
+    pub fn halt(&self, after: u64) {
+        let mut state = self.state();
+        state.halts_at = Some(state.operation_count + after);
+    }
+
+    /// Limits the bytes that all files may have together.
+    pub fn limit(&self, capacity: Option<u64>) {
+        self.state().capacity = capacity;
+    }
+
+    /// Flips one bit of a file, on the platter and in what is read.
+    ///
+    /// # Panics
+    /// There is no such file, or it is shorter.
+    pub fn flip(&self, name: &str, byte: usize, bit: u8) {
+        let mut state = self.state();
+        let id = state.names[name];
+        let contents = state.files.get_mut(&id).expect("a name has a file");
+        contents.visible[byte] ^= 1 << bit;
+        contents.durable[byte] ^= 1 << bit;
+    }
+
+    /// Overwrites part of a file, on the platter and in what is read.
+    ///
+    /// # Panics
+    /// There is no such file, or it is shorter.
+    pub fn overwrite(&self, name: &str, range: Range<usize>, byte: u8) {
+        let mut state = self.state();
+        let id = state.names[name];
+        let contents = state.files.get_mut(&id).expect("a name has a file");
+        contents.visible[range.clone()].fill(byte);
+        contents.durable[range].fill(byte);
+    }
+
+    /// Cuts a file short.
+    ///
+    /// # Panics
+    /// There is no such file.
+    pub fn truncate(&self, name: &str, length: usize) {
+        let mut state = self.state();
+        let id = state.names[name];
+        let contents = state.files.get_mut(&id).expect("a name has a file");
+        contents.visible.truncate(length);
+        contents.durable.truncate(length);
+        contents.unsynced.clear();
+    }
+
+    /// Makes the sector at this byte of a file unreadable.
+    pub fn spoil(&self, name: &str, byte: usize) {
+        self.state()
+            .unreadable
+            .insert((name.to_owned(), (byte / SECTOR_BYTES) as u64));
+    }
+
+    /// What a running process reads of a file, or `None` if there is none.
+    #[must_use]
+    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+        let state = self.state();
+        Some(state.files[state.names.get(name)?].visible.clone())
+    }
+
+    /// A disk with the same visible content, all of it synced, and no faults planned.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = self.state();
+        let contents = |contents: &Contents| Contents {
+            visible: contents.visible.clone(),
+            durable: contents.visible.clone(),
+            unsynced: BTreeMap::new(),
+        };
+        let forked = State {
+            files: state
+                .files
+                .iter()
+                .map(|(id, file)| (*id, contents(file)))
+                .collect(),
+            names: state.names.clone(),
+            durable_names: state.names.clone(),
+            next_id: state.next_id,
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(forked)),
+        }
+    }
+
+    /// The disk as a machine finds it that lost power now. `choose(n)` picks, below `n`, for every unsynced sector which of
+    /// the contents written since the last sync it has, 0 being the old one; and for every name whose creation or
+    /// removal was not synced whether that happened (1) or not (0).
+    #[must_use]
+    pub fn crash(&self, mut choose: impl FnMut(usize) -> usize) -> Self {
+        let state = self.state();
+        let mut names = state.durable_names.clone();
+        for (name, id) in &state.names {
+            if state.durable_names.get(name) != Some(id) && choose(2) == 1 {
+                names.insert(name.clone(), *id);
+            }
+        }
+        for name in state
+            .durable_names
+            .keys()
+            .filter(|name| !state.names.contains_key(*name))
+        {
+            if choose(2) == 1 {
+                names.remove(name);
+            }
+        }
+        let mut files = BTreeMap::new();
+        for id in names.values() {
+            let contents = &state.files[id];
+            let mut durable = contents.durable.clone();
+            for (sector, written) in &contents.unsynced {
+                if let Some(picked) = choose(written.len() + 1).checked_sub(1) {
+                    let start = sector * SECTOR_BYTES;
+                    durable[start..start + written[picked].len()].copy_from_slice(&written[picked]);
+                }
+            }
+            files.insert(
+                *id,
+                Contents {
+                    visible: durable.clone(),
+                    durable,
+                    unsynced: BTreeMap::new(),
+                },
+            );
+        }
+        let crashed = State {
+            files,
+            durable_names: names.clone(),
+            names,
+            next_id: state.next_id,
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(crashed)),
+        }
+    }
+}
+
+impl State {
+    /// Counts an operation and says whether it takes place.
+    fn operation(&mut self) -> io::Result<()> {
+        let index = self.operation_count;
+        self.operation_count += 1;
+        if self.halts_at.is_some_and(|at| index >= at) {
+            return Err(io::Error::other("the machine has stopped"));
+        }
+        self.faults.remove(&index).map_or(Ok(()), |kind| Err(kind.into()))
+    }
+
+    /// Whether the operation that is about to be counted is the one at which the machine stops.
+    fn is_halting(&self) -> bool {
+        self.halts_at == Some(self.operation_count)
+    }
+}
+
+impl Contents {
+    fn write(&mut self, data: &[u8], offset: usize) {
+        self.visible[offset..offset + data.len()].copy_from_slice(data);
+        for sector in offset / SECTOR_BYTES..(offset + data.len()).div_ceil(SECTOR_BYTES) {
+            let start = sector * SECTOR_BYTES;
+            let end = (start + SECTOR_BYTES).min(self.visible.len());
+            let content = self.visible[start..end].to_vec();
+            let written = self.unsynced.entry(sector).or_default();
+            // A sector that reads as it is on the platter already cannot be torn.
+            if written.last().map_or(&self.durable[start..end], Vec::as_slice) != content {
+                written.push(content);
+            }
+        }
+    }
+}
+
+impl Disk for MemoryDisk {
+    type File = MemoryFile;
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.state().names.keys().cloned().collect())
+    }
+
+    fn open(&self, name: &str) -> io::Result<MemoryFile> {
+        let id = *self.state().names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(MemoryFile {
+            state: Arc::clone(&self.state),
+            id,
+        })
+    }
+
+    fn create(&self, name: &str, length: u64) -> io::Result<MemoryFile> {
+        let mut state = self.state();
+        let is_halting = state.is_halting();
+        let used: usize = state.names.values().map(|id| state.files[id].visible.len()).sum();
+        if state.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let done = state.operation();
+        if !is_halting {
+            done?;
+        }
+        if state
+            .capacity
+            .is_some_and(|capacity| used as u64 + length > capacity)
+        {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        // The machine that stops meanwhile leaves a file of half the length.
+        let length =
+            usize::try_from(if is_halting { length / 2 } else { length }).map_err(io::Error::other)?;
+        let zeros = vec![0; length];
+        state.files.insert(
+            id,
+            Contents {
+                visible: zeros.clone(),
+                durable: zeros,
+                unsynced: BTreeMap::new(),
+            },
+        );
+        state.names.insert(name.to_owned(), id);
+        if is_halting {
+            return Err(io::Error::other("the machine has stopped"));
+        }
+        Ok(MemoryFile {
+            state: Arc::clone(&self.state),
+            id,
+        })
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let is_halting = state.is_halting();
+        let done = state.operation();
+        if done.is_ok() || is_halting {
+            state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        }
+        done
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let mut state = self.state();
+        state.operation()?;
+        state.durable_names = state.names.clone();
+        Ok(())
+    }
+}
+
+impl MemoryFile {
+    fn with<R>(&self, change: impl FnOnce(&mut State, &mut Contents) -> R) -> R {
+        let mut state = self
+            .state
+            .lock()
+            .expect("no thread panics while it holds a disk's state");
+        let mut contents = state
+            .files
+            .remove(&self.id)
+            .expect("a file's content outlives its name");
+        let result = change(&mut state, &mut contents);
+        state.files.insert(self.id, contents);
+        result
+    }
+}
+
+fn range(length: usize, offset: u64, count: usize) -> io::Result<Range<usize>> {
+    let start = usize::try_from(offset).map_err(io::Error::other)?;
+    let end = start
+        .checked_add(count)
+        .filter(|end| *end <= length)
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(start..end)
+}
+
+impl DiskFile for MemoryFile {
+    fn length(&self) -> io::Result<u64> {
+        self.with(|_, contents| Ok(contents.visible.len() as u64))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.with(|state, contents| {
+            let range = range(contents.visible.len(), offset, buffer.len())?;
+            let is_spoiled = state.unreadable.iter().any(|(name, sector)| {
+                let start = usize::try_from(*sector)
+                    .unwrap_or(usize::MAX)
+                    .saturating_mul(SECTOR_BYTES);
+                state.names.get(name) == Some(&self.id)
+                    && start < range.end
+                    && range.start < start + SECTOR_BYTES
+            });
+            if is_spoiled {
+                return Err(io::Error::other("a sector cannot be read"));
+            }
+            buffer.copy_from_slice(&contents.visible[range]);
+            Ok(())
+        })
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.with(|state, contents| {
+            let range = range(contents.visible.len(), offset, data.len())?;
+            let is_halting = state.is_halting();
+            let done = state.operation();
+            if done.is_ok() || is_halting {
+                contents.write(data, range.start);
+            }
+            done
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|state, contents| {
+            let is_halting = state.is_halting();
+            let done = state.operation();
+            if done.is_ok() {
+                contents.durable.clone_from(&contents.visible);
+                contents.unsynced.clear();
+            } else if !is_halting {
+                // The kernel has dropped the dirty pages: clean in the cache, never on the platter.
+                contents.unsynced.clear();
+            }
+            done
+        })
+    }
+}

@@ -1,0 +1,248 @@
+//! The storage thread: the one thread that owns a replica's log (design section 2, L7).
+//!
+//! It takes batches, one write and one sync each, and looks up reads, which a second thread carries out so that a peer's
+//! catch-up delays no acknowledgement. A third, short-lived one prepares the next segment. The driver talks to it by
+//! channels; what it answers to an append is the sync that L2 waits for.
+//!
+//! The thread starts before the replica does, and whoever stops it waits until nothing writes any more
+//! (traps A18): only then may another be started on the same directory.
+
+use super::disk::Disk;
+use super::segment::Segment;
+use super::{Log, LogError, ReadError, ReadPlan};
+use std::io;
+use std::ops::RangeInclusive;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use synod_coordinator_core::durable::Batch;
+use synod_coordinator_core::paxos::{Accepted, Slot};
+use tokio::sync::oneshot;
+
+/// The most reads that wait. Each is one peer's catch-up, which asks again.
+const READ_COUNT_MAX: usize = 64;
+/// How long to wait after a failed preparation of a segment before the next try, while the current one has room.
+const PREPARE_RETRY: Duration = Duration::from_secs(1);
+
+/// A running storage thread. Dropping it stops the thread, and waits until it has ended.
+#[derive(Debug)]
+pub struct Storage {
+    commands: mpsc::Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Append {
+        batch: Batch,
+        answer: oneshot::Sender<Result<(), LogError>>,
+    },
+    Read {
+        range: RangeInclusive<Slot>,
+        bytes_max: usize,
+        answer: oneshot::Sender<ReadAnswer>,
+    },
+    Stop {
+        answer: Option<oneshot::Sender<Result<(), LogError>>>,
+    },
+}
+
+type ReadAnswer = Result<Vec<Accepted>, ReadError>;
+type Preparing<F> = JoinHandle<Result<Segment<F>, LogError>>;
+
+impl Storage {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The operating system gives no thread.
+    pub fn start<D: Disk>(log: Log<D>) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let (reads, reads_inbox) = mpsc::sync_channel(READ_COUNT_MAX);
+        let reader = spawn("synod-log-read", move || run_reads::<D>(&reads_inbox))?;
+        let thread = spawn("synod-log", move || {
+            let worker = Worker {
+                log,
+                reads,
+                preparing: None,
+                prepare_after: None,
+            };
+            // The log is closed and its files released before whoever stops the thread is told.
+            let (result, answer) = worker.run(&inbox);
+            reader.join().ok();
+            if let Some(answer) = answer {
+                answer.send(result).ok();
+            }
+        })?;
+        Ok(Self {
+            commands,
+            thread: Some(thread),
+        })
+    }
+
+    /// Writes and syncs a batch. The future may be dropped; the write goes on. Batches are written in the order of the
+    /// calls.
+    ///
+    /// # Errors
+    /// As [`Log::append`]; [`LogError::Stopped`] also if the thread panicked: then too nothing is known of the batch.
+    pub fn append(
+        &self,
+        batch: Batch,
+    ) -> impl Future<Output = Result<(), LogError>> + Send + 'static + use<> {
+        let (answer, receiver) = oneshot::channel();
+        self.commands.send(Command::Append { batch, answer }).ok();
+        // A command that was not taken drops its sender, as a panic does.
+        async move { receiver.await.unwrap_or(Err(LogError::Stopped)) }
+    }
+
+    /// Reads the values of the slots of `range` that have one, as [`Log::read_range`], beside the writes.
+    ///
+    /// # Errors
+    /// A value cannot be read, or too many reads wait.
+    pub fn read_range(
+        &self,
+        range: RangeInclusive<Slot>,
+        bytes_max: usize,
+    ) -> impl Future<Output = Result<Vec<Accepted>, ReadError>> + Send + 'static + use<> {
+        let (answer, receiver) = oneshot::channel();
+        self.commands
+            .send(Command::Read {
+                range,
+                bytes_max,
+                answer,
+            })
+            .ok();
+        async move { receiver.await.unwrap_or(Err(ReadError::Stopped)) }
+    }
+
+    /// Finishes the writes asked for, marks the orderly end ([`Log::close`]) and stops the thread. When it returns, every
+    /// file is closed.
+    ///
+    /// # Errors
+    /// The log failed, now or earlier.
+    pub async fn stop(mut self) -> Result<(), LogError> {
+        let (answer, receiver) = oneshot::channel();
+        self.commands.send(Command::Stop { answer: Some(answer) }).ok();
+        let result = receiver.await.unwrap_or(Err(LogError::Stopped));
+        // It has answered as its last act, or panicked: this does not block for long.
+        self.join();
+        result
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic was told to whoever waited for an answer, and is printed by the panic hook.
+            thread.join().ok();
+        }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        self.commands.send(Command::Stop { answer: None }).ok();
+        self.join();
+    }
+}
+
+fn spawn<R: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> R + Send + 'static,
+) -> io::Result<JoinHandle<R>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+struct Worker<D: Disk> {
+    log: Log<D>,
+    reads: mpsc::SyncSender<(ReadPlan<D>, oneshot::Sender<ReadAnswer>)>,
+    preparing: Option<Preparing<D::File>>,
+    prepare_after: Option<Instant>,
+}
+
+type StopAnswer = Option<oneshot::Sender<Result<(), LogError>>>;
+
+impl<D: Disk> Worker<D> {
+    fn run(mut self, inbox: &mpsc::Receiver<Command>) -> (Result<(), LogError>, StopAnswer) {
+        loop {
+            match inbox.recv() {
+                Ok(Command::Append { batch, answer }) => {
+                    let result = self.append(&batch);
+                    // A driver that has gone away needs no answer.
+                    answer.send(result).ok();
+                    self.prepare();
+                }
+                Ok(Command::Read {
+                    range,
+                    bytes_max,
+                    answer,
+                }) => self.read(range, bytes_max, answer),
+                Ok(Command::Stop { answer }) => return (self.finish(), answer),
+                // The handle sends `Stop` before it goes; without it there is nobody to wait for.
+                Err(mpsc::RecvError) => return (self.finish(), None),
+            }
+        }
+    }
+
+    fn append(&mut self, batch: &Batch) -> Result<(), LogError> {
+        let is_ready = self.preparing.as_ref().is_some_and(JoinHandle::is_finished);
+        if is_ready || self.log.rolls_for(batch) {
+            self.await_preparation();
+        }
+        self.log.append(batch)
+    }
+
+    fn read(&self, range: RangeInclusive<Slot>, bytes_max: usize, answer: oneshot::Sender<ReadAnswer>) {
+        let refused = match self.log.plan_read(range, bytes_max) {
+            Ok(plan) => match self.reads.try_send((plan, answer)) {
+                Ok(()) => return,
+                Err(mpsc::TrySendError::Full((_, answer))) => (answer, ReadError::Busy),
+                Err(mpsc::TrySendError::Disconnected((_, answer))) => (answer, ReadError::Stopped),
+            },
+            Err(error) => (answer, error),
+        };
+        let (answer, error) = refused;
+        answer.send(Err(error)).ok();
+    }
+
+    /// Starts preparing the next segment, if it is time.
+    fn prepare(&mut self) {
+        let is_waiting =
+            self.preparing.is_some() || self.prepare_after.is_some_and(|after| Instant::now() < after);
+        if is_waiting {
+            return;
+        }
+        if let Some(preparation) = self.log.preparation() {
+            // Without a thread the segment is made when it is needed: slower, not wrong.
+            self.preparing = spawn("synod-log-next", move || preparation.run()).ok();
+        }
+    }
+
+    /// Waits for the segment that is being prepared, if one is.
+    fn await_preparation(&mut self) {
+        let Some(preparing) = self.preparing.take() else {
+            return;
+        };
+        match preparing.join().unwrap_or(Err(LogError::Stopped)) {
+            Ok(segment) => {
+                self.prepare_after = None;
+                self.log.adopt(segment);
+            }
+            Err(error) => {
+                // Not yet a failure of the log: nothing was written that anybody waits for. When the segment is
+                // needed, its creation is tried once more, and that answer counts.
+                tracing::warn!(%error, "the next log segment could not be prepared");
+                self.prepare_after = Some(Instant::now() + PREPARE_RETRY);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<(), LogError> {
+        self.await_preparation();
+        self.log.close()
+    }
+}
+
+/// The thread that reads: ends when the storage thread has dropped its end of the channel.
+fn run_reads<D: Disk>(inbox: &mpsc::Receiver<(ReadPlan<D>, oneshot::Sender<ReadAnswer>)>) {
+    while let Ok((plan, answer)) = inbox.recv() {
+        answer.send(plan.run()).ok();
+    }
+}

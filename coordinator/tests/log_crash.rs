@@ -1,0 +1,190 @@
+//! Crashes at any moment, with any part of what was not synced on the disk: nothing synced is lost, nothing is made up
+//! (L2, L7).
+
+mod log_support;
+
+use log_support::{BLOCK, Dice, State, accepted, batch, create, identity, open, random_batch, segment, segments_of};
+use proptest::prelude::*;
+use std::sync::Arc;
+use synod_coordinator::log::{Log, MemoryDisk};
+use synod_coordinator_core::durable::{Batch, Meta};
+
+/// How a crash picks, for every sector and name that was not synced, what is left of it.
+#[derive(Clone, Copy, Debug)]
+enum Crash {
+    /// Nothing arrived.
+    Nothing,
+    /// Everything arrived.
+    Everything,
+    /// The first so many sectors arrived.
+    Prefix(usize),
+    /// Any of them.
+    Subset(u64),
+}
+
+impl Crash {
+    fn image(self, disk: &MemoryDisk) -> MemoryDisk {
+        let mut dice = Dice(if let Self::Subset(seed) = self { seed } else { 0 });
+        let mut count = 0;
+        disk.crash(|bound| {
+            count += 1;
+            match self {
+                Self::Nothing => 0,
+                Self::Everything => bound - 1,
+                Self::Prefix(arrived) => usize::from(count <= arrived) * (bound - 1),
+                Self::Subset(_) => dice.roll(bound),
+            }
+        })
+    }
+}
+
+fn crash() -> impl Strategy<Value = Crash> {
+    prop_oneof![
+        Just(Crash::Nothing),
+        Just(Crash::Everything),
+        (0usize..40).prop_map(Crash::Prefix),
+        any::<u64>().prop_map(Crash::Subset),
+        any::<u64>().prop_map(Crash::Subset),
+    ]
+}
+
+/// One life of a process: how many operations its disk takes before the machine stops, how that leaves the disk, and
+/// whether the next start stops as well, after so many operations.
+#[derive(Clone, Debug)]
+struct Life {
+    operations: u64,
+    crash: Crash,
+    interrupted_start: Option<(u64, Crash)>,
+}
+
+fn life() -> impl Strategy<Value = Life> {
+    (0u64..30, crash(), proptest::option::of((0u64..4, crash())))
+        .prop_map(|(operations, crash, interrupted_start)| Life { operations, crash, interrupted_start })
+}
+
+fn live(blocks: u64, lives: &[Life], seed: u64) {
+    let options = segments_of(blocks);
+    let mut dice = Dice(seed);
+    let (mut disk, log) = create(options);
+    drop(log);
+    let mut batches: Vec<Batch> = Vec::new();
+    for life in lives {
+        let mut opened = open(&disk, options).expect("a crashed log opens");
+        assert_eq!(State::of(&opened), State::after(&batches));
+        disk.halt(life.operations);
+        let mut meta = batches.last().map_or_else(Meta::default, |batch| batch.meta.clone());
+        let interrupted = loop {
+            let next = random_batch(&meta, &mut dice, 3 * BLOCK);
+            match opened.log.append(&next) {
+                Ok(()) => {
+                    meta = next.meta.clone();
+                    batches.push(next);
+                }
+                Err(_) => break next,
+            }
+        };
+        disk = life.crash.image(&disk);
+        if let Some((operations, crash)) = life.interrupted_start {
+            disk.halt(operations);
+            open(&disk, options).ok();
+            disk = crash.image(&disk);
+        }
+        let opened = open(&disk, options).expect("a crashed log opens");
+        let state = State::of(&opened);
+        assert!(opened.report.corrupt.is_empty(), "a crash is not corruption: {:?}", opened.report);
+        let mut with_interrupted = batches.clone();
+        with_interrupted.push(interrupted);
+        // The interrupted batch may have arrived whole; then it counts from now on.
+        if state == State::after(&with_interrupted) {
+            batches = with_interrupted;
+        } else {
+            assert_eq!(state, State::after(&batches), "what was synced is there, and nothing else");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn a_crash_loses_nothing_synced_and_invents_nothing(
+        blocks in 1u64..12,
+        lives in proptest::collection::vec(life(), 1..6),
+        seed in any::<u64>(),
+    ) {
+        live(blocks, &lives, seed);
+    }
+
+    /// Bytes that nobody wrote never panic the start, whatever they are.
+    #[test]
+    fn arbitrary_damage_never_panics(
+        seed in any::<u64>(),
+        damage in proptest::collection::vec((any::<u32>(), 1usize..5000, any::<u8>()), 1..6),
+    ) {
+        let mut dice = Dice(seed);
+        let options = segments_of(4);
+        let (disk, mut log) = create(options);
+        let mut meta = Meta::default();
+        for _ in 0..8 {
+            let next = random_batch(&meta, &mut dice, 2 * BLOCK);
+            meta = next.meta.clone();
+            log.append(&next).expect("appends");
+        }
+        drop(log);
+        for (at, length, byte) in damage {
+            let number = u64::from(at % 3) + 1;
+            if let Some(file) = disk.contents(&segment(number)) {
+                let start = at as usize / 3 % file.len();
+                disk.overwrite(&segment(number), start..(start + length).min(file.len()), byte);
+            }
+        }
+        if let Ok(opened) = open(&disk, options) {
+            let found = State::of(&opened);
+            prop_assert!(found.meta.accepted_up_to <= meta.accepted_up_to);
+        }
+    }
+}
+
+/// A longer batch is torn, a shorter one takes its place, and the machine stops again: what was left of the longer one
+/// must not come back behind it.
+#[test]
+fn what_is_left_of_a_torn_batch_never_comes_back() {
+    let options = segments_of(8);
+    let short = |slot| batch(1, 0, slot, vec![accepted(slot, 1, "short")]);
+    let long = batch(1, 0, 2, vec![accepted(2, 1, vec![9; 4 * BLOCK])]);
+    let (disk, mut log) = create(options);
+    log.append(&short(1)).expect("appends");
+    disk.halt(1);
+    log.append(&long).expect_err("stopped");
+    // All of it but the first sector arrives.
+    let mut is_first = true;
+    let disk = disk.crash(|bound| usize::from(!std::mem::take(&mut is_first)) * (bound - 1));
+
+    let mut opened = open(&disk, options).expect("opens");
+    let torn = opened.report.torn.expect("a torn tail");
+    assert!(torn.bytes > 3 * BLOCK as u64);
+    opened.log.append(&short(2)).expect("appends");
+    let disk = disk.crash(|_| 0);
+    let opened = open(&disk, options).expect("opens");
+    assert_eq!(opened.report.torn, None);
+    assert_eq!(State::of(&opened), State::after(&[short(1), short(2)]));
+}
+
+/// Every moment of the making of a log: afterwards there is none yet, or an empty one, and making it again works.
+#[test]
+fn a_crash_while_a_log_is_made_leaves_it_to_be_made_again() {
+    for operations in 0..3 {
+        for seed in 0..20 {
+            let disk = MemoryDisk::default();
+            disk.halt(operations);
+            let made = Log::create(&Arc::new(disk.clone()), &identity(), segments_of(2));
+            assert!(made.is_err());
+            let disk = Crash::Subset(seed).image(&disk);
+            // What the directory does with a log whose making it had not finished.
+            if disk.contents(&segment(1)).is_some() {
+                synod_coordinator::log::Disk::remove(&disk, &segment(1)).expect("removed");
+            }
+            Log::create(&Arc::new(disk.clone()), &identity(), segments_of(2)).expect("creates");
+            assert_eq!(State::of(&open(&disk, segments_of(2)).expect("opens")), State::default());
+        }
+    }
+}
