@@ -17,7 +17,7 @@ use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, Lineage, ResourceId,
 use synod_proto::session::{Answer, Outcome, Request};
 
 /// How many listings in a row must miss a branch before that means anything (C11).
-const ABSENT_COUNT_MIN: u32 = 2;
+pub(super) const ABSENT_COUNT_MIN: u32 = 2;
 
 /// The spread of the inquiry that a branch makes right after its deadline, so that not all ask at once.
 const DEADLINE_SPREAD: Duration = Duration::from_millis(250);
