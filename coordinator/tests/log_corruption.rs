@@ -2,7 +2,9 @@
 
 mod log_support;
 
-use log_support::{BLOCK, Dice, State, accepted, batch, create, open, random_batch, segment, segments_of, written};
+use log_support::{
+    BLOCK, Dice, State, accepted, batch, create, open, random_batch, segment, segments_of, written,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use synod_coordinator::log::recover::{CorruptPlace, Damage, OpenReport, Torn};
 use synod_coordinator::log::{Disk, LogError, MemoryDisk, Opened, ReadError};
@@ -12,15 +14,32 @@ use synod_coordinator_core::paxos::{Ballot, Slot};
 /// Four batches of one block each, so that batch `n` begins at block `n`.
 fn four_batches() -> [Batch; 4] {
     [
-        batch(1, 0, 3, vec![accepted(1, 1, "one"), accepted(2, 1, "two"), accepted(3, 1, "three")]),
+        batch(
+            1,
+            0,
+            3,
+            vec![
+                accepted(1, 1, "one"),
+                accepted(2, 1, "two"),
+                accepted(3, 1, "three"),
+            ],
+        ),
         batch(1, 2, 5, vec![accepted(4, 1, "four"), accepted(5, 1, "five")]),
-        batch(2, 2, 6, vec![accepted(3, 2, "three, again"), accepted(6, 2, "six")]),
+        batch(
+            2,
+            2,
+            6,
+            vec![accepted(3, 2, "three, again"), accepted(6, 2, "six")],
+        ),
         batch(2, 4, 7, vec![accepted(7, 2, "seven")]),
     ]
 }
 
 fn ballots(slots: &[(u64, u64)]) -> BTreeMap<Slot, Ballot> {
-    slots.iter().map(|(slot, round)| (Slot(*slot), log_support::ballot(*round))).collect()
+    slots
+        .iter()
+        .map(|(slot, round)| (Slot(*slot), log_support::ballot(*round)))
+        .collect()
 }
 
 fn unreadable(slots: &[u64]) -> BTreeSet<Slot> {
@@ -34,7 +53,9 @@ fn corrupt(opened: &Opened<MemoryDisk>) -> &[CorruptPlace] {
 
 fn position_of(disk: &MemoryDisk, number: u64, text: &str) -> usize {
     let file = disk.contents(&segment(number)).expect("it exists");
-    file.windows(text.len()).position(|window| window == text.as_bytes()).expect("the value is in it")
+    file.windows(text.len())
+        .position(|window| window == text.as_bytes())
+        .expect("the value is in it")
 }
 
 /// The rule of L3: what was decided before the gap is known, what no replica state behind the gap covers was not in
@@ -51,12 +72,33 @@ fn a_lost_batch_makes_every_slot_unreadable_that_it_may_have_held() {
         unreadable: unreadable(&[3, 4, 5, 6]),
     };
     assert_eq!(opened.recovered, expected);
-    let damage = Damage::Batches { count: 1, first: Slot(3), up_to: Slot(6) };
-    assert_eq!(corrupt(&opened), [CorruptPlace { segment: 1, offset: 3 * BLOCK as u64, damage }]);
-    assert!(matches!(opened.log.read(Slot(4)), Err(ReadError::Unreadable { slot: Slot(4) })));
+    let damage = Damage::Batches {
+        count: 1,
+        first: Slot(3),
+        up_to: Slot(6),
+    };
+    assert_eq!(
+        corrupt(&opened),
+        [CorruptPlace {
+            segment: 1,
+            offset: 3 * BLOCK as u64,
+            damage
+        }]
+    );
+    assert!(matches!(
+        opened.log.read(Slot(4)),
+        Err(ReadError::Unreadable { slot: Slot(4) })
+    ));
     let range = opened.log.read_range(Slot(1)..=Slot(7), usize::MAX);
     assert!(matches!(range, Err(ReadError::Unreadable { slot: Slot(3) })));
-    assert_eq!(opened.log.read_range(Slot(1)..=Slot(2), usize::MAX).expect("readable").len(), 2);
+    assert_eq!(
+        opened
+            .log
+            .read_range(Slot(1)..=Slot(2), usize::MAX)
+            .expect("readable")
+            .len(),
+        2
+    );
 }
 
 #[test]
@@ -73,7 +115,14 @@ fn a_rotten_value_costs_its_own_slot_and_no_older_value_stands_in_for_it() {
     };
     assert_eq!(opened.recovered, expected);
     let damage = Damage::Value { slot: Slot(3) };
-    assert_eq!(corrupt(&opened), [CorruptPlace { segment: 1, offset: at as u64, damage }]);
+    assert_eq!(
+        corrupt(&opened),
+        [CorruptPlace {
+            segment: 1,
+            offset: at as u64,
+            damage
+        }]
+    );
 }
 
 #[test]
@@ -91,11 +140,20 @@ fn a_later_record_heals_a_slot_for_this_life_and_the_next() {
     let disk = written(segments_of(8), &four_batches());
     disk.flip(&segment(1), 3 * BLOCK + 60, 3);
     let mut opened = open(&disk, segments_of(8)).expect("opens");
-    opened.log.append(&batch(3, 4, 7, vec![accepted(4, 3, "repaired")])).expect("appends");
-    assert_eq!(opened.log.read(Slot(4)).expect("readable"), Some(accepted(4, 3, "repaired")));
+    opened
+        .log
+        .append(&batch(3, 4, 7, vec![accepted(4, 3, "repaired")]))
+        .expect("appends");
+    assert_eq!(
+        opened.log.read(Slot(4)).expect("readable"),
+        Some(accepted(4, 3, "repaired"))
+    );
     let again = open(&disk, segments_of(8)).expect("opens");
     assert_eq!(again.recovered.unreadable, unreadable(&[3, 5, 6]));
-    assert_eq!(again.log.read(Slot(4)).expect("readable"), Some(accepted(4, 3, "repaired")));
+    assert_eq!(
+        again.log.read(Slot(4)).expect("readable"),
+        Some(accepted(4, 3, "repaired"))
+    );
 }
 
 /// Bytes that vanish altogether are noticed by the gap in the batches' numbers.
@@ -116,9 +174,19 @@ fn a_missing_segment_in_the_middle_is_corruption_of_all_it_held() {
         let disk = written(segments_of(1), &batches);
         disk.remove(&segment(gone)).expect("removed");
         let opened = open(&disk, segments_of(1)).expect("opens");
-        assert_eq!(opened.recovered.unreadable, unreadable(&expected), "segment {gone}");
+        assert_eq!(
+            opened.recovered.unreadable,
+            unreadable(&expected),
+            "segment {gone}"
+        );
         assert_eq!(opened.recovered.meta, batches[3].meta);
-        assert!(matches!(corrupt(&opened), [CorruptPlace { damage: Damage::Batches { count: 1, .. }, .. }]));
+        assert!(matches!(
+            corrupt(&opened),
+            [CorruptPlace {
+                damage: Damage::Batches { count: 1, .. },
+                ..
+            }]
+        ));
     }
 }
 
@@ -141,7 +209,10 @@ fn rot_after_the_start_is_an_error_and_not_a_wrong_or_missing_value() {
         matches!(error, ReadError::Corrupt { slot: Slot(5), segment: 1, offset } if offset == at as u64),
         "{error}"
     );
-    assert!(matches!(opened.log.read_range(Slot(4)..=Slot(6), usize::MAX), Err(ReadError::Corrupt { .. })));
+    assert!(matches!(
+        opened.log.read_range(Slot(4)..=Slot(6), usize::MAX),
+        Err(ReadError::Corrupt { .. })
+    ));
     assert!(opened.log.load(drop).is_err());
     assert!(opened.log.read(Slot(4)).expect("readable").is_some());
 }
@@ -150,15 +221,34 @@ fn rot_after_the_start_is_an_error_and_not_a_wrong_or_missing_value() {
 #[test]
 fn damage_in_the_last_batch_alone_is_a_torn_tail() {
     let batches = four_batches();
-    for at in [4 * BLOCK + 3, 4 * BLOCK + 100, position_of(&written(segments_of(8), &batches), 1, "seven")] {
+    for at in [
+        4 * BLOCK + 3,
+        4 * BLOCK + 100,
+        position_of(&written(segments_of(8), &batches), 1, "seven"),
+    ] {
         let disk = written(segments_of(8), &batches);
         disk.flip(&segment(1), at, 1);
         let opened = open(&disk, segments_of(8)).expect("opens");
         assert_eq!(State::of(&opened), State::after(&batches[..3]));
-        let torn = Some(Torn { segment: 1, offset: 4 * BLOCK as u64, bytes: BLOCK as u64 });
-        assert_eq!(opened.report, OpenReport { segment_count: 1, batch_count: 3, torn, corrupt: vec![] });
+        let torn = Some(Torn {
+            segment: 1,
+            offset: 4 * BLOCK as u64,
+            bytes: BLOCK as u64,
+        });
+        assert_eq!(
+            opened.report,
+            OpenReport {
+                segment_count: 1,
+                batch_count: 3,
+                torn,
+                corrupt: vec![]
+            }
+        );
         let file = disk.contents(&segment(1)).expect("it exists");
-        assert!(file[4 * BLOCK..].iter().all(|byte| *byte == 0), "nothing is left to come back");
+        assert!(
+            file[4 * BLOCK..].iter().all(|byte| *byte == 0),
+            "nothing is left to come back"
+        );
         assert_eq!(open(&disk, segments_of(8)).expect("opens").report.torn, None);
     }
 }
@@ -195,16 +285,22 @@ fn a_log_that_may_have_lost_its_last_promise_does_not_open() {
             disk.overwrite(&segment(3), BLOCK..3 * BLOCK, 0x55);
         }),
         ("a file cut short", |disk| disk.truncate(&segment(3), 2 * BLOCK)),
-        ("all of a segment", |disk| disk.overwrite(&segment(3), 0..3 * BLOCK, 0x55)),
+        ("all of a segment", |disk| {
+            disk.overwrite(&segment(3), 0..3 * BLOCK, 0x55)
+        }),
     ];
-    let batches: Vec<Batch> =
-        (1..=6).map(|slot| batch(1, 0, slot, vec![accepted(slot, 1, format!("value {slot}"))])).collect();
+    let batches: Vec<Batch> = (1..=6)
+        .map(|slot| batch(1, 0, slot, vec![accepted(slot, 1, format!("value {slot}"))]))
+        .collect();
     for (what, damage) in damage {
         let disk = written(segments_of(2), &batches);
         damage(&disk);
         let before: Vec<_> = (1..=3).map(|number| disk.contents(&segment(number))).collect();
         let opened = open(&disk, segments_of(2));
-        assert!(matches!(opened, Err(LogError::EndLost { .. })), "{what}: {opened:?}");
+        assert!(
+            matches!(opened, Err(LogError::EndLost { .. })),
+            "{what}: {opened:?}"
+        );
         let after: Vec<_> = (1..=3).map(|number| disk.contents(&segment(number))).collect();
         assert!(before == after, "{what}: a log that is refused is left as it is");
     }
@@ -212,7 +308,9 @@ fn a_log_that_may_have_lost_its_last_promise_does_not_open() {
 
 #[test]
 fn a_log_that_ends_before_a_segment_that_was_ready_does_not_open() {
-    let batches: Vec<Batch> = (1..=3).map(|slot| batch(1, 0, slot, vec![accepted(slot, 1, "v")])).collect();
+    let batches: Vec<Batch> = (1..=3)
+        .map(|slot| batch(1, 0, slot, vec![accepted(slot, 1, "v")]))
+        .collect();
     let disk = written(segments_of(1), &batches);
     // The fourth batch creates segment 4, and does not arrive in it.
     let mut log = open(&disk, segments_of(1)).expect("opens").log;
@@ -222,7 +320,10 @@ fn a_log_that_ends_before_a_segment_that_was_ready_does_not_open() {
     assert!(crashed.contents(&segment(4)).is_some());
     // Segment 3 had the last promise.
     crashed.remove(&segment(3)).expect("removed");
-    assert!(matches!(open(&crashed, segments_of(1)), Err(LogError::EndLost { segment: 3, .. })));
+    assert!(matches!(
+        open(&crashed, segments_of(1)),
+        Err(LogError::EndLost { segment: 3, .. })
+    ));
 }
 
 /// One flipped bit anywhere in a log: it changes nothing, or what it costs is reported, or it is in the last
@@ -240,10 +341,20 @@ fn a_flipped_bit_in_any_sector_never_loses_anything_silently() {
         batches.push(next);
     }
     drop(log);
-    let (whole, cut) = (State::after(&batches), State::after(&batches[..batches.len() - 1]));
+    let (whole, cut) = (
+        State::after(&batches),
+        State::after(&batches[..batches.len() - 1]),
+    );
     let closed = disk.fork();
-    open(&closed, segments_of(5)).expect("opens").log.close().expect("closes");
-    assert!(disk.contents(&segment(4)).is_some(), "the log is long enough to have sealed segments");
+    open(&closed, segments_of(5))
+        .expect("opens")
+        .log
+        .close()
+        .expect("closes");
+    assert!(
+        disk.contents(&segment(4)).is_some(),
+        "the log is long enough to have sealed segments"
+    );
 
     let (mut untouched, mut reported, mut torn) = (0, 0, 0);
     for name in disk.list().expect("lists") {
@@ -254,7 +365,8 @@ fn a_flipped_bit_in_any_sector_never_loses_anything_silently() {
             let bit = dice.roll(8) as u8;
             let rotten = if closes { closed.fork() } else { disk.fork() };
             rotten.flip(&name, byte, bit);
-            let opened = open(&rotten, segments_of(5)).unwrap_or_else(|error| panic!("{name} {byte}: {error}"));
+            let opened =
+                open(&rotten, segments_of(5)).unwrap_or_else(|error| panic!("{name} {byte}: {error}"));
             let state = State::of(&opened);
             if state == whole {
                 untouched += 1;
@@ -266,7 +378,10 @@ fn a_flipped_bit_in_any_sector_never_loses_anything_silently() {
             }
             reported += 1;
             assert_eq!(state.meta, whole.meta, "{name} {byte}");
-            assert!(!opened.report.corrupt.is_empty() && opened.report.torn.is_none(), "{name} {byte}");
+            assert!(
+                !opened.report.corrupt.is_empty() && opened.report.torn.is_none(),
+                "{name} {byte}"
+            );
             for (slot, value) in &whole.values {
                 let found = state.values.get(slot);
                 assert!(
@@ -278,5 +393,8 @@ fn a_flipped_bit_in_any_sector_never_loses_anything_silently() {
             assert_eq!(State::of(&open(&rotten, segments_of(5)).expect("opens")), state);
         }
     }
-    assert!(untouched > 20 && reported > 20 && torn > 0, "{untouched} {reported} {torn}");
+    assert!(
+        untouched > 20 && reported > 20 && torn > 0,
+        "{untouched} {reported} {torn}"
+    );
 }

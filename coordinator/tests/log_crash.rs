@@ -3,7 +3,9 @@
 
 mod log_support;
 
-use log_support::{BLOCK, Dice, State, accepted, batch, create, identity, open, random_batch, segment, segments_of};
+use log_support::{
+    BLOCK, Dice, State, accepted, batch, create, identity, open, random_batch, segment, segments_of,
+};
 use proptest::prelude::*;
 use std::sync::Arc;
 use synod_coordinator::log::{Log, MemoryDisk};
@@ -58,8 +60,13 @@ struct Life {
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    (0u64..30, crash(), proptest::option::of((0u64..4, crash())))
-        .prop_map(|(operations, crash, interrupted_start)| Life { operations, crash, interrupted_start })
+    (0u64..30, crash(), proptest::option::of((0u64..4, crash()))).prop_map(
+        |(operations, crash, interrupted_start)| Life {
+            operations,
+            crash,
+            interrupted_start,
+        },
+    )
 }
 
 fn live(blocks: u64, lives: &[Life], seed: u64) {
@@ -72,7 +79,9 @@ fn live(blocks: u64, lives: &[Life], seed: u64) {
         let mut opened = open(&disk, options).expect("a crashed log opens");
         assert_eq!(State::of(&opened), State::after(&batches));
         disk.halt(life.operations);
-        let mut meta = batches.last().map_or_else(Meta::default, |batch| batch.meta.clone());
+        let mut meta = batches
+            .last()
+            .map_or_else(Meta::default, |batch| batch.meta.clone());
         let interrupted = loop {
             let next = random_batch(&meta, &mut dice, 3 * BLOCK);
             match opened.log.append(&next) {
@@ -91,14 +100,22 @@ fn live(blocks: u64, lives: &[Life], seed: u64) {
         }
         let opened = open(&disk, options).expect("a crashed log opens");
         let state = State::of(&opened);
-        assert!(opened.report.corrupt.is_empty(), "a crash is not corruption: {:?}", opened.report);
+        assert!(
+            opened.report.corrupt.is_empty(),
+            "a crash is not corruption: {:?}",
+            opened.report
+        );
         let mut with_interrupted = batches.clone();
         with_interrupted.push(interrupted);
         // The interrupted batch may have arrived whole; then it counts from now on.
         if state == State::after(&with_interrupted) {
             batches = with_interrupted;
         } else {
-            assert_eq!(state, State::after(&batches), "what was synced is there, and nothing else");
+            assert_eq!(
+                state,
+                State::after(&batches),
+                "what was synced is there, and nothing else"
+            );
         }
     }
 }
@@ -184,7 +201,10 @@ fn a_crash_while_a_log_is_made_leaves_it_to_be_made_again() {
                 synod_coordinator::log::Disk::remove(&disk, &segment(1)).expect("removed");
             }
             Log::create(&Arc::new(disk.clone()), &identity(), segments_of(2)).expect("creates");
-            assert_eq!(State::of(&open(&disk, segments_of(2)).expect("opens")), State::default());
+            assert_eq!(
+                State::of(&open(&disk, segments_of(2)).expect("opens")),
+                State::default()
+            );
         }
     }
 }

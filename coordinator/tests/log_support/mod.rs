@@ -22,7 +22,9 @@ pub(crate) fn identity() -> Identity {
 
 /// Segments of the header and `blocks` blocks of batches.
 pub(crate) fn segments_of(blocks: u64) -> Options {
-    Options { segment_bytes: (1 + blocks) * BLOCK as u64 }
+    Options {
+        segment_bytes: (1 + blocks) * BLOCK as u64,
+    }
 }
 
 pub(crate) fn segment(number: u64) -> String {
@@ -30,11 +32,19 @@ pub(crate) fn segment(number: u64) -> String {
 }
 
 pub(crate) fn ballot(round: u64) -> Ballot {
-    Ballot { round, replica: ReplicaId(1), start: 3 }
+    Ballot {
+        round,
+        replica: ReplicaId(1),
+        start: 3,
+    }
 }
 
 pub(crate) fn accepted(slot: u64, round: u64, value: impl Into<Bytes>) -> Accepted {
-    Accepted { slot: Slot(slot), ballot: ballot(round), value: value.into() }
+    Accepted {
+        slot: Slot(slot),
+        ballot: ballot(round),
+        value: value.into(),
+    }
 }
 
 /// A batch whose meta promises `round` and covers its records.
@@ -44,9 +54,18 @@ pub(crate) fn batch(round: u64, decided_up_to: u64, accepted_up_to: u64, records
         start: 1,
         decided_up_to: Slot(decided_up_to),
         accepted_up_to: Slot(accepted_up_to),
-        peers: BTreeMap::from([(ReplicaId(3), PeerSeen { incarnation: Incarnation([7; 16]), start: 2 })]),
+        peers: BTreeMap::from([(
+            ReplicaId(3),
+            PeerSeen {
+                incarnation: Incarnation([7; 16]),
+                start: 2,
+            },
+        )]),
     };
-    Batch { meta, accepted: records }
+    Batch {
+        meta,
+        accepted: records,
+    }
 }
 
 /// Everything a log says of its content.
@@ -74,17 +93,23 @@ impl State {
     pub(crate) fn of<D: Disk>(opened: &Opened<D>) -> Self {
         let Opened { log, recovered, .. } = opened;
         let mut values = BTreeMap::new();
-        log.load(|accepted| assert_eq!(values.insert(accepted.slot, accepted), None)).expect("it was readable at open");
+        log.load(|accepted| assert_eq!(values.insert(accepted.slot, accepted), None))
+            .expect("it was readable at open");
         for (slot, value) in &values {
             assert_eq!(log.read(*slot).expect("readable").as_ref(), Some(value));
         }
-        let ballots: BTreeMap<Slot, Ballot> = values.iter().map(|(slot, value)| (*slot, value.ballot)).collect();
+        let ballots: BTreeMap<Slot, Ballot> =
+            values.iter().map(|(slot, value)| (*slot, value.ballot)).collect();
         assert_eq!(ballots, recovered.readable);
         for slot in &recovered.unreadable {
             assert!(log.read(*slot).is_err(), "unreadable is not empty (L3)");
         }
         assert_eq!(log.meta(), &recovered.meta);
-        Self { meta: recovered.meta.clone(), values, unreadable: recovered.unreadable.clone() }
+        Self {
+            meta: recovered.meta.clone(),
+            values,
+            unreadable: recovered.unreadable.clone(),
+        }
     }
 }
 
@@ -134,7 +159,10 @@ pub(crate) fn random_batch(meta: &Meta, dice: &mut Dice, value_bytes_max: usize)
         meta.start += 1;
     }
     if dice.roll(8) == 0 {
-        let seen = PeerSeen { incarnation: Incarnation([dice.roll(9) as u8; 16]), start: meta.start };
+        let seen = PeerSeen {
+            incarnation: Incarnation([dice.roll(9) as u8; 16]),
+            start: meta.start,
+        };
         meta.peers.insert(ReplicaId(dice.roll(5) as u8), seen);
     }
     let open_from = meta.decided_up_to.0 + 1;
@@ -154,11 +182,18 @@ pub(crate) fn random_batch(meta: &Meta, dice: &mut Dice, value_bytes_max: usize)
             _ => dice.roll(100),
         };
         let value: Vec<u8> = (0..length).map(|_| dice.roll(256) as u8).collect();
-        records.push(Accepted { slot: Slot(slot), ballot: meta.promised, value: value.into() });
+        records.push(Accepted {
+            slot: Slot(slot),
+            ballot: meta.promised,
+            value: value.into(),
+        });
     }
     if dice.roll(2) == 0 {
         let open = meta.accepted_up_to.0 - meta.decided_up_to.0;
         meta.decided_up_to.0 += dice.roll(open as usize + 1) as u64;
     }
-    Batch { meta, accepted: records }
+    Batch {
+        meta,
+        accepted: records,
+    }
 }
