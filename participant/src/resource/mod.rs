@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
-use synod_proto::session::Vote;
 
 pub use error::{Remedy, ResourceError};
+pub use synod_proto::session::Vote;
 
 /// What a branch is, for the store: everything that a process which never saw it needs to finish it (T12).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +137,14 @@ pub struct LowWater {
 /// **Futures**
 /// 14. Dropping the future of `prepare`, `commit` or `abort` MUST leave the operation either not begun or running to its end (traps C13): hand the
 ///     work to a task or thread of its own.
+///
+/// # Example: a store of one's own
+/// A file of text that is replaced as a whole, with one lock for all its rows. Slow, but it keeps every MUST above, which is
+/// what makes it a resource manager; the library's own tests run the contract's tests on it, too.
+///
+/// ```
+#[doc = include_str!("example.rs")]
+/// ```
 pub trait ResourceManager: Send + Sync + 'static {
     /// An open local transaction: what the user works with. Rolled back when dropped.
     type Transaction: Send + 'static;
