@@ -175,9 +175,18 @@ impl Cluster {
         Ok(())
     }
 
-    /// Committed transactions of which some branch has not acknowledged, as the leader counts them.
+    /// Committed transactions of which the log does not say that every branch acknowledged. The acknowledgements are told to
+    /// whoever waits for them before they are in the log, so this gives the leader a moment to get to zero.
     pub(crate) async fn unfinished(&self) -> Result<u64, ClusterError> {
-        Ok(self.await_leader(None).await?.1.unfinished_count)
+        let settled = self.poll("the leader's last word on deliveries", async || {
+            self.leader(None)
+                .await
+                .filter(|(_, status)| status.unfinished_count == 0)
+        });
+        match settled.await {
+            Ok(_) => Ok(0),
+            Err(_) => Ok(self.await_leader(None).await?.1.unfinished_count),
+        }
     }
 
     /// Stops every replica gracefully.

@@ -1,17 +1,20 @@
 //! The order in which everything happens, from the input files to the exit code.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::audit::Audit;
 use crate::cli::Run;
 use crate::cluster::{Cluster, ClusterError};
 use crate::failover::{Failover, Turn};
 use crate::input::{self, Input};
-use crate::measure::{latency, longest_gap, millis};
+use crate::measure::{latency, longest_gap, millis, per_second};
 use crate::process::{Process, ProcessError};
 use crate::report::{Kill, Summary};
 use crate::services::{self, Services};
@@ -21,6 +24,9 @@ use crate::workload::{Shop, Workload, WorkloadError};
 const EXIT_FAILED: u8 = 1;
 const EXIT_BAD_INPUT: u8 = 2;
 const EXIT_INTERRUPTED: u8 = 130;
+
+/// How long a failed call waits for the news that its service has died.
+const DEATH_WAIT: Duration = Duration::from_millis(500);
 
 /// Why there is no summary.
 #[derive(Debug, thiserror::Error)]
@@ -137,33 +143,59 @@ async fn in_directory(run: &Run, input: &Input) -> Result<Summary, DriverError> 
     }
 }
 
+/// What the initiator saw, before the count.
+struct Seen {
+    workload: Workload,
+    failover: Option<Failover>,
+    delivered: usize,
+    caught_up: Result<(), ClusterError>,
+    unfinished: u64,
+}
+
 async fn all(run: &Run, input: &Input, data: &Path, traces: &Path) -> Result<Summary, DriverError> {
     eprintln!("{input}");
     let mut cluster = Cluster::start(data, traces).await?;
     cluster.processes().for_each(introduce);
     let mut services = Services::start(data, traces, &cluster.coordinators()).await?;
     services.processes().into_iter().for_each(introduce);
-    let shop = Shop::open(
-        &cluster.coordinators(),
-        services.orders.address,
-        services.inventory.address,
-    )
-    .await?;
-    shop.fill(&input.stock).await?;
+    let addresses = (services.orders.address, services.inventory.address);
+    let seen = tokio::select! {
+        seen = work(run, input, &mut cluster, addresses) => seen,
+        error = services.unexpected_end() => Err(error.into()),
+    };
+    let seen = match seen {
+        Ok(seen) => seen,
+        // A call that failed because its service has just died: the death is the better answer.
+        Err(error) => {
+            return Err(
+                match tokio::time::timeout(DEATH_WAIT, services.unexpected_end()).await {
+                    Ok(death) => death.into(),
+                    Err(_) => error,
+                },
+            );
+        }
+    };
+    services.stop().await?;
+    cluster.stop().await?;
+    let (audit, problems) = services::read_files(data)?.check(input, &seen.workload.verdicts());
+    Ok(summarize(run, input, data, seen, audit, problems))
+}
 
+/// Everything for which the processes are needed.
+async fn work(
+    run: &Run,
+    input: &Input,
+    cluster: &mut Cluster,
+    (orders, inventory): (SocketAddr, SocketAddr),
+) -> Result<Seen, DriverError> {
+    let shop = Shop::open(&cluster.coordinators(), orders, inventory).await?;
+    shop.fill(&input.stock).await?;
     let turn = Turn::new(input.orders.len(), !run.no_kill);
     let bar = progress_bar(input.orders.len());
-    let work = async {
-        let place = async { Ok(shop.place_all(&input.orders, run.in_flight, &turn, &bar).await?) };
-        let kill = async { Ok::<_, DriverError>(turn.kill_leader(&mut cluster, &bar).await?) };
-        tokio::try_join!(place, kill)
-    };
-    let (workload, failover) = tokio::select! {
-        done = work => done?,
-        error = services.unexpected_end() => return Err(error.into()),
-    };
+    let place = async { Ok(shop.place_all(&input.orders, run.in_flight, &turn, &bar).await?) };
+    let kill = async { Ok::<_, DriverError>(turn.kill_leader(cluster, &bar).await?) };
+    let (workload, failover) = tokio::try_join!(place, kill)?;
     bar.finish_and_clear();
-
     let delivered = shop.await_delivery(&workload).await;
     let caught_up = match &failover {
         Some(failover) => cluster.await_caught_up(failover.replica).await,
@@ -171,13 +203,34 @@ async fn all(run: &Run, input: &Input, data: &Path, traces: &Path) -> Result<Sum
     };
     let unfinished = cluster.unfinished().await?;
     shop.close().await;
-    services.stop().await?;
-    cluster.stop().await?;
-    let (audit, mut problems) = services::read_files(data)?.check(input, &workload.verdicts());
-    if delivered != workload.placed_count() {
+    Ok(Seen {
+        workload,
+        failover,
+        delivered,
+        caught_up,
+        unfinished,
+    })
+}
+
+fn summarize(
+    run: &Run,
+    input: &Input,
+    data: &Path,
+    seen: Seen,
+    audit: Audit,
+    mut problems: Vec<String>,
+) -> Summary {
+    let Seen {
+        workload,
+        failover,
+        delivered,
+        caught_up,
+        unfinished,
+    } = seen;
+    let (orders, placed) = (input.orders.len(), workload.placed_count());
+    if delivered != placed {
         problems.push(format!(
-            "{} placed orders, but {delivered} delivered to both services",
-            workload.placed_count()
+            "{placed} placed orders, but {delivered} delivered to both services"
         ));
     }
     if unfinished > 0 {
@@ -188,36 +241,33 @@ async fn all(run: &Run, input: &Input, data: &Path, traces: &Path) -> Result<Sum
     if let Err(error) = &caught_up {
         problems.push(error.to_string());
     }
+    let gap = |since| longest_gap(&workload.commits(), since).map(millis);
     let elapsed = workload.elapsed();
-    Ok(Summary {
+    Summary {
         adds_up: problems.is_empty(),
         problems,
-        orders: input.orders.len(),
+        orders,
         skipped_lines: input.faults.len(),
-        placed: workload.placed_count(),
-        refused: input.orders.len() - workload.placed_count(),
+        placed,
+        refused: orders - placed,
         delivered,
         transactions: workload.transactions(),
         resolved: workload.resolved(),
         in_flight: run.in_flight,
         elapsed_ms: millis(elapsed),
-        orders_per_second: (input.orders.len() as f64 / elapsed.as_secs_f64() * 10.0).round() / 10.0,
+        orders_per_second: per_second(orders, elapsed),
         latency_ms: latency(workload.latencies()),
-        longest_gap_ms: longest_gap(&workload.commits(), None).map(millis),
-        kill: failover.map(|failover| kill(&failover, &workload, caught_up.is_ok())),
+        longest_gap_ms: gap(None),
+        kill: failover.map(|failover| Kill {
+            replica: failover.replica,
+            after_orders: failover.after_orders,
+            commits_stood_still_ms: gap(Some(failover.killed_at)),
+            new_leader: failover.new_leader,
+            caught_up: caught_up.is_ok(),
+        }),
         audit,
         unfinished,
         data: run.keep.as_ref().map(|_| data.to_owned()),
-    })
-}
-
-fn kill(failover: &Failover, workload: &Workload, caught_up: bool) -> Kill {
-    Kill {
-        replica: failover.replica,
-        after_orders: failover.after_orders,
-        commits_stood_still_ms: longest_gap(&workload.commits(), Some(failover.killed_at)).map(millis),
-        new_leader: failover.new_leader,
-        caught_up,
     }
 }
 

@@ -67,7 +67,9 @@ impl Turn {
         // Nobody else sets it.
         let _ = self.killed.set(killed_at);
         let say = |text: String| bar.suspend(|| eprintln!("{text}"));
-        say(format!("SIGKILL to replica {replica}, the leader, after {after_orders} orders"));
+        say(format!(
+            "SIGKILL to replica {replica}, the leader, after {after_orders} orders"
+        ));
         let (new_leader, _) = cluster.await_leader(Some(replica)).await?;
         say(format!("replica {new_leader} leads"));
         cluster.restart(replica).await?;

@@ -275,11 +275,7 @@ fn the_shipped_files_are_clean_and_some_of_their_stock_runs_out() {
             .map(|order| u64::from(order.quantity))
             .sum::<u64>()
     };
-    assert!(
-        stock
-            .iter()
-            .any(|(sku, &quantity)| ordered(sku) > quantity)
-    );
+    assert!(stock.iter().any(|(sku, &quantity)| ordered(sku) > quantity));
 }
 
 #[test]

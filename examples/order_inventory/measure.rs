@@ -40,6 +40,17 @@ pub(crate) fn longest_gap(commits: &[Instant], since: Option<Instant>) -> Option
         .max()
 }
 
+/// Orders per second, to a tenth; 0 for no time at all.
+pub(crate) fn per_second(count: usize, elapsed: Duration) -> f64 {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let seconds = elapsed.as_secs_f64();
+    if seconds > 0.0 {
+        (f64::from(count) / seconds * 10.0).round() / 10.0
+    } else {
+        0.0
+    }
+}
+
 /// Milliseconds, to a thousandth.
 pub(crate) fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3

@@ -52,77 +52,74 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, value: String| writeln!(f, "  {name:<25} {value}");
-        let audit = &self.audit;
-        row("orders", self.orders.to_string())?;
+        let Self {
+            audit, latency_ms, ..
+        } = self;
+        let mut row = |name: &str, value: String, note: String| {
+            let line = format!("  {name:<26} {value:>10}   {note}");
+            writeln!(f, "{}", line.trim_end())
+        };
+        row("orders", self.orders.to_string(), String::new())?;
         if self.skipped_lines > 0 {
-            row("lines skipped", self.skipped_lines.to_string())?;
+            row(
+                "lines skipped",
+                self.skipped_lines.to_string(),
+                "named above".into(),
+            )?;
         }
         row(
             "placed",
-            format!(
-                "{:>6}   {} of them delivered to both services",
-                self.placed, self.delivered
-            ),
+            self.placed.to_string(),
+            format!("{} delivered to both services", self.delivered),
         )?;
-        row("refused, out of stock", format!("{:>6}", self.refused))?;
-        row("rows in orders' file", format!("{:>6}", audit.order_rows))?;
+        row("refused", self.refused.to_string(), "out of stock".into())?;
         row(
-            "stock in inventory's file",
-            format!(
-                "{:>6}   = {} before - {} ordered",
-                audit.stock_after, audit.stock_before, audit.items_ordered
-            ),
+            "rows in orders' file",
+            audit.order_rows.to_string(),
+            String::new(),
         )?;
-        row("branches left in doubt", format!("{:>6}", audit.in_doubt))?;
+        let change = format!("{} before, {} ordered", audit.stock_before, audit.items_ordered);
+        row("items in inventory's file", audit.stock_after.to_string(), change)?;
         row(
-            "speed",
-            format!(
-                "{:.0} orders/s, {} at a time",
-                self.orders_per_second, self.in_flight
-            ),
-        )?;
-        let Latency { p50, p99, max } = self.latency_ms;
-        row(
-            "an order took",
-            format!("{p50:.1} ms (median), {p99:.1} ms (99 %), {max:.1} ms (longest)"),
+            "branches left in doubt",
+            audit.in_doubt.to_string(),
+            String::new(),
         )?;
         match &self.kill {
             Some(kill) => {
-                row(
-                    "leader killed",
-                    format!(
-                        "replica {}, after {} orders (SIGKILL)",
-                        kill.replica, kill.after_orders
-                    ),
-                )?;
-                let gap = kill
-                    .commits_stood_still_ms
-                    .map_or("not seen: no commit followed".into(), |gap| {
-                        format!("{gap:.0} ms")
-                    });
-                row("commits stood still", gap)?;
+                let replica = format!("replica {}", kill.replica);
+                let when = format!(
+                    "SIGKILL after {} orders; then replica {} led",
+                    kill.after_orders, kill.new_leader
+                );
+                row("leader killed", replica.clone(), when)?;
                 let caught_up = if kill.caught_up {
-                    "and caught up"
+                    "caught up"
                 } else {
-                    "and did NOT catch up"
+                    "did NOT catch up"
                 };
+                row("started again", replica, caught_up.into())?;
                 row(
-                    "since then",
-                    format!(
-                        "replica {} leads; replica {} was restarted {caught_up}",
-                        kill.new_leader, kill.replica
-                    ),
+                    "commits stood still",
+                    in_millis(kill.commits_stood_still_ms),
+                    String::new(),
                 )?;
             }
             None => row(
                 "longest gap",
-                self.longest_gap_ms
-                    .map_or("-".into(), |gap| format!("{gap:.0} ms between two commits")),
+                in_millis(self.longest_gap_ms),
+                "between two commits".into(),
             )?,
         }
+        let share = format!("orders, {} at a time", self.in_flight);
+        row("speed", format!("{:.0} /s", self.orders_per_second), share)?;
+        let rest = format!(
+            "99 %: {:.1} ms, longest: {:.1} ms",
+            latency_ms.p99, latency_ms.max
+        );
+        row("an order took, median", format!("{:.1} ms", latency_ms.p50), rest)?;
         if let Some(data) = &self.data {
-            row("kept in", data.display().to_string())?;
+            row("kept in", String::new(), data.display().to_string())?;
         }
         writeln!(f)?;
         if self.adds_up {
@@ -135,4 +132,9 @@ impl fmt::Display for Summary {
             .iter()
             .try_for_each(|problem| write!(f, "\n  - {problem}"))
     }
+}
+
+/// A gap, where there was one.
+fn in_millis(gap: Option<f64>) -> String {
+    gap.map_or_else(|| "-".to_owned(), |gap| format!("{gap:.0} ms"))
 }

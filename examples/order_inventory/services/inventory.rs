@@ -31,10 +31,14 @@ impl Inventory for InventoryService {
                 let ReserveRequest { sku, quantity } = request;
                 // Locks the row until the global transaction's outcome: nobody changes it between this read and the write.
                 let Some(stock) = tx.get_u64_for_update(STOCK, &sku).await? else {
-                    return Err(Status::not_found(format!("{sku} is not in the range of this shop")));
+                    return Err(Status::not_found(format!(
+                        "{sku} is not in the range of this shop"
+                    )));
                 };
                 let Some(left) = stock.checked_sub(quantity.into()) else {
-                    return Err(Status::out_of_range(format!("{quantity} of {sku} are wanted, {stock} are left")));
+                    return Err(Status::out_of_range(format!(
+                        "{quantity} of {sku} are wanted, {stock} are left"
+                    )));
                 };
                 tx.put_u64(STOCK, &sku, left).await?;
                 Ok(ReserveReply { left })

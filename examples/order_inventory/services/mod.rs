@@ -98,14 +98,20 @@ const PAGE_COUNT: usize = 10_000;
 pub(crate) fn read_files(data: &Path) -> Result<Ledger, ResourceError> {
     let orders = RedbFile::open(data.join(ORDERS_FILE))?.snapshot()?;
     let inventory = RedbFile::open(data.join(INVENTORY_FILE))?.snapshot()?;
-    let mut ledger = Ledger { in_doubt: orders.in_doubt()?.len() + inventory.in_doubt()?.len(), ..Ledger::default() };
+    let mut ledger = Ledger {
+        in_doubt: orders.in_doubt()?.len() + inventory.in_doubt()?.len(),
+        ..Ledger::default()
+    };
     each_row(&orders, orders::ORDERS, |(id, row)| {
         let order = shop::orders::Order::decode(row).map_err(|error| error.to_string())?;
         ledger.orders.insert(utf8(&id)?, order);
         Ok(())
     })?;
     each_row(&inventory, inventory::STOCK, |(sku, row)| {
-        let row = row.as_ref().try_into().map_err(|_| format!("{} bytes instead of 8", row.len()))?;
+        let row = row
+            .as_ref()
+            .try_into()
+            .map_err(|_| format!("{} bytes instead of 8", row.len()))?;
         ledger.stock.insert(utf8(&sku)?, u64::from_be_bytes(row));
         Ok(())
     })?;
@@ -120,11 +126,15 @@ fn each_row(
     let mut after = None;
     loop {
         let rows = snapshot.scan_page(table, "", after.as_deref(), PAGE_COUNT)?;
-        let Some((last, _)) = rows.last() else { return Ok(()) };
+        let Some((last, _)) = rows.last() else {
+            return Ok(());
+        };
         after = Some(last.clone());
         for row in rows {
             let key = row.0.clone();
-            take(row).map_err(|text| ResourceError::Invalid { text: format!("`{table}`/{key:?}: {text}") })?;
+            take(row).map_err(|text| ResourceError::Invalid {
+                text: format!("`{table}`/{key:?}: {text}"),
+            })?;
         }
     }
 }

@@ -33,7 +33,9 @@ impl Orders for OrdersService {
                 let order = order.ok_or_else(|| Status::invalid_argument("the order is missing"))?;
                 // Answers false if there is such a row: an order is placed once, however often it is tried.
                 if !tx.insert(ORDERS, &order_id, order.encode_to_vec()).await? {
-                    return Err(Status::already_exists(format!("order {order_id} is placed already")));
+                    return Err(Status::already_exists(format!(
+                        "order {order_id} is placed already"
+                    )));
                 }
                 Ok(PlaceReply {})
             })
