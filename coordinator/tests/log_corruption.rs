@@ -6,7 +6,7 @@ use log_support::{
     BLOCK, Dice, State, accepted, batch, create, open, random_batch, segment, segments_of, written,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use synod_coordinator::log::recover::{CorruptPlace, Damage, OpenReport, Torn};
+use synod_coordinator::log::report::{CorruptPlace, Damage, OpenReport, Torn};
 use synod_coordinator::log::{Disk, LogError, MemoryDisk, Opened, ReadError};
 use synod_coordinator_core::durable::{Batch, Meta, Recovered};
 use synod_coordinator_core::paxos::{Ballot, Slot};
@@ -271,7 +271,8 @@ fn after_an_orderly_stop_damage_in_the_last_records_is_corruption() {
 /// L7: an unreadable promise is no promise. More damage at the end than one write explains is refused, untouched.
 #[test]
 fn a_log_that_may_have_lost_its_last_promise_does_not_open() {
-    let damage: [(&str, fn(&MemoryDisk)); 5] = [
+    type Damaging = fn(&MemoryDisk);
+    let damage: [(&str, Damaging); 5] = [
         ("two headers", |disk| {
             disk.flip(&segment(3), BLOCK + 60, 1);
             disk.flip(&segment(3), 2 * BLOCK + 60, 1);
@@ -286,7 +287,7 @@ fn a_log_that_may_have_lost_its_last_promise_does_not_open() {
         }),
         ("a file cut short", |disk| disk.truncate(&segment(3), 2 * BLOCK)),
         ("all of a segment", |disk| {
-            disk.overwrite(&segment(3), 0..3 * BLOCK, 0x55)
+            disk.overwrite(&segment(3), 0..3 * BLOCK, 0x55);
         }),
     ];
     let batches: Vec<Batch> = (1..=6)
@@ -362,7 +363,7 @@ fn a_flipped_bit_in_any_sector_never_loses_anything_silently() {
         for (sector, closes) in (0..length / 512).flat_map(|sector| [(sector, false), (sector, true)]) {
             // Structure lies at the beginning of sectors, values anywhere.
             let byte = sector * 512 + [dice.roll(512), dice.roll(96)][dice.roll(2)];
-            let bit = dice.roll(8) as u8;
+            let bit = dice.byte() % 8;
             let rotten = if closes { closed.fork() } else { disk.fork() };
             rotten.flip(&name, byte, bit);
             let opened =

@@ -27,7 +27,7 @@ use synod_proto::ids::{Incarnation, ReplicaId};
 
 /// The format that this program writes.
 pub const FORMAT: u32 = 1;
-/// Where the first batch of a segment begins, in bytes.
+/// Where the first batch of a segment begins, in bytes: behind the header's block.
 pub(crate) const DATA_START: u64 = BLOCK_BYTES as u64;
 /// The longest batch, padding included, in bytes. Far above what a driver merges; lengths are 32 bits wide on disk.
 pub const BATCH_BYTES_MAX: u64 = 1 << 30;
@@ -106,7 +106,7 @@ pub(crate) fn encode_segment_header(identity: &Identity, segment: u64, length: u
     let mut writer = Writer { bytes: block, at: 0 };
     writer.put(SEGMENT_MAGIC);
     writer.u32(FORMAT);
-    writer.u32(BLOCK_BYTES as u32);
+    writer.u32(u32::try_from(BLOCK_BYTES).expect("a block is small"));
     writer.u64(segment);
     writer.u64(length);
     writer.put(&identity.incarnation.0);
@@ -199,18 +199,27 @@ impl BatchSize {
     }
 }
 
-/// Encodes a batch that will lie at `at` into `bytes`, which has the batch's padded size. Calls `on_record` with each
-/// record in turn.
+/// A batch's place in the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    pub(crate) sequence: u64,
+    pub(crate) at: Position,
+    pub(crate) previous_end: Position,
+}
+
+/// Encodes a batch into `bytes`, which has the batch's padded size. Returns where its values will lie.
 pub(crate) fn encode_batch(
     batch: &Batch,
     size: BatchSize,
+    link: Link,
     salt: Salt,
-    sequence: u64,
-    at: Position,
-    previous_end: Position,
     bytes: &mut [u8],
-    mut on_record: impl FnMut(Slot, Record),
-) {
+) -> Vec<(Slot, Record)> {
+    let Link {
+        sequence,
+        at,
+        previous_end,
+    } = link;
     let narrow = |length: u64| u32::try_from(length).expect("BATCH_BYTES_MAX was checked");
     let mut writer = Writer { bytes, at: 0 };
     writer.put(BATCH_MAGIC);
@@ -222,25 +231,26 @@ pub(crate) fn encode_batch(
     writer.u64(previous_end.offset);
     writer.meta(&batch.meta);
     writer.u32(narrow(batch.accepted.len() as u64));
-    let mut offset = size.header;
+    let mut records = Vec::with_capacity(batch.accepted.len());
+    let mut offset = at.offset + size.header;
     for accepted in &batch.accepted {
-        let length = narrow(accepted.value.len() as u64);
-        let checksum = salt.value(accepted.slot, &accepted.value);
-        writer.u64(accepted.slot.0);
-        writer.ballot(accepted.ballot);
+        let Accepted { slot, ballot, value } = accepted;
+        let length = narrow(value.len() as u64);
+        let checksum = salt.value(*slot, value);
+        writer.u64(slot.0);
+        writer.ballot(*ballot);
         writer.u32(length);
         writer.u32(checksum);
-        let (segment, offset_in_segment) = (at.segment, at.offset + offset);
-        on_record(
-            accepted.slot,
+        records.push((
+            *slot,
             Record {
-                ballot: accepted.ballot,
-                segment,
-                offset: offset_in_segment,
+                ballot: *ballot,
+                segment: at.segment,
+                offset,
                 length,
                 checksum,
             },
-        );
+        ));
         offset += u64::from(length);
     }
     let checksum = salt.header(&writer.bytes[..writer.at]);
@@ -250,6 +260,7 @@ pub(crate) fn encode_batch(
     }
     let end = writer.at;
     bytes[end..].fill(0);
+    records
 }
 
 /// Reads the batch header at `at`, given the segment's bytes from there to its end. `None` if there is none: the

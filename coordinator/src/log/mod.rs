@@ -8,8 +8,9 @@
 //! | file | holds |
 //! |---|---|
 //! | [`format`] | the bytes of a segment |
-//! | [`recover`] | what a start makes of the bytes it finds: torn tail or corruption |
-//! | [`segment`] | creation of segments, ahead of need |
+//! | `recover` | what a start makes of the bytes it finds: torn tail or corruption |
+//! | [`report`] | what it found, for the trace |
+//! | `segment` | creation of segments, ahead of need |
 //! | [`storage`] | the one thread that owns the log |
 //! | [`disk`], [`file_disk`], [`memory_disk`] | the disk, real and faulty |
 //!
@@ -25,7 +26,8 @@ mod error;
 pub mod file_disk;
 pub mod format;
 pub mod memory_disk;
-pub mod recover;
+mod recover;
+pub mod report;
 mod segment;
 pub mod storage;
 
@@ -34,12 +36,14 @@ pub use error::{LogError, ReadError};
 pub use file_disk::FileDisk;
 pub use format::BATCH_BYTES_MAX;
 pub use memory_disk::MemoryDisk;
-pub use recover::OpenReport;
+pub use report::OpenReport;
 pub use storage::Storage;
 
 use bytes::Bytes;
 use disk::AlignedBuffer;
-use format::{BatchSize, DATA_START, Position, Record, Salt, checked_value, encode_batch, segment_name};
+use format::{
+    BatchSize, DATA_START, Link, Position, Record, Salt, checked_value, encode_batch, segment_name,
+};
 use segment::{Preparation, Segment};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -167,17 +171,17 @@ impl<D: Disk> Log<D> {
             .buffer
             .take(usize::try_from(size.padded).expect("BATCH_BYTES_MAX fits"));
         let salt = Salt::new(&self.identity, at.segment);
-        let mut records = Vec::with_capacity(batch.accepted.len());
         let sequence = self.sequence + 1;
-        encode_batch(
+        let records = encode_batch(
             batch,
             size,
+            Link {
+                sequence,
+                at,
+                previous_end,
+            },
             salt,
-            sequence,
-            at,
-            previous_end,
             bytes,
-            |slot, record| records.push((slot, record)),
         );
         self.current
             .file

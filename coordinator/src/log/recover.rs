@@ -14,6 +14,7 @@ use super::format::{
     BatchHeader, DATA_START, FORMAT, Position, Record, Salt, SegmentHeader, decode_batch_header,
     decode_segment_header, encode_segment_header, looks_like_header, segment_name, segment_number,
 };
+use super::report::{CorruptPlace, Damage, OpenReport, Torn};
 use super::segment::Segment;
 use super::{Identity, Log, LogError, Opened, Options};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,97 +26,6 @@ use synod_coordinator_core::paxos::Slot;
 const CUT_BYTES: u64 = 1 << 20;
 /// What stands in for a block that the disk refuses to read: surely damage, since no checksum covers it.
 const UNREADABLE_BYTE: u8 = 0xa5;
-
-/// What was found at start, for the trace. Decides nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OpenReport {
-    /// Segments found.
-    pub segment_count: u64,
-    /// Readable batches.
-    pub batch_count: u64,
-    /// The interrupted write that was cut off.
-    pub torn: Option<Torn>,
-    /// Damage to what was synced once, in the order of the log.
-    pub corrupt: Vec<CorruptPlace>,
-}
-
-/// A tail that was cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Torn {
-    /// The segment's number.
-    pub segment: u64,
-    /// The first damaged byte, from the segment's beginning.
-    pub offset: u64,
-    /// The length of what was cut, in bytes.
-    pub bytes: u64,
-}
-
-/// Damage to what was synced once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CorruptPlace {
-    /// The segment's number.
-    pub segment: u64,
-    /// The first damaged byte, from the segment's beginning.
-    pub offset: u64,
-    /// What the place held.
-    pub damage: Damage,
-}
-
-/// What was damaged, and what it costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Damage {
-    /// A segment's header. It costs nothing.
-    SegmentHeader,
-    /// Bytes that belong to no batch: the chain of batches shows that none is missing.
-    Unused,
-    /// The value of one slot.
-    Value {
-        /// The slot.
-        slot: Slot,
-    },
-    /// Whole batches.
-    Batches {
-        /// How many.
-        count: u64,
-        /// The first slot that they may have held the latest record of.
-        first: Slot,
-        /// The last such slot, inclusive.
-        up_to: Slot,
-    },
-}
-
-impl OpenReport {
-    /// Writes the report to the trace: a line in all, and a warning for each damaged place.
-    pub fn trace(&self) {
-        tracing::info!(
-            segments = self.segment_count,
-            batches = self.batch_count,
-            "log opened"
-        );
-        if let Some(Torn {
-            segment,
-            offset,
-            bytes,
-        }) = self.torn
-        {
-            tracing::info!(
-                segment,
-                offset,
-                bytes,
-                "cut the write that the last stop interrupted"
-            );
-        }
-        for CorruptPlace {
-            segment,
-            offset,
-            damage,
-        } in &self.corrupt
-        {
-            tracing::warn!(segment, offset, ?damage, "the log is corrupt here");
-        }
-    }
-}
 
 pub(super) fn open<D: Disk>(
     disk: Arc<D>,
@@ -151,7 +61,7 @@ pub(super) fn open<D: Disk>(
     }
     report.torn = torn;
 
-    let (current, next) = repair(&*disk, &identity, founds, torn, &last)?;
+    let Writable { current, next } = repair(&*disk, &identity, founds, torn, &last)?;
     let recovered = Recovered {
         meta: last.meta.clone(),
         readable: index
@@ -339,7 +249,7 @@ impl Scan {
         let bytes = &bytes[..usize::try_from(found.segment.length).expect("it was read whole")];
         let mut batch_count = 0;
         let mut bad: Option<Bad> = None;
-        let mut offset = DATA_START as usize;
+        let mut offset = BLOCK_BYTES;
         while let Some(block) = bytes.get(offset..offset + BLOCK_BYTES) {
             let at = Position {
                 segment: number,
@@ -463,11 +373,10 @@ impl Scan {
     fn judge_end<F>(&mut self, founds: &[Found<F>]) -> Result<Option<Torn>, LogError> {
         let lost = |segment, reason| Err(LogError::EndLost { segment, reason });
         let current = self.last.end.segment;
-        let mut expected = current;
         if founds.is_empty() {
             return lost(current, "no file");
         }
-        for found in founds {
+        for (expected, found) in (current..).zip(founds) {
             if found.segment.number != expected {
                 return lost(expected, "no file");
             }
@@ -479,7 +388,6 @@ impl Scan {
             if !found.has_header && found.is_dirty && is_without_batch {
                 return lost(expected, "no readable header, though the file was in use");
             }
-            expected += 1;
         }
         if !founds[0].has_header && self.last.sequence == 0 {
             self.corrupt(current, 0, Damage::SegmentHeader);
@@ -506,21 +414,10 @@ impl Scan {
     }
 }
 
-impl Damage {
-    /// Leaves out slots that a later record healed.
-    fn narrow(&mut self, lost: &BTreeSet<Slot>) {
-        if let Self::Batches { first, up_to, .. } = self
-            && first <= up_to
-        {
-            let mut still_lost = lost.range(*first..=*up_to);
-            if let Some(lowest) = still_lost.next() {
-                let highest = still_lost.next_back().unwrap_or(lowest);
-                (*first, *up_to) = (*lowest, *highest);
-            } else {
-                *up_to = Slot(first.0.saturating_sub(1));
-            }
-        }
-    }
+/// Where the log goes on.
+struct Writable<F> {
+    current: Segment<F>,
+    next: Option<Segment<F>>,
 }
 
 /// Brings the disk to the state that is about to be reported. A crash in the middle leaves a torn tail again.
@@ -530,7 +427,7 @@ fn repair<D: Disk>(
     founds: Vec<Found<D::File>>,
     torn: Option<Torn>,
     last: &Last,
-) -> Result<(Segment<D::File>, Option<Segment<D::File>>), LogError> {
+) -> Result<Writable<D::File>, LogError> {
     let mut founds = founds.into_iter();
     let current = founds.next().expect("the end was judged");
     let mut trailing: Vec<_> = founds.collect();
@@ -582,5 +479,8 @@ fn repair<D: Disk>(
         let done = disk.remove(&name).and_then(|()| disk.sync_directory());
         done.map_err(|error| LogError::broken(format!("remove the unused `{name}`"), error))?;
     }
-    Ok((current.segment, trailing.pop().map(|found| found.segment)))
+    Ok(Writable {
+        current: current.segment,
+        next: trailing.pop().map(|found| found.segment),
+    })
 }

@@ -138,6 +138,15 @@ pub(crate) fn written(options: Options, batches: &[Batch]) -> MemoryDisk {
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
+    pub(crate) fn byte(&mut self) -> u8 {
+        u8::try_from(self.roll(256)).expect("below 256")
+    }
+
+    /// A number from `first` to `up_to`.
+    pub(crate) fn between(&mut self, first: u64, up_to: u64) -> u64 {
+        first + self.roll(usize::try_from(up_to - first + 1).expect("a short range")) as u64
+    }
+
     /// A number below `bound`. (SplitMix64.)
     pub(crate) fn roll(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -160,10 +169,10 @@ pub(crate) fn random_batch(meta: &Meta, dice: &mut Dice, value_bytes_max: usize)
     }
     if dice.roll(8) == 0 {
         let seen = PeerSeen {
-            incarnation: Incarnation([dice.roll(9) as u8; 16]),
+            incarnation: Incarnation([dice.byte(); 16]),
             start: meta.start,
         };
-        meta.peers.insert(ReplicaId(dice.roll(5) as u8), seen);
+        meta.peers.insert(ReplicaId(dice.byte() % 5), seen);
     }
     let open_from = meta.decided_up_to.0 + 1;
     let mut records = Vec::new();
@@ -171,7 +180,7 @@ pub(crate) fn random_batch(meta: &Meta, dice: &mut Dice, value_bytes_max: usize)
         // Now and then a slot is left out, to be filled later.
         let highest = meta.accepted_up_to.0 + 1 + u64::from(dice.roll(6) == 0);
         let slot = if dice.roll(3) == 0 {
-            open_from + dice.roll((highest - open_from + 1) as usize) as u64
+            dice.between(open_from, highest)
         } else {
             highest
         };
@@ -181,7 +190,7 @@ pub(crate) fn random_batch(meta: &Meta, dice: &mut Dice, value_bytes_max: usize)
             1 => dice.roll(value_bytes_max),
             _ => dice.roll(100),
         };
-        let value: Vec<u8> = (0..length).map(|_| dice.roll(256) as u8).collect();
+        let value: Vec<u8> = (0..length).map(|_| dice.byte()).collect();
         records.push(Accepted {
             slot: Slot(slot),
             ballot: meta.promised,
@@ -189,8 +198,7 @@ pub(crate) fn random_batch(meta: &Meta, dice: &mut Dice, value_bytes_max: usize)
         });
     }
     if dice.roll(2) == 0 {
-        let open = meta.accepted_up_to.0 - meta.decided_up_to.0;
-        meta.decided_up_to.0 += dice.roll(open as usize + 1) as u64;
+        meta.decided_up_to = Slot(dice.between(meta.decided_up_to.0, meta.accepted_up_to.0));
     }
     Batch {
         meta,
