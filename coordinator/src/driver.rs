@@ -5,6 +5,8 @@
 //! without a timer. There is no lock; everything else reaches the replica through bounded channels.
 
 mod reads;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub(crate) use view::ReplicaView;

@@ -57,6 +57,9 @@ pub enum RunError {
     /// A value that was readable a moment ago is not. Nothing was started.
     #[error("{}; start again, and look at the disk if that happens twice", chain(.0))]
     Read(#[from] ReadError),
+    /// The operating system gave no random numbers.
+    #[error("no random numbers: {0}")]
+    Random(String),
     /// The operating system gave no thread.
     #[error("cannot start the storage thread: {0}")]
     Thread(#[source] std::io::Error),
@@ -110,14 +113,15 @@ fn open(settings: &Settings) -> Result<(Replica, Log<FileDisk>, Incarnation), Ru
     config.timing.election_timeout_us_min = settings.election_timeout_ms_min * 1_000;
     config.timing.election_timeout_us_max = settings.election_timeout_ms_max * 1_000;
     config.watermark_lag_ms = settings.watermark_lag_ms;
-    let mut replica = Replica::new(config, recovered, seed());
+    let mut replica = Replica::new(config, recovered, seed()?);
     log.load(|accepted| replica.load(accepted))?;
     Ok((replica, log, incarnation))
 }
 
-/// Chance for election timeouts: replicas must differ. Nothing that must be safe rests on it.
-fn seed() -> u64 {
-    getrandom::u64().unwrap_or_else(|_| u64::from(std::process::id()))
+/// Chance for election timeouts, and for the lineage of a coordinator that is born: replicas and coordinators must
+/// differ.
+fn seed() -> Result<u64, RunError> {
+    getrandom::u64().map_err(|error| RunError::Random(error.to_string()))
 }
 
 async fn serve(

@@ -55,7 +55,7 @@ impl From<RunError> for Failure {
         let exit = match &error {
             RunError::Log(LogError::Full { .. } | LogError::Broken { .. }) => Exit::Storage,
             RunError::Directory(_) | RunError::Log(_) => Exit::Configuration,
-            RunError::Server(_) | RunError::Thread(_) => Exit::Failed,
+            RunError::Server(_) | RunError::Thread(_) | RunError::Random(_) => Exit::Failed,
             RunError::Storage(_) | RunError::Read(_) => Exit::Storage,
         };
         Self::new(exit, error.to_string())
