@@ -433,10 +433,10 @@ fn take_event(event: StreamEvent, inputs: &mut Vec<Input>) {
 fn trace(notice: &Notice) {
     match notice {
         Notice::Lost { address, reason } => {
-            tracing::info!(%address, %reason, "not connected to the coordinator")
+            tracing::info!(%address, %reason, "not connected to the coordinator");
         }
         Notice::Refused { address, refusal } => {
-            tracing::warn!(%address, ?refusal, "the coordinator refused the session")
+            tracing::warn!(%address, ?refusal, "the coordinator refused the session");
         }
         Notice::ForeignCoordinator {
             address,

@@ -183,6 +183,10 @@ impl SessionHandle {
 
     /// Proposes an outcome, best effort, and waits for nothing: for dropped transactions. What is lost here is made good
     /// by the inquiries of the branches (T6).
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "it is the caller's last word on the transaction"
+    )]
     pub(crate) fn decide_in_background(&self, decide: Decide) {
         let question = Question::Decide {
             gtid: decide.gtid,

@@ -177,13 +177,13 @@ impl Session {
     pub(super) fn on_link_refused(
         &mut self,
         now: Now,
-        refusal: Refusal,
+        refusal: &Refusal,
         leader: Option<String>,
         effects: &mut Vec<Effect>,
     ) {
         let connection = self.link.connection;
         effects.push(Effect::Disconnect { connection });
-        let (reason, hint) = match &refusal {
+        let (reason, hint) = match refusal {
             Refusal::NotLeader { .. } => (String::from("the replica does not lead"), leader),
             refused => {
                 let address = self.link.address.clone();

@@ -4,7 +4,7 @@
 //! - a question goes to each new leader with the same number and the same content, until it is answered or its patience
 //!   ends; whether a send of it is unaccounted for decides between "nothing was done" and "in doubt" (T7);
 //! - a branch that voted is ended by its outcome and by nothing else (T8, C1, C2): it asks, and waits;
-//! - an acknowledgement is made from a store's proof that the commit happened (T8): see `branches::Proof`;
+//! - an acknowledgement is made from a store's proof that the commit happened (T8): see `branches/delivery.rs`, `Proof`;
 //! - one branch that cannot be finished delays no other (B20); every retry is capped and jittered (B19);
 //! - what a first outcome says is never replaced by another (B6).
 //!
@@ -13,7 +13,8 @@
 //! | `vocabulary.rs` | inputs, effects, configuration |
 //! | `link.rs` | which replica, registration, lineage |
 //! | `questions.rs` | numbered requests and their answers |
-//! | `branches.rs` | branches in doubt, deliveries, acknowledgements |
+//! | `branches.rs` | branches in doubt: listings, inquiries |
+//! | `branches/delivery.rs` | deliveries, stores' answers, acknowledgements |
 //!
 //! The contract with the driver: it calls [`Session::step`] with every input and when [`Session::next_timeout`] is
 //! reached, does the effects in their order, and passes what the world answers back as inputs.
@@ -177,10 +178,10 @@ impl Session {
                 self.on_refused(now, connection, request, refusal, leader, effects);
             }
             Response::Decided { request, decision } => {
-                self.on_reply(now, request, Reply::Decided(decision), effects)
+                self.on_reply(now, request, Reply::Decided(decision), effects);
             }
             Response::Status { request, status } => {
-                self.on_reply(now, request, Reply::Status(status), effects)
+                self.on_reply(now, request, Reply::Status(status), effects);
             }
             Response::Delivered { request, .. } => self.on_reply(now, request, Reply::Delivered, effects),
             Response::Answered { branch, answer } => self.on_answered(now, branch, answer, effects),

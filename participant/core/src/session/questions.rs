@@ -150,7 +150,7 @@ impl Session {
         effects: &mut Vec<Effect>,
     ) {
         if self.is_registration(connection, request) {
-            return self.on_link_refused(now, refusal, leader, effects);
+            return self.on_link_refused(now, &refusal, leader, effects);
         }
         let Some(pending) = self.questions.get_mut(&request) else {
             return effects.push(Effect::Ignored(Ignored::UnknownRequest));
@@ -159,7 +159,7 @@ impl Session {
         pending.unanswered.retain(|sent_on| *sent_on != connection);
         if let Refusal::NotLeader { .. } = refusal {
             if self.link.serving() == Some(connection) {
-                self.on_link_refused(now, refusal, leader, effects);
+                self.on_link_refused(now, &refusal, leader, effects);
             }
             return;
         }

@@ -3,8 +3,10 @@
 use super::*;
 use alloc::string::ToString;
 use alloc::vec;
+use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use synod_proto::ids::ResourceId;
 
 const LINEAGE: Lineage = Lineage([1; 16]);
 const RESOURCE: ResourceId = ResourceId([2; 16]);
