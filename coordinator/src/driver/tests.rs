@@ -169,37 +169,37 @@ async fn a_full_disk_leaves_the_replica_up_and_read_only() {
     alone.disk.limit(Some(0));
     // The current segment is allocated and takes some more; the next one cannot be made.
     let mut request = 0;
-    let text = loop {
+    loop {
         request += 1;
         alone.abort(1, request, lineage).await;
         match next(&mut responses).await {
             Some(Response::Decided { .. }) => {}
-            Some(Response::Refused {
-                refusal: Refusal::ReadOnly { text },
+            // What waited for the lost write is sent to the next leader, if there is one; the session ends.
+            None
+            | Some(Response::Refused {
+                refusal: Refusal::NotLeader { leader: None },
                 ..
-            }) => break text,
-            None => {
-                // The session was ended when the leader stepped down; a new one is told why.
-                responses = alone.open(1 + request).await;
-                alone.abort(1 + request, request, lineage).await;
-                match next(&mut responses).await {
-                    Some(Response::Refused {
-                        refusal: Refusal::ReadOnly { text },
-                        ..
-                    }) => break text,
-                    other => panic!("{other:?}"),
-                }
-            }
+            }) => break,
             other => panic!("{other:?}"),
         }
         assert!(request < 10_000, "the disk never became full");
+    }
+    let mut responses = alone.open(2).await;
+    alone.abort(2, 1_000_000, lineage).await;
+    let refused = next(&mut responses).await;
+    let Some(Response::Refused {
+        refusal: Refusal::ReadOnly { text },
+        ..
+    }) = refused
+    else {
+        panic!("{refused:?}")
     };
     assert!(text.contains("no space for log segment"), "{text}");
     alone.healthy(Health::NotServing).await;
     // Given room again, it does not try again: only a restart reads what is really there.
     alone.disk.limit(None);
-    let mut responses = alone.open(1_000_000).await;
-    alone.abort(1_000_000, 1, lineage).await;
+    let mut responses = alone.open(3).await;
+    alone.abort(3, 2_000_000, lineage).await;
     assert!(matches!(
         next(&mut responses).await,
         Some(Response::Refused {
