@@ -1,8 +1,9 @@
-//! Branches as closures (steps 2 and 3 of a transaction): the user's work on a local transaction, then prepare.
+//! Branches as closures (steps 2 and 3 of a transaction): the user's work on a local transaction, then
+//! prepare.
 //!
-//! Work and prepare run in a task of their own, which a caller that goes away cannot cancel half way (traps C13). Whoever
-//! waits for it and goes away before the prepare turns it into a vote to abort; after it the branch is durable and waits for
-//! the outcome, whether or not anybody heard its vote (T8, traps C1).
+//! Work and prepare run in a task of their own, which a caller that goes away cannot cancel half way (traps
+//! C13). Whoever waits for it and goes away before the prepare turns it into a vote to abort; after it the
+//! branch is durable and waits for the outcome, whether or not anybody heard its vote (T8, traps C1).
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -67,15 +68,17 @@ impl<R: ResourceManager> Resource<R> {
         &self.manager
     }
 
-    /// The whole body of a transactional gRPC method: one branch of the caller's transaction on this database.
+    /// The whole body of a transactional gRPC method: one branch of the caller's transaction on this
+    /// database.
     ///
-    /// `work` gets the local transaction and the request's message. `Ok` prepares it, and the vote travels with the
-    /// reply; `Err` rolls it back, and the status goes to the caller, whose transaction is then doomed. A panic, a
-    /// caller that goes away, and a passed deadline are votes to abort.
+    /// `work` gets the local transaction and the request's message. `Ok` prepares it, and the vote travels
+    /// with the reply; `Err` rolls it back, and the status goes to the caller, whose transaction is then
+    /// doomed. A panic, a caller that goes away, and a passed deadline are votes to abort.
     ///
     /// # Errors
-    /// `FAILED_PRECONDITION` outside a global transaction (nothing ran); the closure's own status; `ABORTED` where a
-    /// new attempt may succeed (lock conflict, deadlock); `DEADLINE_EXCEEDED`; `INTERNAL` after a panic.
+    /// `FAILED_PRECONDITION` outside a global transaction (nothing ran); the closure's own status; `ABORTED`
+    /// where a new attempt may succeed (lock conflict, deadlock); `DEADLINE_EXCEEDED`; `INTERNAL` after a
+    /// panic.
     pub async fn branch<M, T, F, Fut>(&self, request: Request<M>, work: F) -> Result<Response<T>, Status>
     where
         M: prost::Message + 'static,
@@ -92,8 +95,9 @@ impl<R: ResourceManager> Resource<R> {
     }
 }
 
-/// The local transaction of one branch, as its closure holds it: the store's own transaction (by dereference), and the way
-/// to further calls under the same global transaction. Dropping it is how the closure gives it back to be prepared.
+/// The local transaction of one branch, as its closure holds it: the store's own transaction (by
+/// dereference), and the way to further calls under the same global transaction. Dropping it is how the
+/// closure gives it back to be prepared.
 pub struct BranchTransaction<R: ResourceManager> {
     tx: Option<R::Transaction>,
     slot: Arc<Mutex<Option<R::Transaction>>>,
@@ -114,12 +118,14 @@ impl<R: ResourceManager> BranchTransaction<R> {
         self.branch.gtid
     }
 
-    /// A client whose calls run under the same global transaction. Their votes go up with this branch's reply.
+    /// A client whose calls run under the same global transaction. Their votes go up with this branch's
+    /// reply.
     pub fn client<S: Clone, C>(&self, channel: &S, new: impl FnOnce(BoundChannel<S>) -> C) -> C {
         new(BoundChannel::new(channel.clone(), self.scope.clone()))
     }
 
-    /// Lets the transaction go on without this call: see [`Transaction::discard`](crate::Transaction::discard).
+    /// Lets the transaction go on without this call: see
+    /// [`Transaction::discard`](crate::Transaction::discard).
     ///
     /// # Errors
     /// No such call was made from here.
@@ -217,7 +223,7 @@ where
     if session.is_aborted(gtid) {
         return Err(BranchFailure::Closed {
             gtid,
-            text: "it is aborted".to_owned(),
+            text: "it is already decided".to_owned(),
         });
     }
     let context = BranchContext {
@@ -243,7 +249,10 @@ where
             Ok(worked) => worked?,
             Err(_elapsed) => return Err(BranchFailure::DeadlineExceeded { gtid }),
         },
-        () = started.cancelled() => return Err(BranchFailure::Closed { gtid, text: "it was aborted meanwhile".to_owned() }),
+        () = started.cancelled() => {
+            let text = "it was decided without this branch".to_owned();
+            return Err(BranchFailure::Closed { gtid, text });
+        }
     };
     let tx = slot
         .lock()

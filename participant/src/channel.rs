@@ -1,8 +1,8 @@
-//! The caller's side of a business call (step 2 of a transaction): a tower service around the user's own channel that
-//! puts the context on every request and collects the votes of every reply.
+//! The caller's side of a business call (step 2 of a transaction): a tower service around the user's own
+//! channel that puts the context on every request and collects the votes of every reply.
 //!
-//! A call counts as answered only when its reply ended well: the votes are in the headers, but a reply that breaks off
-//! behind them is a failed call for the user, and so for the transaction (T4).
+//! A call counts as answered only when its reply ended well: the votes are in the headers, but a reply that
+//! breaks off behind them is a failed call for the user, and so for the transaction (T4).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -29,10 +29,12 @@ use crate::scope::{OpenCall, Scope};
 /// dropped, or whose reply carries no vote dooms the transaction, unless it is discarded by name
 /// ([`call_id`]). The server's method must be transactional; use the plain channel for all others.
 ///
-/// Retries and hedging belong *below* it, in the channel that it wraps: there they are several executions of one call, of
-/// which one counts (T2). Streaming calls cannot take part: a reply of more than one message dooms.
+/// Retries and hedging belong *below* it, in the channel that it wraps: there they are several executions of
+/// one call, of which one counts (T2). Streaming calls cannot take part: a reply of more than one message
+/// dooms.
 ///
-/// Calls are bounded by the transaction's deadline, in the header `grpc-timeout`, unless the request brings its own.
+/// Calls are bounded by the transaction's deadline, in the header `grpc-timeout`, unless the request brings
+/// its own.
 #[derive(Clone, Debug)]
 pub struct BoundChannel<S> {
     inner: S,
@@ -46,7 +48,8 @@ impl<S> BoundChannel<S> {
 }
 
 /// The id of the call that this reply answers, or that failed with this status; for
-/// [`Transaction::discard`](crate::Transaction::discard). `None` if it was not made through a [`BoundChannel`].
+/// [`Transaction::discard`](crate::Transaction::discard). `None` if it was not made through a
+/// [`BoundChannel`].
 ///
 /// Takes the metadata of a `tonic::Response` or a `tonic::Status`.
 #[must_use]
@@ -139,7 +142,11 @@ struct Pending {
     votes: Option<Reply>,
 }
 
-/// The body of a reply on a [`BoundChannel`]: hands the user's message through, and settles the call at its end.
+const NO_VOTE: &str =
+    "the reply carries no vote: the method is not transactional, or its server lacks `participant.layer()`";
+
+/// The body of a reply on a [`BoundChannel`]: hands the user's message through, and settles the call at its
+/// end.
 #[derive(Debug)]
 pub struct ReplyBody<B> {
     inner: Pin<Box<B>>,
@@ -153,13 +160,12 @@ impl<B> ReplyBody<B> {
             return;
         };
         match (Status::from_header_map(trailers), votes) {
-            (Some(status), Some(votes)) if status.code() == Code::Ok && self.messages.count == 1 => call.answer(votes),
-            (Some(status), None) if status.code() == Code::Ok => call.fail(
-                &Status::failed_precondition(
-                    "the reply carries no vote: the method is not transactional, or its server lacks `Participant::layer`",
-                ),
-                None,
-            ),
+            (Some(status), Some(votes)) if status.code() == Code::Ok && self.messages.count == 1 => {
+                call.answer(votes);
+            }
+            (Some(status), None) if status.code() == Code::Ok => {
+                call.fail(&Status::failed_precondition(NO_VOTE), None);
+            }
             (Some(status), votes) => call.fail(&status, votes),
             (None, votes) => call.fail(&Status::unknown("the reply ended without a status"), votes),
         }
@@ -245,7 +251,8 @@ impl MessageCounter {
 mod tests {
     use super::*;
 
-    /// Streaming is refused by counting messages, so the count must not depend on how a body is cut into frames.
+    /// Streaming is refused by counting messages, so the count must not depend on how a body is cut into
+    /// frames.
     #[test]
     fn messages_are_counted_however_the_body_is_cut() {
         let body = [

@@ -1,5 +1,5 @@
-//! The metadata that travels with business calls (step 2 of a transaction): the context on the request, the votes on
-//! the reply. This is the one place where such metadata is read or refused.
+//! The metadata that travels with business calls (step 2 of a transaction): the context on the request, the
+//! votes on the reply. This is the one place where such metadata is read or refused.
 //!
 //! | key | on | content |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | `synod-votes-bin` | reply, also an error | version, execution, the subtree's votes, its failed calls, its unnamed branches |
 //! | `synod-call-bin` | reply, added by the caller's own bound channel | the call's id |
 //!
-//! Integers are big-endian. A version that is not known is refused, never guessed at; so is everything that goes on
-//! after its end.
+//! Integers are big-endian. A version that is not known is refused, never guessed at; so is everything that
+//! goes on after its end.
 
 use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -26,14 +26,15 @@ pub(crate) const CALL_KEY: &str = "synod-call-bin";
 
 const VERSION: u8 = 1;
 
-/// The most votes to abort, and the most failed calls, that one reply hands up: one is enough to doom the transaction.
+/// The most votes to abort, and the most failed calls, that one reply hands up: one is enough to doom the
+/// transaction.
 const DOOM_COUNT_MAX: usize = 4;
 
 /// The longest text in a reply, in bytes: votes to abort and failed calls carry one each.
 const REPLY_TEXT_BYTES_MAX: usize = 120;
 
-/// The longest vote metadata before base64. HTTP/2 stacks accept 16 KiB of headers by default; base64 makes this
-/// 10.7 KiB, and leaves a third for the user's own.
+/// The longest vote metadata before base64. HTTP/2 stacks accept 16 KiB of headers by default; base64 makes
+/// this 10.7 KiB, and leaves a third for the user's own.
 const VOTES_BYTES_MAX: usize = 8 << 10;
 
 const _: () = assert!(
@@ -361,3 +362,6 @@ impl Reader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,8 +42,8 @@ pub enum ConnectError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// The database belongs to another coordinator (T11): this is a copied or a mistaken database, or a mistaken
-    /// coordinator address. Nothing was changed.
+    /// The database belongs to another coordinator (T11): this is a copied or a mistaken database, or a
+    /// mistaken coordinator address. Nothing was changed.
     #[error(
         "the database {resource} belongs to coordinator {found}, and this participant is connected to {expected}"
     )]
@@ -63,8 +63,8 @@ pub enum AttachError {
     Session(BoxError),
 }
 
-/// A branch did not come about: its local transaction is rolled back, and its vote is abort. The transaction is
-/// doomed, unless this call is [discarded](crate::Transaction::discard) by name.
+/// A branch did not come about: its local transaction is rolled back, and its vote is abort. The transaction
+/// is doomed, unless this call is [discarded](crate::Transaction::discard) by name.
 #[derive(Debug, thiserror::Error)]
 #[error("{failure}")]
 #[non_exhaustive]
@@ -95,8 +95,8 @@ pub enum BranchFailure {
         /// The transaction.
         gtid: Gtid,
     },
-    /// The transaction is decided or being decided already: late work (traps C3). A bug if it is the initiator's own
-    /// call, harmless otherwise.
+    /// The transaction is decided or being decided already: late work (traps C3). A bug if it is the
+    /// initiator's own call, harmless otherwise.
     #[error("{gtid} takes no more work: {text}")]
     Closed {
         /// The transaction.
@@ -116,7 +116,8 @@ pub enum BranchFailure {
         /// Whether a new transaction may well succeed.
         is_retryable: bool,
     },
-    /// The closure returned while a part of it still held the local transaction, in a task of its own for example: a bug.
+    /// The closure returned while a part of it still held the local transaction, in a task of its own for
+    /// example: a bug.
     #[error("the closure returned, but its local transaction is still held elsewhere")]
     StillHeld,
     /// Whoever asked for the branch went away before it was prepared; nobody would have heard its vote.
@@ -235,13 +236,13 @@ pub enum CommitError {
     },
     /// The commit request was handed over and its answer is not known yet (T7): ask with
     /// [`InDoubt::resolve`]. Do not run the work again before that.
-    #[error("{0}")]
+    #[error(transparent)]
     InDoubt(InDoubt),
     /// Nothing was handed over, and nothing takes effect: the transaction is abandoned. Retry with a new one.
     #[error("the coordinator cannot be reached: {0}")]
     Unavailable(#[source] BoxError),
-    /// A call made under the transaction failed or has no vote, and was not discarded by name (T4). The transaction is
-    /// aborted; nothing takes effect.
+    /// A call made under the transaction failed or has no vote, and was not discarded by name (T4). The
+    /// transaction is aborted; nothing takes effect.
     #[error("{gtid} is doomed by the call {call:?} ({method}): {text}")]
     Doomed {
         /// The transaction.
@@ -258,12 +259,12 @@ pub enum CommitError {
     /// The coordinator has no room; the transaction is abandoned. Back off, then retry with a new one.
     #[error("the coordinator is overloaded: {0}")]
     Overloaded(String),
-    /// The request breaks a rule (no branch at all, more than 64 branches, a clock far ahead): a bug, or a wrong
-    /// clock. The transaction is abandoned; a retry would fail alike.
+    /// The request breaks a rule (no branch at all, more than 64 branches, a clock far ahead): a bug, or a
+    /// wrong clock. The transaction is abandoned; a retry would fail alike.
     #[error("the commit is invalid: {0}")]
     Invalid(String),
-    /// The log says committed, with other branches than this transaction's (T5): somebody else proposed an outcome under the
-    /// same gtid. A bug in a participant; look at `synod txn get`.
+    /// The log says committed, with other branches than this transaction's (T5): somebody else proposed an
+    /// outcome under the same gtid. A bug in a participant; look at `synod txn get`.
     #[error("{gtid} is committed with other branches than this transaction's")]
     Mismatch {
         /// The transaction.
@@ -272,8 +273,8 @@ pub enum CommitError {
 }
 
 impl CommitError {
-    /// Whether the same work may well succeed in a new transaction. Never for [`InDoubt`](Self::InDoubt): its work
-    /// may have taken effect.
+    /// Whether the same work may well succeed in a new transaction. Never for [`InDoubt`](Self::InDoubt):
+    /// its work may have taken effect.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -298,8 +299,8 @@ pub enum AbortError {
         /// The transaction.
         gtid: Gtid,
     },
-    /// The coordinator did not answer. Nothing will commit all the same, since only the initiator can ask for it; the
-    /// branches learn of it after the deadline.
+    /// The coordinator did not answer. Nothing will commit all the same, since only the initiator can ask
+    /// for it; the branches learn of it after the deadline.
     #[error("the abort of {gtid} was not confirmed: {source}")]
     Unconfirmed {
         /// The transaction.
@@ -343,8 +344,8 @@ pub enum ResolveError {
     },
 }
 
-/// [`Committed::delivered`](crate::Committed::delivered) was not answered in time. The transaction stays committed,
-/// and every branch will take effect.
+/// [`Committed::delivered`](crate::Committed::delivered) was not answered in time. The transaction stays
+/// committed, and every branch will take effect.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeliveryError {
@@ -365,8 +366,8 @@ pub enum DeliveryError {
 #[error("no call {0:?} was made under this transaction")]
 pub struct UnknownCall(pub CallId);
 
-/// A conflict or an outage, by its gRPC status: the same work may succeed in a new transaction. `ABORTED` is how
-/// branches report lock conflicts; a business refusal is any other code (traps G4).
+/// A conflict or an outage, by its gRPC status: the same work may succeed in a new transaction. `ABORTED` is
+/// how branches report lock conflicts; a business refusal is any other code (traps G4).
 pub(crate) fn is_retryable_code(code: Code) -> bool {
     matches!(code, Code::Aborted | Code::Unavailable)
 }

@@ -20,12 +20,12 @@ use crate::transaction::Transaction;
 /// How long [`ParticipantBuilder::connect`] waits for a leader unless told otherwise.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// How long a commit waits for the log's answer before it is in doubt, unless told otherwise. Well above the time in
-/// which a cluster replaces a dead leader, so that such a change is a delay and not an error.
+/// How long a commit waits for the log's answer before it is in doubt, unless told otherwise. Well above the
+/// time in which a cluster replaces a dead leader, so that such a change is a delay and not an error.
 const DECIDE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
-/// This process's connection to the coordinator: begins transactions, and takes part in those of others. Cheap to
-/// clone; one per process is enough, and its session is shared by everything in it.
+/// This process's connection to the coordinator: begins transactions, and takes part in those of others.
+/// Cheap to clone; one per process is enough, and its session is shared by everything in it.
 #[derive(Clone)]
 pub struct Participant {
     inner: Arc<Inner>,
@@ -53,8 +53,8 @@ pub struct ParticipantBuilder {
 }
 
 impl ParticipantBuilder {
-    /// The coordinator's replicas, each as `http://host:port`. One that answers is enough to find the others' leader,
-    /// but a client that knows only a dead replica finds nobody: name them all.
+    /// The coordinator's replicas, each as `http://host:port`. One that answers is enough to find the
+    /// others' leader, but a client that knows only a dead replica finds nobody: name them all.
     #[must_use]
     pub fn coordinators(mut self, addresses: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.coordinators = addresses.into_iter().map(Into::into).collect();
@@ -68,20 +68,20 @@ impl ParticipantBuilder {
         self
     }
 
-    /// How long a commit waits for the log's answer before it is [in doubt](crate::CommitError::InDoubt); 15 s by
-    /// default. The request is repeated to each new leader in between.
+    /// How long a commit waits for the log's answer before it is [in doubt](crate::CommitError::InDoubt); 15
+    /// s by default. The request is repeated to each new leader in between.
     #[must_use]
     pub fn decide_timeout(mut self, timeout: Duration) -> Self {
         self.decide_timeout = timeout;
         self
     }
 
-    /// Opens the session, and learns the coordinator's lineage. From then on the session is kept up in the background,
-    /// across leader changes and restarts of replicas.
+    /// Opens the session, and learns the coordinator's lineage. From then on the session is kept up in the
+    /// background, across leader changes and restarts of replicas.
     ///
     /// # Errors
-    /// [`ConnectError::Invalid`]: no address, or one that is none. [`ConnectError::Unavailable`]: no leader answered in
-    /// time.
+    /// [`ConnectError::Invalid`]: no address, or one that is none. [`ConnectError::Unavailable`]: no leader
+    /// answered in time.
     pub async fn connect(self) -> Result<Participant, ConnectError> {
         if self.coordinators.is_empty() {
             return Err(ConnectError::Invalid {
@@ -114,8 +114,9 @@ impl ParticipantBuilder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransactionOptions {
-    /// How long after begin the branches may still work and vote; 30 s by default, at most 5 minutes. A branch that
-    /// has voted waits for the outcome whatever the deadline (T8), and after it may have the outcome forced to abort (T6).
+    /// How long after begin the branches may still work and vote; 30 s by default, at most 5 minutes. A
+    /// branch that has voted waits for the outcome whatever the deadline (T8), and after it may have the
+    /// outcome forced to abort (T6).
     pub deadline: Duration,
 }
 
@@ -148,13 +149,11 @@ impl Participant {
     }
 
     /// Begins a global transaction with the default options. Costs no round trip: the id is made here (T1).
-    #[must_use]
     pub fn begin(&self) -> Transaction {
         self.begin_with(TransactionOptions::default())
     }
 
     /// Begins a global transaction.
-    #[must_use]
     pub fn begin_with(&self, options: TransactionOptions) -> Transaction {
         let now = unix_now();
         let mut random = [0; 10];
@@ -169,8 +168,9 @@ impl Participant {
         ))
     }
 
-    /// Attaches a database: binds it to the coordinator's lineage if it never met one, registers it with the session for
-    /// deliveries, and takes up every branch that it holds in doubt, whoever prepared it (traps C9).
+    /// Attaches a database: binds it to the coordinator's lineage if it never met one, registers it with the
+    /// session for deliveries, and takes up every branch that it holds in doubt, whoever prepared it (traps
+    /// C9).
     ///
     /// # Errors
     /// [`AttachError::ForeignLineage`]: the database belongs to another coordinator. The others: see there.
@@ -201,7 +201,8 @@ impl Participant {
     }
 
     /// The server side's tower layer: `Server::builder().layer(participant.layer())`. It reads and checks the
-    /// context of every call, and puts the votes on the replies. Calls without a context pass through untouched.
+    /// context of every call, and puts the votes on the replies. Calls without a context pass through
+    /// untouched.
     #[must_use]
     pub fn layer(&self) -> TransactionLayer {
         TransactionLayer::new(self.clone())
@@ -228,14 +229,16 @@ impl Participant {
             })
     }
 
-    /// The branches of the attached databases that voted and wait for their outcome, with their age (T8). An age above a few
-    /// seconds means that the coordinator cannot be reached, or that the initiator died before its deadline.
+    /// The branches of the attached databases that voted and wait for their outcome, with their age (T8). An
+    /// age above a few seconds means that the coordinator cannot be reached, or that the initiator died
+    /// before its deadline.
     #[must_use]
     pub fn in_doubt(&self) -> Vec<(BranchId, ResourceId, Duration)> {
         self.inner.session.in_doubt()
     }
 
-    /// Ends the session. Prepared branches stay as they are, in their databases, for the next process (traps J2).
+    /// Ends the session. Prepared branches stay as they are, in their databases, for the next process (traps
+    /// J2).
     pub async fn shutdown(&self) {
         self.inner.session.shutdown().await;
     }
@@ -277,7 +280,9 @@ impl Participant {
             )));
         }
         if self.inner.session.is_aborted(gtid) {
-            return Err(Status::aborted(format!("{gtid} is aborted; this is late work")));
+            return Err(Status::failed_precondition(format!(
+                "{gtid} is already decided: this is late work"
+            )));
         }
         Ok(())
     }

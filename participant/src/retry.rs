@@ -53,8 +53,8 @@ impl RetryOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RetryError {
-    /// The closure returned an error that another attempt would meet again, or the last attempt ran into one that it
-    /// might not. The transaction is aborted.
+    /// The closure returned an error that another attempt would meet again, or the last attempt ran into one
+    /// that it might not. The transaction is aborted.
     #[error("attempt {attempt_count} failed: {source}")]
     Work {
         /// How many attempts were made.
@@ -62,7 +62,8 @@ pub enum RetryError {
         /// The closure's error.
         source: BoxError,
     },
-    /// The commit was refused for good, was refused by the last attempt, or is in doubt: resolve that one first.
+    /// The commit was refused for good, was refused by the last attempt, or is in doubt: resolve that one
+    /// first.
     #[error("attempt {attempt_count} did not commit: {source}")]
     Commit {
         /// How many attempts were made.
@@ -72,11 +73,13 @@ pub enum RetryError {
     },
 }
 
-/// Runs `work` under a new transaction and commits it; again, with a new gtid each time, after a conflict or an outage
-/// ([`CommitError::is_retryable`], a status `ABORTED` or `UNAVAILABLE` anywhere in the error's chain). The pause between two
-/// attempts is random, between nothing and a bound that doubles, so that rivals do not meet again (traps B19).
+/// Runs `work` under a new transaction and commits it; again, with a new gtid each time, after a conflict or
+/// an outage ([`CommitError::is_retryable`], a status `ABORTED` or `UNAVAILABLE` anywhere in the error's
+/// chain). The pause between two attempts is random, between nothing and a bound that doubles, so that
+/// rivals do not meet again (traps B19).
 ///
-/// Never again after an [`InDoubt`](CommitError::InDoubt), whose work may have taken effect, or after a business refusal.
+/// Never again after an [`InDoubt`](CommitError::InDoubt), whose work may have taken effect, or after a
+/// business refusal.
 ///
 /// The closure is asked for one future per attempt: `async |txn| {..}` over borrowed things, or
 /// `|txn| { let mine = mine.clone(); async move {..} }` over owned ones. It does not commit: this does.

@@ -1,6 +1,6 @@
-//! One participant's part of one global transaction while it runs: the core's ledger, and what a person wants to read
-//! about its calls. The initiator's [`Transaction`](crate::Transaction) has one, and every call that arrives at a server has
-//! one of its own, whose ledger goes up with the reply.
+//! One participant's part of one global transaction while it runs: the core's ledger, and what a person
+//! wants to read about its calls. The initiator's [`Transaction`](crate::Transaction) has one, and every
+//! call that arrives at a server has one of its own, whose ledger goes up with the reply.
 //!
 //! Every rule is the ledger's (T2, T4, T5, T7); this is only the place where several tasks reach it.
 
@@ -52,6 +52,16 @@ struct Note {
 struct NotedFailure {
     text: String,
     is_retryable: bool,
+    /// The call itself ended well; its reply hands a failure up.
+    is_below: bool,
+}
+
+impl Noted {
+    fn fail(&mut self, call: CallId, failure: NotedFailure) {
+        if let Some(note) = self.notes.get_mut(&call) {
+            note.failure = Some(failure);
+        }
+    }
 }
 
 impl std::fmt::Debug for Scope {
@@ -143,7 +153,8 @@ impl Scope {
         })
     }
 
-    /// Opens a branch on a database of this process: the arriving call's own, if there is one and it has no branch yet.
+    /// Opens a branch on a database of this process: the arriving call's own, if there is one and it has no
+    /// branch yet.
     pub(crate) fn open_branch(self: &Arc<Self>, method: &str) -> Result<OpenCall, CallRefused> {
         let mut noted = self.noted();
         match (self.incoming, &noted.own) {
@@ -169,6 +180,12 @@ impl Scope {
             Ok(()) | Err(Ignored::Discarded) => {
                 if let Some(note) = noted.notes.get_mut(&call) {
                     note.failure = None;
+                } else {
+                    // The failure of a call further down. Whether others remain is the ledger's to say; a
+                    // note only saves a prepare.
+                    for note in noted.notes.values_mut() {
+                        note.failure.take_if(|failure| failure.is_below);
+                    }
                 }
                 Ok(())
             }
@@ -197,7 +214,8 @@ impl Scope {
         self.noted().is_joined = true;
     }
 
-    /// What goes up with the reply; `None` if no transactional method ran. No call can be made under it any more.
+    /// What goes up with the reply; `None` if no transactional method ran. No call can be made under it any
+    /// more.
     pub(crate) fn hand_up(&self) -> Option<Reply> {
         let mut noted = self.noted();
         noted.is_handed_up = true;
@@ -267,7 +285,7 @@ impl Scope {
 
     pub(crate) fn on_decision(&self, decision: &Decision) {
         if self.noted().ledger.on_decision(decision.clone()).is_err() {
-            tracing::error!(gtid = %self.gtid, ?decision, "the coordinator told a second outcome; the first one stands");
+            tracing::error!(gtid = %self.gtid, ?decision, "a second outcome was told; the first one stands");
         }
     }
 
@@ -319,12 +337,16 @@ impl OpenCall {
     pub(crate) fn answer(mut self, reply: Reply) {
         self.is_settled = true;
         let mut noted = self.scope.noted();
-        let doom = reply.dooms.first().map(|doom| doom.cause.to_string());
-        if let (Some(text), Some(note)) = (doom, noted.notes.get_mut(&self.id)) {
-            note.failure = Some(NotedFailure {
-                text,
-                is_retryable: false,
-            });
+        if let Some(doom) = reply.dooms.first() {
+            let text = doom.cause.to_string();
+            noted.fail(
+                self.id,
+                NotedFailure {
+                    text,
+                    is_retryable: false,
+                    is_below: true,
+                },
+            );
         }
         self.settle(&mut noted, reply);
     }
@@ -333,11 +355,16 @@ impl OpenCall {
     pub(crate) fn answer_vote(mut self, vote: BranchVote, failure: Option<&BranchFailure>) {
         self.is_settled = true;
         let mut noted = self.scope.noted();
-        if let (Some(failure), Some(note)) = (failure, noted.notes.get_mut(&self.id)) {
-            note.failure = Some(NotedFailure {
-                text: failure.to_string(),
-                is_retryable: failure.is_retryable(),
-            });
+        if let Some(failure) = failure {
+            let (text, is_retryable) = (failure.to_string(), failure.is_retryable());
+            noted.fail(
+                self.id,
+                NotedFailure {
+                    text,
+                    is_retryable,
+                    is_below: false,
+                },
+            );
         }
         if self.execution.is_some() {
             noted.own = Own::Voted(vote);
@@ -352,39 +379,36 @@ impl OpenCall {
         self.settle(&mut noted, reply);
     }
 
-    /// The caller sees this call fail. Votes that came with it are kept: they say who voted to abort, and whom to tell.
+    /// The caller sees this call fail. Votes that came with it are kept: they say who voted to abort, and
+    /// whom to tell.
     pub(crate) fn fail(mut self, status: &Status, votes: Option<Reply>) {
         self.is_settled = true;
         let text = format!("{:?}: {}", status.code(), status.message());
         let is_retryable = is_retryable_code(status.code());
         let mut noted = self.scope.noted();
-        if let Some(note) = noted.notes.get_mut(&self.id) {
-            note.failure = Some(NotedFailure {
+        noted.fail(
+            self.id,
+            NotedFailure {
                 text: text.clone(),
                 is_retryable,
-            });
-        }
-        match votes {
-            Some(mut reply) => {
-                let is_doomed = !reply.dooms.is_empty()
-                    || reply
-                        .votes
-                        .iter()
-                        .any(|vote| matches!(vote.vote, Vote::Abort { .. }));
-                if !is_doomed {
-                    reply.dooms.push(Doom {
-                        call: self.id,
-                        cause: AbortCause::new(AbortKind::Doomed, text),
-                    });
-                }
-                self.settle(&mut noted, reply);
+                is_below: false,
+            },
+        );
+        let Some(mut reply) = votes else {
+            if let Err(ignored) = noted.ledger.on_failure(self.id, text) {
+                self.trace(ignored);
             }
-            None => {
-                if let Err(ignored) = noted.ledger.on_failure(self.id, text) {
-                    self.trace(ignored);
-                }
-            }
+            return;
+        };
+        let has_abort = reply
+            .votes
+            .iter()
+            .any(|vote| matches!(vote.vote, Vote::Abort { .. }));
+        if reply.dooms.is_empty() && !has_abort {
+            let cause = AbortCause::new(AbortKind::Doomed, text);
+            reply.dooms.push(Doom { call: self.id, cause });
         }
+        self.settle(&mut noted, reply);
     }
 
     fn settle(&self, noted: &mut Noted, reply: Reply) {
@@ -408,13 +432,15 @@ impl Drop for OpenCall {
             // The own branch stays open for ever, which `hand_up` reports.
             return;
         }
-        let text = "the call was dropped before its reply";
-        if let Some(note) = noted.notes.get_mut(&self.id) {
-            note.failure = Some(NotedFailure {
-                text: text.to_owned(),
+        let text = "the call was dropped before its reply".to_owned();
+        noted.fail(
+            self.id,
+            NotedFailure {
+                text: text.clone(),
                 is_retryable: false,
-            });
-        }
+                is_below: false,
+            },
+        );
         if let Err(ignored) = noted.ledger.on_failure(self.id, text) {
             self.trace(ignored);
         }

@@ -1,5 +1,6 @@
-//! The server's side of a business call (step 2 of a transaction): a tower layer that reads the context of every
-//! request, refuses what must not run, and puts the votes on the reply; and [`Joined`], by which a method takes part.
+//! The server's side of a business call (step 2 of a transaction): a tower layer that reads the context of
+//! every request, refuses what must not run, and puts the votes on the reply; and [`Joined`], by which a
+//! method takes part.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -91,15 +92,16 @@ where
             };
             match write_votes(&votes, response.headers_mut()) {
                 Ok(()) => Ok(response.map(VotedBody::voted)),
-                // Without votes the caller cannot commit; what was prepared here inquires, and is told Aborted.
+                // Without votes the caller cannot commit; what was prepared here inquires, and is told
+                // Aborted.
                 Err(too_many) => Ok(Status::failed_precondition(too_many.to_string()).into_http()),
             }
         })
     }
 }
 
-/// The body of a reply behind [`TransactionLayer`]. A reply that carries votes has one message: the votes were sent before it, and
-/// could not follow a second one.
+/// The body of a reply behind [`TransactionLayer`]. A reply that carries votes has one message: the votes
+/// were sent before it, and could not follow a second one.
 #[derive(Debug)]
 pub struct VotedBody<B> {
     inner: Option<Pin<Box<B>>>,
@@ -178,10 +180,16 @@ struct Arrived {
     scope: Arc<Scope>,
 }
 
-/// A call that takes part in its caller's global transaction: the handle of a transactional method with more or other
-/// work than one branch on one database. For just that, [`Resource::branch`] is the whole method.
+const NO_CONTEXT: &str = "this method must be called inside a global transaction: \
+                          make the client with `txn.client(&channel, ..)`";
+const NO_LAYER: &str =
+    "this server lacks `Server::builder().layer(participant.layer())`, so no vote could be returned";
+
+/// A call that takes part in its caller's global transaction: the handle of a transactional method with more
+/// or other work than one branch on one database. For just that, [`Resource::branch`] is the whole method.
 ///
-/// Every branch made and every call made through it is part of the transaction, and goes up with this call's reply.
+/// Every branch made and every call made through it is part of the transaction, and goes up with this call's
+/// reply.
 #[derive(Clone, Debug)]
 pub struct Joined {
     scope: Arc<Scope>,
@@ -190,8 +198,9 @@ pub struct Joined {
 impl Joined {
     /// Marks the method transactional: it runs inside a global transaction, or not at all.
     ///
-    /// Streaming methods cannot be transactional: a stream of messages is no `prost::Message`, so this does not
-    /// compile for one, and a streamed reply is cut off with `FAILED_PRECONDITION` behind its first message.
+    /// Streaming methods cannot be transactional: a stream of messages is no `prost::Message`, so this does
+    /// not compile for one, and a streamed reply is cut off with `FAILED_PRECONDITION` behind its first
+    /// message.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` for a call outside a global transaction; nothing has run.
@@ -201,12 +210,8 @@ impl Joined {
             return Ok(Self { scope: scope.clone() });
         }
         Err(match CallContext::read(request.metadata().as_ref()) {
-            Ok(None) => Status::failed_precondition(
-                "this method must be called inside a global transaction: make the client with `txn.client(&channel, ..)`",
-            ),
-            _ => Status::failed_precondition(
-                "this server lacks `Server::builder().layer(participant.layer())`, so no vote could be returned",
-            ),
+            Ok(None) => Status::failed_precondition(NO_CONTEXT),
+            _ => Status::failed_precondition(NO_LAYER),
         })
     }
 
@@ -227,7 +232,8 @@ impl Joined {
         new(BoundChannel::new(channel.clone(), self.scope.clone()))
     }
 
-    /// Lets the transaction go on without this call: see [`Transaction::discard`](crate::Transaction::discard).
+    /// Lets the transaction go on without this call: see
+    /// [`Transaction::discard`](crate::Transaction::discard).
     ///
     /// # Errors
     /// No such call was made from here.
@@ -235,8 +241,9 @@ impl Joined {
         self.scope.discard(call)
     }
 
-    /// A branch on one of this service's databases: see [`Resource::branch`]. Two branches of one transaction must
-    /// not touch the same rows: the second would wait for the first, which waits for the outcome (traps C15).
+    /// A branch on one of this service's databases: see [`Resource::branch`]. Two branches of one
+    /// transaction must not touch the same rows: the second would wait for the first, which waits for the
+    /// outcome (traps C15).
     ///
     /// # Errors
     /// As [`Resource::branch`]; the status carries the call's id for [`discard`](Self::discard), see

@@ -22,9 +22,9 @@ use crate::session::{DecideError, SessionError};
 
 /// A global transaction, at its initiator. Begun by [`Participant::begin`].
 ///
-/// Work joins it by calls through a [bound client](Self::client) and by [branches](Self::branch) on the initiator's own
-/// databases. [`commit`](Self::commit) makes all of it take effect, or none. Dropping it without that aborts it, in the
-/// background.
+/// Work joins it by calls through a [bound client](Self::client) and by [branches](Self::branch) on the
+/// initiator's own databases. [`commit`](Self::commit) makes all of it take effect, or none. Dropping it
+/// without that aborts it, in the background.
 #[derive(Debug)]
 #[must_use = "dropping a transaction aborts it"]
 pub struct Transaction {
@@ -48,16 +48,16 @@ impl Transaction {
         self.scope.deadline()
     }
 
-    /// A client of a service whose calls run under this transaction: `txn.client(&channel, InventoryClient::new)`.
-    /// See [`BoundChannel`] for what it adds.
+    /// A client of a service whose calls run under this transaction: `txn.client(&channel,
+    /// InventoryClient::new)`. See [`BoundChannel`] for what it adds.
     pub fn client<S: Clone, C>(&self, channel: &S, new: impl FnOnce(BoundChannel<S>) -> C) -> C {
         new(BoundChannel::new(channel.clone(), self.scope.clone()))
     }
 
     /// A branch on one of the initiator's own databases. `Ok` prepares it, `Err` rolls it back.
     ///
-    /// The closure runs in a task of its own, so it owns what it uses (`async move`). It must not start a second branch
-    /// on the same rows: the two would wait for each other (traps C15).
+    /// The closure runs in a task of its own, so it owns what it uses (`async move`). It must not start a
+    /// second branch on the same rows: the two would wait for each other (traps C15).
     ///
     /// # Errors
     /// The branch was rolled back, with the closure's error in the chain; the transaction is doomed unless
@@ -76,9 +76,9 @@ impl Transaction {
         branch::run(resource, call, work).await
     }
 
-    /// Takes a call out of the transaction by name: nothing below it will take effect, and its failure no longer keeps
-    /// the rest from committing (T4). The id of a call is in its reply or status ([`call_id`](crate::call_id)) and in
-    /// [`BranchError::call`].
+    /// Takes a call out of the transaction by name: nothing below it will take effect, and its failure no
+    /// longer keeps the rest from committing (T4). The id of a call is in its reply or status
+    /// ([`call_id`](crate::call_id)) and in [`BranchError::call`].
     ///
     /// # Errors
     /// No such call was made under this transaction.
@@ -86,14 +86,15 @@ impl Transaction {
         self.scope.discard(call)
     }
 
-    /// Asks the coordinator to commit. Answers when the log holds the decision on a quorum of disks (T16): from then on
-    /// it stands, and every branch will take effect; [`Committed::delivered`] waits for that.
+    /// Asks the coordinator to commit. Answers when the log holds the decision on a quorum of disks (T16):
+    /// from then on it stands, and every branch will take effect; [`Committed::delivered`] waits for that.
     ///
-    /// Dropping the returned future does not take the request back: from its first poll on, only the log says what became
-    /// of the transaction (T7).
+    /// Dropping the returned future does not take the request back: from its first poll on, only the log
+    /// says what became of the transaction (T7).
     ///
     /// # Errors
-    /// See [`CommitError`]: `Aborted` is final, `InDoubt` must be resolved, after all others nothing takes effect.
+    /// See [`CommitError`]: `Aborted` is final, `InDoubt` must be resolved, after all others nothing takes
+    /// effect.
     pub async fn commit(self) -> Result<Committed, CommitError> {
         self.commit_shared().await
     }
@@ -104,7 +105,8 @@ impl Transaction {
         let scope = self.scope.clone();
         let deciding = {
             let decide = decide.clone();
-            // A task of its own: the user's future may be dropped, the request may not be forgotten half way (traps C13).
+            // A task of its own: the user's future may be dropped, the request may not be forgotten half way
+            // (traps C13).
             tokio::spawn(async move {
                 let answer = scope.participant().session().decide(decide).await;
                 match &answer {
@@ -154,7 +156,8 @@ impl Transaction {
         }
     }
 
-    /// Aborts, and waits until the log says so; the branches that are known to have prepared are told at once.
+    /// Aborts, and waits until the log says so; the branches that are known to have prepared are told at
+    /// once.
     ///
     /// # Errors
     /// See [`AbortError`]; nothing will take effect all the same.
@@ -267,8 +270,9 @@ impl InDoubt {
         self.gtid
     }
 
-    /// Repeats the commit request, which the log answers alike however often it is asked (traps B8), until there is an
-    /// answer. Waits for ever while no quorum of the coordinator can be reached: put a timeout around it, and call it again.
+    /// Repeats the commit request, which the log answers alike however often it is asked (traps B8), until
+    /// there is an answer. Waits for ever while no quorum of the coordinator can be reached: put a timeout
+    /// around it, and call it again.
     ///
     /// # Errors
     /// See [`ResolveError`]; `Aborted` is an answer too.
@@ -324,5 +328,11 @@ impl fmt::Display for InDoubt {
             "the outcome of {} is not known yet: {}",
             self.gtid, self.source
         )
+    }
+}
+
+impl Error for InDoubt {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
     }
 }

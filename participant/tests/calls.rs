@@ -1,5 +1,5 @@
-//! Business calls under a global transaction: what travels with them, what a server refuses, nested calls, repeated
-//! executions, and callers that go away.
+//! Business calls under a global transaction: what travels with them, what a server refuses, nested calls,
+//! repeated executions, and callers that go away.
 
 mod support;
 
@@ -184,7 +184,8 @@ async fn a_call_without_context_is_refused() {
     .await;
 }
 
-/// A server without the layer could return no vote, so its transactional methods refuse; a plain method's reply carries none.
+/// A server without the layer could return no vote, so its transactional methods refuse; a plain method's
+/// reply carries none.
 #[tokio::test]
 async fn a_reply_without_votes_dooms() {
     within(async {
@@ -226,7 +227,8 @@ async fn a_reply_without_votes_dooms() {
     .await;
 }
 
-/// T14, T11 and A20 at the server's edge: what must not run is refused before the method is reached, each with its own error.
+/// T14, T11 and A20 at the server's edge: what must not run is refused before the method is reached, each
+/// with its own error.
 #[tokio::test]
 async fn bad_contexts_are_refused() {
     within(async {
@@ -349,8 +351,8 @@ async fn a_panic_is_a_vote_to_abort() {
     .await;
 }
 
-/// C13: the method's work goes on to its end when its caller goes away, but nothing is prepared that nobody would hear of.
-/// T4: for the caller the call is unanswered, and dooms.
+/// C13: the method's work goes on to its end when its caller goes away, but nothing is prepared that nobody
+/// would hear of. T4: for the caller the call is unanswered, and dooms.
 #[tokio::test]
 async fn a_caller_that_goes_away() {
     within(async {
@@ -397,7 +399,7 @@ async fn a_caller_that_goes_away() {
         ended.notified().await;
         match txn.commit().await {
             Err(CommitError::Doomed { text, .. }) => {
-                assert!(text.contains("dropped before its reply"), "{text}")
+                assert!(text.contains("dropped before its reply"), "{text}");
             }
             other => panic!("{other:?}"),
         }
@@ -407,7 +409,8 @@ async fn a_caller_that_goes_away() {
     .await;
 }
 
-/// Runs every request twice, one after the other, and returns the last reply: what a hedging or retrying channel does.
+/// Runs every request twice, one after the other, and returns the last reply: what a hedging or retrying
+/// channel does.
 #[derive(Clone)]
 struct Twice(Channel);
 
@@ -469,8 +472,8 @@ impl http_body::Body for Whole {
     }
 }
 
-/// T2: a repeated request is a second execution of the same call. Both prepare, one is named, the other one asks and is
-/// rolled back: the work takes effect once.
+/// T2: a repeated request is a second execution of the same call. Both prepare, one is named, the other one
+/// asks and is rolled back: the work takes effect once.
 #[tokio::test]
 async fn a_repeated_request_takes_effect_once() {
     within(async {

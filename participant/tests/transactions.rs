@@ -1,5 +1,5 @@
-//! A global transaction as its initiator sees it: commit, abort, drop, doubt, retry. Two services with a store each,
-//! over real gRPC, against a coordinator in memory.
+//! A global transaction as its initiator sees it: commit, abort, drop, doubt, retry. Two services with a
+//! store each, over real gRPC, against a coordinator in memory.
 
 mod support;
 
@@ -84,7 +84,8 @@ async fn two_branches_commit_together() {
             (numbers(&[("order", 1)]), numbers(&[("bolt", 5)]))
         );
 
-        // T5: the record names exactly the branches that took effect, in order, with what they said of themselves.
+        // T5: the record names exactly the branches that took effect, in order, with what they said of
+        // themselves.
         let mut expected: Vec<_> = [
             (&orders, orders.resource.id()),
             (&inventory, inventory.resource.id()),
@@ -125,7 +126,8 @@ async fn two_branches_commit_together() {
     .await;
 }
 
-/// T4: a business refusal reaches the caller as the method's own status, and nothing of the transaction can commit.
+/// T4: a business refusal reaches the caller as the method's own status, and nothing of the transaction can
+/// commit.
 #[tokio::test]
 async fn a_refused_call_dooms_the_transaction() {
     within(async {
@@ -374,7 +376,7 @@ async fn nothing_to_commit_and_only_read_only() {
         let orders = Service::start(&coordinator).await;
         match orders.participant.begin().commit().await {
             Err(CommitError::Invalid(text)) => {
-                assert_eq!(text, "no branch voted: there is nothing to commit")
+                assert_eq!(text, "no branch voted: there is nothing to commit");
             }
             other => panic!("{other:?}"),
         }
@@ -457,7 +459,12 @@ async fn failures_of_a_local_branch() {
         assert!(matches!(failure, Err(BranchFailure::Resource(ResourceError::DeadlineExceeded))), "{failure:?}");
 
         let (keep, kept) = tokio::sync::oneshot::channel();
-        let held = txn.branch(resource, async move |tx| Ok(drop(keep.send(tx)))).await;
+        let held = txn.branch(resource, async move |tx| {
+                // Handed out of the closure, which must not end while somebody can still write.
+                assert!(keep.send(tx).is_ok());
+                Ok(())
+            })
+            .await;
         assert!(matches!(held.map_err(|error| error.failure), Err(BranchFailure::StillHeld)));
         drop(kept);
 

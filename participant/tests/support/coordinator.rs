@@ -1,5 +1,5 @@
-//! A coordinator in memory: a write-once register per gtid, first proposal wins, delivered until acknowledged (T5, T6, B7).
-//! No replication: what it stands for here is the session's vocabulary.
+//! A coordinator in memory: a write-once register per gtid, first proposal wins, delivered until
+//! acknowledged (T5, T6, B7). No replication: what it stands for here is the session's vocabulary.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -113,6 +113,31 @@ impl TestCoordinator {
         self.state()
             .records
             .insert(gtid, Record::Aborted(AbortCause::new(kind, "first")));
+    }
+
+    /// Somebody else's commit of one branch.
+    pub fn commit_first(&self, branch: BranchId, resource: ResourceId) {
+        let BranchId {
+            gtid,
+            call,
+            execution,
+        } = branch;
+        let named = NamedBranch {
+            call,
+            execution,
+            resource,
+            digest: 0,
+            database_transaction: bytes::Bytes::new(),
+        };
+        let acknowledged = BTreeSet::new();
+        self.state().records.insert(
+            gtid,
+            Record::Committed {
+                branches: vec![named],
+                read_only_count: 0,
+                acknowledged,
+            },
+        );
     }
 
     pub fn set_silent(&self, is_silent: bool) {

@@ -1,5 +1,5 @@
-//! What the tests of the public API run against: a coordinator in memory that keeps the register's rules, a store in memory that
-//! keeps the resource manager's contract, and a gRPC service whose methods are closures.
+//! What the tests of the public API run against: a coordinator in memory that keeps the register's rules, a
+//! store in memory that keeps the resource manager's contract, and a gRPC service whose methods are closures.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 pub mod coordinator;

@@ -1,4 +1,5 @@
-//! A gRPC service written out by hand: one unary method and one that streams its replies, both given as closures.
+//! A gRPC service written out by hand: one unary method and one that streams its replies, both given as
+//! closures.
 
 use std::convert::Infallible;
 use std::sync::Arc;
