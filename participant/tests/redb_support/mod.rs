@@ -89,8 +89,9 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
         .expect("the test hangs")
 }
 
-/// Runs the other tasks until nothing moves on by itself, so that a spawned task is where it waits. Needs paused time:
-/// it advances only once every task is idle.
-pub async fn settle() {
-    tokio::time::sleep(Duration::from_millis(1)).await;
+/// Until so many transactions wait for a lock: other tasks run meanwhile.
+pub async fn until_waiting(store: &RedbResource, count: usize) {
+    while store.lock_counts().1 != count {
+        tokio::task::yield_now().await;
+    }
 }

@@ -29,6 +29,7 @@
 //! Keys of [`KEY_BYTES_MAX`] bytes, values of [`VALUE_BYTES_MAX`], [`BRANCH_BYTES_MAX`] and [`LOCK_COUNT_MAX`] keys per branch. One process at a
 //! time opens the file.
 
+mod file;
 mod format;
 mod locks;
 mod snapshot;
@@ -50,12 +51,13 @@ use super::{
     BranchContext, BranchState, Effect, Identity, InDoubtBranch, LowWater, Prepared, ResourceError,
     ResourceManager,
 };
+use file::open_error;
 use format::PreparedRow;
-use snapshot::open_error;
 use state::{Core, Opener, Stage};
 use writer::{Reply, Request, unbound};
 
-pub use snapshot::{RedbFile, Row, SCAN_ROWS_MAX, Snapshot};
+pub use file::RedbFile;
+pub use snapshot::{Row, SCAN_ROWS_MAX, Snapshot};
 pub use transaction::{LocalTransaction, RedbTransaction};
 
 /// The longest table name, in bytes.
@@ -150,9 +152,7 @@ impl RedbOptions {
         self.start(Box::new(move || {
             let mut builder = Database::builder();
             builder.set_cache_size(cache_bytes);
-            builder
-                .create(&path)
-                .map_err(|error| open_error(&path.display().to_string(), error))
+            file::open(&builder, &path)
         }))
     }
 

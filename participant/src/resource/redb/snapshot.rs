@@ -1,12 +1,8 @@
 //! Reading committed rows: in the process that has the store open, or from the file of one that is gone.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use ::redb::{
-    ReadOnlyDatabase, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError,
-    TableHandle,
-};
+use ::redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle};
 use bytes::Bytes;
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
 
@@ -289,53 +285,6 @@ impl Snapshot {
 pub(super) fn too_many_rows(table: &str) -> ResourceError {
     ResourceError::Invalid {
         text: format!("`{table}` has more than {SCAN_ROWS_MAX} such rows: read them with scan_page"),
-    }
-}
-
-/// A store's file, opened for reading while no process has it open as a store: for audits and inspection. Changes nothing in
-/// the file.
-pub struct RedbFile {
-    database: ReadOnlyDatabase,
-}
-
-impl std::fmt::Debug for RedbFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RedbFile")
-    }
-}
-
-impl RedbFile {
-    /// Opens the file of a store.
-    ///
-    /// # Errors
-    /// [`ResourceError::AlreadyOpen`] while a process has it open; [`ResourceError::Open`] when there is no such
-    /// file, it is not redb's, or its last writer had [`quick_repair`](super::RedbOptions::quick_repair) off and was killed (open
-    /// it once as a store).
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, ResourceError> {
-        let path = path.as_ref();
-        let database =
-            ReadOnlyDatabase::open(path).map_err(|error| open_error(&path.display().to_string(), error))?;
-        Ok(Self { database })
-    }
-
-    /// The rows, as the last commit left them.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn snapshot(&self) -> Result<Snapshot, ResourceError> {
-        Snapshot::begin(&self.database)
-    }
-}
-
-pub(super) fn open_error(what: &str, error: ::redb::DatabaseError) -> ResourceError {
-    match error {
-        ::redb::DatabaseError::DatabaseAlreadyOpen => ResourceError::AlreadyOpen {
-            what: what.to_owned(),
-        },
-        error => ResourceError::Open {
-            what: what.to_owned(),
-            source: Box::new(error),
-        },
     }
 }
 
