@@ -1,1 +1,27 @@
-//! Placeholder replaced below.
+//! The whole cluster in one thread and in virtual time, over the real coordinator core.
+//!
+//! A [`World`](world::World) owns replicas ([`host`]) with a disk each ([`store`]) and a clock each ([`clocks`]), a
+//! network that loses, repeats, delays and reorders ([`network`]), and services that use the coordinator ([`actors`]).
+//! Every step draws from seeded streams and from nothing else: the same seed gives the same bytes, and a test says so.
+//!
+//! What must hold is checked by [`checkers`], which know nothing of how the system works inside: they see what is
+//! decided, what leaves a replica, what is on its disk, and what services are told.
+//!
+//! | to add | touch |
+//! |---|---|
+//! | a workload | a new [`Actor`](actors::Actor) |
+//! | a kind of fault | [`Fault`](faults::Fault), and where it takes hold in [`World`](world::World) |
+//! | a property | a new file in [`checkers`] |
+#![forbid(unsafe_code)]
+
+pub mod actors;
+pub mod checkers;
+pub mod clocks;
+pub mod faults;
+pub mod host;
+pub mod network;
+pub mod run;
+pub mod schedule;
+pub mod store;
+pub mod trace;
+pub mod world;

@@ -1,0 +1,69 @@
+//! One proposer and one value per ballot and slot; one serving leader per ballot; and calm after healing.
+
+use super::{Check, require};
+use crate::host::{Host, Output};
+use crate::schedule::Micros;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use synod_coordinator_core::effects::Notice;
+use synod_coordinator_core::paxos::{Ballot, Message, Slot};
+
+/// Watches ballots.
+#[derive(Debug, Default)]
+pub struct BallotChecker {
+    proposed: BTreeMap<(Ballot, Slot), Bytes>,
+    /// The process, by its count on its machine, that stood in a ballot.
+    owners: BTreeMap<Ballot, u64>,
+    led: BTreeMap<Ballot, Micros>,
+    stood: BTreeMap<Ballot, Micros>,
+}
+
+impl BallotChecker {
+    /// How many ballots were begun in `from..to`.
+    #[must_use]
+    pub fn begun_between(&self, from: Micros, to: Micros) -> usize {
+        self.stood.values().filter(|at| (from..to).contains(at)).count()
+    }
+
+    /// In how many ballots a leader began to serve.
+    #[must_use]
+    pub fn led_count(&self) -> usize {
+        self.led.len()
+    }
+
+    /// Looks at a turn.
+    ///
+    /// # Errors
+    /// Two values in one ballot and slot, a ballot of a former process or of another replica, or a second leader.
+    pub fn after_turn(&mut self, now: Micros, host: &Host, output: &Output) -> Check {
+        let id = host.id();
+        for envelope in &output.envelopes {
+            match &envelope.message {
+                Message::Prepare { ballot, .. } => {
+                    self.stood.entry(*ballot).or_insert(now);
+                    self.check_owner(*ballot, host)?;
+                }
+                Message::Accept { ballot, slot, value, .. } => {
+                    self.check_owner(*ballot, host)?;
+                    let first = self.proposed.entry((*ballot, *slot)).or_insert_with(|| value.clone());
+                    require(first == value, || format!("replica {id} proposed two values in slot {slot}, ballot {ballot}"))?;
+                }
+                _ => {}
+            }
+        }
+        for notice in &output.notices {
+            if let Notice::Leading(ballot) = notice {
+                let is_new = self.led.insert(*ballot, now).is_none();
+                require(is_new && ballot.replica == id, || format!("replica {id} leads in ballot {ballot} as a second one"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_owner(&mut self, ballot: Ballot, host: &Host) -> Check {
+        let life = *self.owners.entry(ballot).or_insert(host.life);
+        require(ballot.replica == host.id() && life == host.life, || {
+            format!("process {} of replica {} proposes in ballot {ballot} of process {life}", host.life, host.id())
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! L1, L2: nothing leaves a replica that rests on a write which is not on its disk, and what was promised stays so.
+
+use super::{Check, require};
+use crate::host::{Host, Output};
+use crate::store::Store;
+use std::collections::BTreeMap;
+use synod_coordinator_core::paxos::{Ballot, Message, Slot};
+use synod_proto::ids::{Incarnation, ReplicaId};
+
+/// What a directory once held.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    promised: Ballot,
+    start: u64,
+}
+
+/// Compares what leaves with what is on disk.
+#[derive(Debug, Default)]
+pub struct GateChecker {
+    held: BTreeMap<(ReplicaId, Incarnation), Held>,
+    /// Directories that were put back as an older copy: what they held may fall once.
+    rolled_back: Vec<Incarnation>,
+}
+
+impl GateChecker {
+    /// The directory was replaced by an older copy of itself.
+    pub fn on_rolled_back(&mut self, incarnation: Incarnation) {
+        self.rolled_back.push(incarnation);
+    }
+
+    /// Looks at a turn.
+    ///
+    /// # Errors
+    /// A message rests on nothing that is on disk, or the promise or the count of starts on disk fell.
+    pub fn after_turn(&mut self, host: &Host, output: &Output) -> Check {
+        let (id, store) = (host.id(), &host.store);
+        let held = self.held.entry((id, store.incarnation)).or_default();
+        let meta = store.meta();
+        if !self.rolled_back.contains(&store.incarnation) {
+            require(meta.promised >= held.promised && meta.start >= held.start, || {
+                format!("replica {id}: its promise or start on disk fell: {held:?}, now {meta:?}")
+            })?;
+        }
+        *held = Held { promised: meta.promised, start: meta.start };
+        for envelope in &output.envelopes {
+            require(is_backed(store, &envelope.message), || {
+                format!("replica {id} sent {:?}, which its disk does not back ({:?})", envelope.message, store.meta())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a message says only what the disk holds.
+fn is_backed(store: &Store, message: &Message) -> bool {
+    let meta = store.meta();
+    match message {
+        Message::Promise { ballot, accepted, .. } => {
+            let is_recorded = |slot: Slot, ballot: Ballot| {
+                store.record(slot).is_some_and(|(held, _)| *held >= ballot) || slot <= meta.decided_up_to
+            };
+            meta.promised >= *ballot && accepted.iter().all(|one| is_recorded(one.slot, one.ballot))
+        }
+        Message::Accepted { ballot, slot } => {
+            meta.promised >= *ballot && store.record(*slot).is_some_and(|(held, _)| held >= ballot)
+                || *slot <= meta.decided_up_to
+        }
+        Message::Prepare { ballot, .. } => meta.start >= ballot.start,
+        Message::Hello { start, promised, accepted_up_to, .. } => {
+            meta.start >= *start && meta.promised >= *promised && meta.accepted_up_to >= *accepted_up_to
+        }
+        _ => true,
+    }
+}

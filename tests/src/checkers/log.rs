@@ -1,0 +1,163 @@
+//! Agreement per slot, for all replicas and all time; a gap-free applied prefix; equal state at equal slots.
+
+use super::{Violation, require};
+use crate::host::Host;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use synod_coordinator_core::machine::outcomes::Record;
+use synod_coordinator_core::machine::{Applied, Machine};
+use synod_coordinator_core::paxos::Slot;
+use synod_proto::ids::{Gtid, ReplicaId};
+
+/// Every so many slots a copy of the reference state is kept, against which replicas that stop there are compared.
+const CHECKPOINT_SLOTS: u64 = 16;
+
+/// What a replica has shown so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    life: u64,
+    decided_up_to: Slot,
+}
+
+/// The one log that every replica must hold a prefix of, and the state that follows from it.
+#[derive(Debug)]
+pub struct LogChecker {
+    values: BTreeMap<Slot, Bytes>,
+    reference: Machine,
+    checkpoints: BTreeMap<Slot, Machine>,
+    seen: BTreeMap<ReplicaId, Seen>,
+    /// Whether every disk still holds what it synced: a fault that destroys synced data ends that.
+    pub disks_are_whole: bool,
+}
+
+impl Default for LogChecker {
+    fn default() -> Self {
+        Self {
+            values: BTreeMap::new(),
+            reference: Machine::default(),
+            checkpoints: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            disks_are_whole: true,
+        }
+    }
+}
+
+impl LogChecker {
+    /// The state after every slot that any replica has decided.
+    #[must_use]
+    pub fn reference(&self) -> &Machine {
+        &self.reference
+    }
+
+    /// The value of a slot, once any replica has decided it.
+    #[must_use]
+    pub fn value(&self, slot: Slot) -> Option<&Bytes> {
+        self.values.get(&slot)
+    }
+
+    /// The last slot that any replica has decided.
+    #[must_use]
+    pub fn decided_up_to(&self) -> Slot {
+        self.reference.applied_up_to()
+    }
+
+    /// Looks at what the replica has decided since the last look. Returns the outcomes that are new to the world.
+    ///
+    /// # Errors
+    /// Two values for one slot, a decided value without a quorum of disks, a prefix that shrank, or another state than
+    /// the log gives.
+    pub fn after_turn(
+        &mut self,
+        hosts: &BTreeMap<ReplicaId, Host>,
+        host: &Host,
+    ) -> Result<Vec<(Gtid, Record)>, Violation> {
+        let Some(replica) = host.replica() else { return Ok(Vec::new()) };
+        let id = host.id();
+        let seen = self.seen.entry(id).or_default();
+        if seen.life != host.life {
+            *seen = Seen { life: host.life, decided_up_to: Slot::ZERO };
+        }
+        let from = seen.decided_up_to;
+        let status = replica.status();
+        require(status.decided_up_to >= from, || {
+            format!("replica {id}: the decided prefix fell from {from} to {}", status.decided_up_to)
+        })?;
+        seen.decided_up_to = status.decided_up_to;
+        let mut fresh = Vec::new();
+        for slot in (from.0 + 1..=status.decided_up_to.0).map(Slot) {
+            // Values that no longer lie in memory are on disk.
+            let held = replica.decided_value(slot).or_else(|| host.store.record(slot).map(|(_, value)| value));
+            let Some(value) = held else { continue };
+            match self.values.get(&slot) {
+                Some(known) => require(known == value, || {
+                    format!("slot {slot}: replica {id} decided another value than was decided before")
+                })?,
+                None => {
+                    self.check_quorum(hosts, host, slot, value)?;
+                    let value = value.clone();
+                    fresh.extend(self.take(slot, &value)?);
+                    self.values.insert(slot, value);
+                }
+            }
+        }
+        let machine = replica.machine();
+        require(status.failure.is_some() || machine.applied_up_to() == status.decided_up_to, || {
+            format!("replica {id} decided up to {} but applied up to {}", status.decided_up_to, machine.applied_up_to())
+        })?;
+        if let Some(expected) = self.checkpoints.get(&machine.applied_up_to()) {
+            require(machine == expected, || format!("replica {id}: another state after slot {}", machine.applied_up_to()))?;
+        }
+        Ok(fresh)
+    }
+
+    /// A state that claims to follow from the whole log.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check_final(&self, host: &Host) -> super::Check {
+        let Some(replica) = host.replica() else { return Ok(()) };
+        require(replica.machine() == &self.reference, || {
+            format!(
+                "replica {} ended at slot {} with another state than the log gives at slot {}",
+                host.id(),
+                replica.machine().applied_up_to(),
+                self.reference.applied_up_to()
+            )
+        })
+    }
+
+    /// Traps B1: when a value is first taken as decided, a quorum holds it on disk.
+    fn check_quorum(
+        &self,
+        hosts: &BTreeMap<ReplicaId, Host>,
+        host: &Host,
+        slot: Slot,
+        value: &Bytes,
+    ) -> Result<(), Violation> {
+        let holders = hosts.values().filter(|one| one.store.record(slot).is_some_and(|(_, held)| held == value));
+        let count = holders.count();
+        require(!self.disks_are_whole || count >= host.config.quorum_count(), || {
+            format!("slot {slot}: replica {} decided a value that {count} disks hold", host.id())
+        })
+    }
+
+    fn take(&mut self, slot: Slot, value: &Bytes) -> Result<Vec<(Gtid, Record)>, Violation> {
+        let applied = self
+            .reference
+            .apply(slot, value)
+            .map_err(|error| Violation(format!("slot {slot}: a value that is no entry was decided: {error}")))?;
+        let mut fresh = Vec::new();
+        for one in applied {
+            // A record may be finished, and gone below the watermark, within the entry that made it.
+            if let Applied::Decided { decide, first: true, .. } = one
+                && let Some(record) = self.reference.outcomes().record(decide.gtid)
+            {
+                fresh.push((decide.gtid, record.clone()));
+            }
+        }
+        if slot.0.is_multiple_of(CHECKPOINT_SLOTS) {
+            self.checkpoints.insert(slot, self.reference.clone());
+        }
+        Ok(fresh)
+    }
+}

@@ -1,0 +1,87 @@
+//! What must hold, whatever happens. Separate from the system: checkers see what is decided, what leaves a replica, what
+//! lies on its disk and what services are told, and compare.
+
+pub mod ballots;
+pub mod gate;
+pub mod log;
+pub mod outcomes;
+
+use crate::actors::databases::Databases;
+use crate::host::{Host, Output};
+use crate::schedule::Micros;
+use std::collections::BTreeMap;
+use std::fmt;
+use synod_proto::ids::{ReplicaId, SessionId};
+use synod_proto::session::Request;
+
+/// A property that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+/// Whether a property holds.
+pub type Check = Result<(), Violation>;
+
+/// Fails with a text unless the condition holds.
+pub(crate) fn require(holds: bool, text: impl FnOnce() -> String) -> Check {
+    if holds { Ok(()) } else { Err(Violation(text())) }
+}
+
+/// All checkers of a run.
+#[derive(Debug, Default)]
+pub struct Checkers {
+    /// Agreement and the applied state.
+    pub log: log::LogChecker,
+    /// Persist before send.
+    pub gate: gate::GateChecker,
+    /// Ballots and who leads in them.
+    pub ballots: ballots::BallotChecker,
+    /// What services are told, against what the log says.
+    pub outcomes: outcomes::OutcomeChecker,
+}
+
+impl Checkers {
+    /// After every turn of a replica, before what it asked for is done.
+    ///
+    /// # Errors
+    /// Something does not hold.
+    pub fn after_turn(
+        &mut self,
+        now: Micros,
+        hosts: &BTreeMap<ReplicaId, Host>,
+        id: ReplicaId,
+        output: &Output,
+        databases: &Databases,
+    ) -> Check {
+        let host = &hosts[&id];
+        for (gtid, record) in self.log.after_turn(hosts, host)? {
+            self.outcomes.on_decided(gtid, record);
+        }
+        self.gate.after_turn(host, output)?;
+        self.ballots.after_turn(now, host, output)?;
+        for told in &output.told {
+            self.outcomes.on_told(now, told, &self.log, databases)?;
+        }
+        Ok(())
+    }
+
+    /// A session asks something.
+    pub fn on_asked(&mut self, now: Micros, session: SessionId, request: &Request) {
+        self.outcomes.on_asked(now, session, request);
+    }
+
+    /// A database applied outcomes to branches.
+    ///
+    /// # Errors
+    /// Something does not hold.
+    pub fn on_databases(&mut self, databases: &mut Databases) -> Check {
+        self.outcomes.on_effects(databases, self.log.reference())
+    }
+}

@@ -1,0 +1,161 @@
+//! What can go wrong, as data: a plan is a list of moments and faults, drawn from a seed or written by hand.
+
+use crate::actors::ActorId;
+use crate::network::Weather;
+use crate::schedule::Micros;
+use crate::store::UnsyncedWrite;
+use std::collections::BTreeSet;
+use synod_coordinator_core::random::Random;
+use synod_coordinator_core::replica::WriteFailure;
+use synod_proto::ids::ReplicaId;
+
+/// One fault. One that does not apply (the crash of a replica that is down) changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A replica's machine crashes.
+    Crash(ReplicaId, UnsyncedWrite),
+    /// The replica that leads crashes.
+    CrashLeader(UnsyncedWrite),
+    /// A replica's process starts, if it does not run.
+    Start(ReplicaId),
+    /// A replica resigns and ends in an orderly way.
+    Drain(ReplicaId),
+    /// A replica does nothing for a while, and then everything at once.
+    Pause(ReplicaId, Micros),
+    /// One direction between two replicas is cut.
+    Cut(ReplicaId, ReplicaId),
+    /// Exactly these pairs of replicas hear each other.
+    Topology(BTreeSet<(ReplicaId, ReplicaId)>),
+    /// Every replica hears every other.
+    Mend,
+    /// The network behaves otherwise.
+    Weather(Weather),
+    /// A replica's wall clock shows another time (T14).
+    WallClock(ReplicaId, i64),
+    /// A replica's syncs take this long.
+    SlowDisk(ReplicaId, Micros),
+    /// A replica's next write fails.
+    FailDisk(ReplicaId, WriteFailure),
+    /// A replica's machine crashes, and one of its synced records (picked by the number) cannot be read afterwards.
+    Corrupt(ReplicaId, u64),
+    /// A replica's directory is replaced by an empty one, and its process starts on it.
+    Wipe(ReplicaId),
+    /// A copy of a replica's directory is kept aside.
+    Backup(ReplicaId),
+    /// The copy kept aside is put back, and the process starts on it.
+    Rollback(ReplicaId),
+    /// A service's process crashes and starts again.
+    CrashActor(ActorId),
+    /// Every session breaks.
+    BreakSessions,
+}
+
+/// When what happens.
+pub type Plan = Vec<(Micros, Fault)>;
+
+/// Both directions of every pair in `links`.
+#[must_use]
+pub fn topology(links: &[(u8, u8)]) -> BTreeSet<(ReplicaId, ReplicaId)> {
+    links.iter().flat_map(|(a, b)| [(ReplicaId(*a), ReplicaId(*b)), (ReplicaId(*b), ReplicaId(*a))]).collect()
+}
+
+/// Draws a plan. Each seed enables its own mix of kinds (swarm testing: Groce et al., ISSTA 2012), since a kind that is
+/// always there can keep another from ever mattering.
+#[must_use]
+pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[ActorId], length: Micros) -> Plan {
+    let all: Vec<ReplicaId> = replicas.iter().copied().collect();
+    let enabled: Vec<bool> = (0..11).map(|_| random.between(0, 2) > 0).collect();
+    // Faults that destroy what was synced strike one replica only: more than a minority of them is beyond any log.
+    let victim = all[random.between(0, all.len() as u64 - 1) as usize];
+    let is_destructive = random.between(0, 3) == 0;
+    let mut plan = Vec::new();
+    let mut at = 500_000;
+    loop {
+        at += random.between(50_000, 3_000_000);
+        if at >= length {
+            return plan;
+        }
+        let replica = all[random.between(0, all.len() as u64 - 1) as usize];
+        let unsynced = if random.between(0, 1) == 0 { UnsyncedWrite::Kept } else { UnsyncedWrite::Lost };
+        let kind = random.between(0, 11) as usize;
+        if enabled.get(kind) == Some(&false) {
+            continue;
+        }
+        match kind {
+            0 => {
+                plan.push((at, Fault::Crash(replica, unsynced)));
+                plan.push((at + random.between(1_000, 4_000_000), Fault::Start(replica)));
+            }
+            1 => {
+                plan.push((at, Fault::CrashLeader(unsynced)));
+                let back = at + random.between(1_000, 2_000_000);
+                plan.extend(all.iter().map(|one| (back, Fault::Start(*one))));
+            }
+            2 => plan.push((at, draw_partition(random, &all))),
+            3 => plan.push((at, Fault::Mend)),
+            4 => plan.push((at, Fault::Pause(replica, random.between(10_000, 1_500_000)))),
+            5 => plan.push((at, Fault::Weather(draw_weather(random)))),
+            6 => plan.push((at, Fault::SlowDisk(replica, random.between(50, 150_000)))),
+            // Only forward and a little backward: see the limits of T14 in the tests of clocks.
+            7 => plan.push((at, Fault::WallClock(replica, draw_offset(random)))),
+            8 => plan.push((at, Fault::CrashActor(actors[random.between(0, actors.len() as u64 - 1) as usize]))),
+            9 => plan.push((at, if random.between(0, 1) == 0 { Fault::BreakSessions } else { Fault::Drain(replica) })),
+            10 => {
+                let kind = if random.between(0, 1) == 0 { WriteFailure::Full } else { WriteFailure::Broken };
+                plan.push((at, Fault::FailDisk(replica, kind)));
+                let back = at + random.between(100_000, 3_000_000);
+                plan.push((back, Fault::Crash(replica, unsynced)));
+                plan.push((back + 1, Fault::Start(replica)));
+            }
+            _ if is_destructive => {
+                plan.push((at, Fault::Corrupt(victim, random.next_u64())));
+                plan.push((at + random.between(1_000, 2_000_000), Fault::Start(victim)));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn draw_offset(random: &mut Random) -> i64 {
+    match random.between(0, 3) {
+        0 => random.between(0, 4_000) as i64 - 2_000,
+        1 => random.between(0, 3_600_000) as i64,
+        2 => 100 * 365 * 86_400_000,
+        _ => 0,
+    }
+}
+
+fn draw_weather(random: &mut Random) -> Weather {
+    match random.between(0, 3) {
+        0 => Weather::CALM,
+        _ => Weather {
+            delay_us: (100, random.between(200, 80_000)),
+            loss_ppm: random.between(0, 200_000),
+            duplicate_ppm: random.between(0, 200_000),
+            replay_us_max: random.between(0, 4_000_000),
+        },
+    }
+}
+
+fn draw_partition(random: &mut Random, all: &[ReplicaId]) -> Fault {
+    let pick = |random: &mut Random| all[random.between(0, all.len() as u64 - 1) as usize];
+    let hub = pick(random);
+    let pairs = all.iter().flat_map(|from| all.iter().map(move |to| (*from, *to)));
+    match random.between(0, 4) {
+        0 => {
+            let (from, to) = (pick(random), pick(random));
+            Fault::Cut(from, to)
+        }
+        // One replica alone.
+        1 => Fault::Topology(pairs.filter(|(from, to)| *from != hub && *to != hub).collect()),
+        // Only one replica hears the others: quorum loss for all but one.
+        2 => Fault::Topology(pairs.filter(|(from, to)| *from == hub || *to == hub).collect()),
+        // A chain.
+        3 => Fault::Topology(pairs.filter(|(from, to)| from.0.abs_diff(to.0) == 1).collect()),
+        // Two sides.
+        _ => {
+            let side = |one: &ReplicaId| one.0 <= hub.0;
+            Fault::Topology(pairs.filter(|(from, to)| side(from) == side(to)).collect())
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! One machine with one replica, driven by the contract of `synod_coordinator_core` in its four steps.
+
+use crate::clocks::Clocks;
+use crate::schedule::Micros;
+use crate::store::{Store, UnsyncedWrite};
+use std::collections::BTreeSet;
+use synod_coordinator_core::effects::{Effects, Fetch, GroupCommit, Notice, Synced, Told, Unsynced};
+use synod_coordinator_core::paxos::Envelope;
+use synod_coordinator_core::replica::{Config, Input, Replica, WriteFailure};
+use synod_proto::ids::{ReplicaId, SessionId};
+
+/// What became of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// It writes; a sync takes this long.
+    Healthy(Micros),
+    /// The next write fails like this.
+    Failing(WriteFailure),
+}
+
+/// A running process.
+#[derive(Debug)]
+pub struct Process {
+    /// The core.
+    pub replica: Replica,
+    group: GroupCommit,
+    inbox: Vec<Input>,
+    /// The sessions that have reached it.
+    pub sessions: BTreeSet<SessionId>,
+    /// Nothing is written, and nothing that waits for a write leaves, after a failure (L9).
+    is_writable: bool,
+    /// When it is woken, if that is arranged.
+    pub wake_at: Option<Micros>,
+    /// It does nothing before: a pause of the process or of its machine.
+    pub paused_until: Micros,
+    /// How long inputs wait before the process looks at them, at most: what arrives meanwhile is taken in one step.
+    pub mail_us_max: Micros,
+}
+
+/// One machine.
+#[derive(Debug)]
+pub struct Host {
+    /// The replica.
+    pub config: Config,
+    /// Its directory.
+    pub store: Store,
+    /// Its disk.
+    pub disk: Disk,
+    /// Its clocks.
+    pub clocks: Clocks,
+    /// Counts its processes: what was meant for a former one does not reach the next.
+    pub life: u64,
+    /// The process, if one runs.
+    pub process: Option<Process>,
+}
+
+/// What a process asked of the world in one turn.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Envelopes to peers.
+    pub envelopes: Vec<Envelope>,
+    /// What sessions are told.
+    pub told: Vec<Told>,
+    /// Sessions to end after that.
+    pub ended: Vec<SessionId>,
+    /// Reads of the disk.
+    pub fetches: Vec<Fetch>,
+    /// Lines for the trace.
+    pub notices: Vec<Notice>,
+    /// A write has begun.
+    pub write_began: bool,
+    /// The disk failed for good: the process has ended (L9).
+    pub is_over: bool,
+}
+
+impl Host {
+    /// A machine whose replica does not run yet.
+    #[must_use]
+    pub fn new(config: Config, store: Store) -> Self {
+        let clocks = Clocks::new(0, 0, 0, 0);
+        Self { config, store, disk: Disk::Healthy(300), clocks, life: 0, process: None }
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn id(&self) -> ReplicaId {
+        self.config.replica
+    }
+
+    /// The core, if the process runs.
+    #[must_use]
+    pub fn replica(&self) -> Option<&Replica> {
+        self.process.as_ref().map(|process| &process.replica)
+    }
+
+    /// Starts a process on the directory.
+    pub fn start(&mut self, now: Micros, seed: u64, mail_us_max: Micros) -> Output {
+        assert!(self.process.is_none(), "one process at a time");
+        self.life += 1;
+        self.config.incarnation = self.store.incarnation;
+        let (recovered, values) = self.store.recover();
+        let mut replica = Replica::new(self.config.clone(), recovered, seed);
+        for value in values {
+            replica.load(value);
+        }
+        let effects = replica.start(self.clocks.read(now));
+        self.process = Some(Process {
+            replica,
+            group: GroupCommit::default(),
+            inbox: Vec::new(),
+            sessions: BTreeSet::new(),
+            is_writable: true,
+            wake_at: None,
+            paused_until: 0,
+            mail_us_max,
+        });
+        let mut output = Output::default();
+        self.route(effects, &mut output);
+        self.turn(now, &mut output);
+        output
+    }
+
+    /// The process dies.
+    pub fn crash(&mut self, unsynced: UnsyncedWrite) {
+        self.process = None;
+        self.store.crash(unsynced);
+    }
+
+    /// Puts an input where the process finds it at its next turn.
+    pub fn post(&mut self, input: Input) {
+        if let Some(process) = &mut self.process {
+            if let Input::Request { session, .. } = &input {
+                process.sessions.insert(*session);
+            }
+            process.inbox.push(input);
+        }
+    }
+
+    /// The process takes its mail.
+    pub fn wake(&mut self, now: Micros) -> Output {
+        let mut output = Output::default();
+        self.turn(now, &mut output);
+        output
+    }
+
+    /// The write under way has ended.
+    pub fn on_synced(&mut self, now: Micros) -> Output {
+        let mut output = Output::default();
+        let Some(process) = &mut self.process else { return output };
+        match self.disk {
+            Disk::Healthy(_) => {
+                self.store.complete();
+                for synced in process.group.on_synced() {
+                    self.send_gated(synced, &mut output);
+                }
+            }
+            Disk::Failing(kind) => {
+                process.is_writable = false;
+                process.group = GroupCommit::default();
+                process.inbox.push(Input::WriteFailed { text: "the disk failed".to_string(), kind });
+                output.is_over = kind == WriteFailure::Broken;
+            }
+        }
+        self.turn(now, &mut output);
+        output
+    }
+
+    /// Steps until nothing is left to do but to wait, then starts a write if the disk is free.
+    fn turn(&mut self, now: Micros, output: &mut Output) {
+        let now = self.clocks.read(now);
+        loop {
+            let Some(process) = &mut self.process else { return };
+            let inputs = std::mem::take(&mut process.inbox);
+            let effects = process.replica.step_many(now, inputs);
+            self.route(effects, output);
+            if self.process.as_ref().is_none_or(|process| process.inbox.is_empty()) {
+                break;
+            }
+        }
+        if let Some(process) = &mut self.process
+            && process.is_writable
+            && let Some(batch) = process.group.next_write()
+        {
+            self.store.begin(batch);
+            output.write_began = true;
+        }
+    }
+
+    fn route(&mut self, mut effects: Effects<Unsynced>, output: &mut Output) {
+        for envelope in effects.take_early() {
+            self.send(envelope, output);
+        }
+        output.told.extend(effects.take_told());
+        output.ended.extend(effects.take_ended());
+        output.fetches.extend(effects.take_fetches());
+        output.notices.extend(effects.take_notices());
+        let Some(process) = &mut self.process else { return };
+        if process.is_writable
+            && let Some(synced) = process.group.push(effects)
+        {
+            self.send_gated(synced, output);
+        }
+    }
+
+    fn send_gated(&mut self, synced: Effects<Synced>, output: &mut Output) {
+        for envelope in synced.into_gated() {
+            self.send(envelope, output);
+        }
+    }
+
+    fn send(&mut self, envelope: Envelope, output: &mut Output) {
+        if envelope.to == self.id() {
+            self.post(Input::Envelope(envelope));
+        } else {
+            output.envelopes.push(envelope);
+        }
+    }
+}

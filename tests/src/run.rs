@@ -1,0 +1,171 @@
+//! A seeded run: a phase of faults in which nothing may be wrong, then healing, then everything must come to an end.
+
+use crate::actors::ActorId;
+use crate::actors::initiator::{self, Initiator};
+use crate::actors::participant::{self, Participant};
+use crate::checkers::{Check, Violation, require};
+use crate::faults;
+use crate::network::Weather;
+use crate::schedule::Micros;
+use crate::trace::Detail;
+use crate::world::{Lines, Setup, World};
+use std::collections::BTreeSet;
+use synod_coordinator_core::random::Random;
+use synod_proto::ids::{ReplicaId, ResourceId};
+
+/// How long a healed world may take to come to rest: the longest deadline, an election and some rounds of asking.
+pub const CONVERGENCE_US: Micros = 90_000_000;
+
+/// A healed cluster settles on one leader: more ballots a minute than this is a livelock.
+pub const BALLOTS_PER_MINUTE_MAX: usize = 10;
+
+/// What a seed draws before its run begins.
+#[derive(Clone, Debug)]
+pub struct Draw {
+    /// The seed.
+    pub seed: u64,
+    /// The world.
+    pub setup: Setup,
+    /// How long the phase of faults lasts.
+    pub faults_us: Micros,
+    /// The faults.
+    pub plan: faults::Plan,
+    participant_count: u32,
+    initiator_count: u32,
+    transaction_count: u64,
+}
+
+impl Draw {
+    /// What `seed` means. `detail` changes nothing in the run.
+    #[must_use]
+    pub fn new(seed: u64, detail: Detail) -> Self {
+        let mut random = Random::new(seed);
+        let replica_count = if random.between(0, 3) == 0 { 5 } else { 3 };
+        let (participant_count, initiator_count) = (random.between(1, 4) as u32, random.between(1, 3) as u32);
+        let faults_us = random.between(5, 40) * 1_000_000;
+        let is_lossy = random.between(0, 1) == 0;
+        let setup = Setup {
+            seed,
+            replica_count,
+            weather: Weather::CALM,
+            lines: Lines { delay_us: (100, random.between(200, 30_000)), loss_ppm: if is_lossy { 30_000 } else { 0 } },
+            mail_us_max: random.between(1, 3_000),
+            sync_us: random.between(50, 3_000),
+            detail,
+        };
+        let replicas: BTreeSet<ReplicaId> = (1..=replica_count).map(ReplicaId).collect();
+        let actors: Vec<ActorId> = (0..participant_count + initiator_count).map(ActorId).collect();
+        let plan = faults::draw(&mut random, &replicas, &actors, faults_us);
+        let transaction_count = random.between(5, 60);
+        Self { seed, setup, faults_us, plan, participant_count, initiator_count, transaction_count }
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Everything that happened, as one number.
+    pub trace_hash: u64,
+    /// How many events there were.
+    pub event_count: u64,
+    /// Virtual time.
+    pub length_us: Micros,
+    /// Outcomes in the log.
+    pub outcome_count: usize,
+    /// Branches that took effect.
+    pub effect_count: usize,
+    /// Answers and deliveries that were compared with the log.
+    pub told_count: u64,
+    /// Ballots in which a leader began to serve.
+    pub led_count: usize,
+}
+
+/// Adds participants and initiators to a world.
+pub fn populate(
+    world: &mut World,
+    participants: (u32, participant::Habits),
+    initiators: (u32, &initiator::Habits),
+) -> (Vec<ActorId>, Vec<ActorId>) {
+    let replicas = world.replicas();
+    let called: Vec<ActorId> = (0..participants.0)
+        .map(|number| world.add_actor(Participant::new(resource(number), replicas.clone(), participants.1)))
+        .collect();
+    let calling = (0..initiators.0)
+        .map(|_| world.add_actor(Initiator::new(replicas.clone(), called.clone(), initiators.1.clone())))
+        .collect();
+    (called, calling)
+}
+
+/// The id of the `number`-th database.
+#[must_use]
+pub fn resource(number: u32) -> ResourceId {
+    ResourceId((0xda7a_0000_u128 + u128::from(number)).to_be_bytes())
+}
+
+/// Runs what was drawn.
+///
+/// # Errors
+/// A checker found something, or the healed world does not come to rest. The world is returned for a look.
+pub fn run(draw: &Draw) -> Result<Report, (Violation, Option<Box<World>>)> {
+    let mut world = World::new(draw.setup).map_err(|violation| (violation, None))?;
+    let habits = initiator::Habits::mixed(draw.transaction_count);
+    let participants = (draw.participant_count, participant::Habits::MIXED);
+    populate(&mut world, participants, (draw.initiator_count, &habits));
+    // What was planned for later than the healing does not happen.
+    for (at, fault) in draw.plan.iter().filter(|(at, _)| *at < draw.faults_us) {
+        world.plan(*at, fault.clone());
+    }
+    let result = world.run_until(draw.faults_us).and_then(|()| converge(&mut world));
+    match result {
+        Ok(()) => Ok(report(&world)),
+        Err(violation) => Err((violation, Some(Box::new(world)))),
+    }
+}
+
+/// Heals the world and sees it come to rest.
+///
+/// # Errors
+/// A checker found something, or something is left over.
+pub fn converge(world: &mut World) -> Check {
+    world.heal()?;
+    world.rest();
+    let healed_at = world.now();
+    world.run_for(10_000_000)?;
+    world.run_while_not(CONVERGENCE_US, "everything is decided, delivered and acknowledged", |world| {
+        world.is_idle() && world.databases.prepared().next().is_none() && is_settled(world)
+    })?;
+    world.run_for(1_000_000)?;
+    check_final(world)?;
+    let ballots = world.checkers.ballots.begun_between(healed_at, healed_at + 60_000_000);
+    require(ballots <= BALLOTS_PER_MINUTE_MAX, || format!("{ballots} ballots in the minute after healing"))
+}
+
+/// Whether all replicas stand at the same slot with nothing unfinished, under one leader.
+#[must_use]
+pub fn is_settled(world: &World) -> bool {
+    let up_to = world.checkers.log.decided_up_to();
+    world.serving().is_some()
+        && world.hosts.values().all(|host| {
+            host.replica().is_some_and(|replica| {
+                let status = replica.status();
+                status.applied_up_to == up_to && status.unfinished_count == 0 && status.leader == world.serving()
+            })
+        })
+}
+
+fn check_final(world: &World) -> Check {
+    world.hosts.values().try_for_each(|host| world.checkers.log.check_final(host))?;
+    world.checkers.outcomes.check_final(&world.databases)
+}
+
+fn report(world: &World) -> Report {
+    Report {
+        trace_hash: world.trace.hash(),
+        event_count: world.event_count(),
+        length_us: world.now(),
+        outcome_count: world.checkers.outcomes.records().len(),
+        effect_count: world.databases.committed_count(),
+        told_count: world.checkers.outcomes.told_count(),
+        led_count: world.checkers.ballots.led_count(),
+    }
+}

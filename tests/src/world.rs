@@ -1,0 +1,570 @@
+//! Everything together: hosts, network, services, time, and the checkers that watch.
+
+mod faulty;
+
+use crate::actors::databases::Databases;
+use crate::actors::{Actor, ActorId, Command, Scene, Speech};
+use crate::checkers::{Check, Checkers, Violation, require};
+use crate::clocks::{Clocks, true_wall};
+use crate::host::{Disk, Host, Output};
+use crate::network::{Network, Weather};
+use crate::schedule::{Micros, Schedule};
+use crate::store::Store;
+use crate::trace::{Detail, Trace};
+use std::collections::{BTreeMap, BTreeSet};
+use synod_coordinator_core::effects::Fetch;
+use synod_coordinator_core::paxos::Envelope;
+use synod_coordinator_core::random::Random;
+use synod_coordinator_core::replica::{Config, Input, RoleName};
+use synod_proto::ids::{Incarnation, ReplicaId, SessionId};
+use synod_proto::session::{Request, Response};
+
+/// Something that happens at a moment.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Envelope(Envelope),
+    Wake { replica: ReplicaId, life: u64, at: Micros },
+    Synced { replica: ReplicaId, life: u64 },
+    Fetched { replica: ReplicaId, life: u64, fetch: Fetch },
+    Connected { replica: ReplicaId, peer: ReplicaId },
+    Request { session: SessionId, request: Request },
+    SessionClosed { session: SessionId },
+    Response { session: SessionId, response: Response },
+    SessionLost { session: SessionId },
+    Speech { from: ActorId, to: ActorId, speech: Speech },
+    ActorWake { actor: ActorId, life: u64, token: u64 },
+    Fault(crate::faults::Fault),
+}
+
+/// How services' traffic behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Lines {
+    /// The shortest and the longest way of a message between a service and a replica or another service.
+    pub delay_us: (Micros, Micros),
+    /// How many of a million are lost.
+    pub loss_ppm: u64,
+}
+
+/// How a world is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Everything that is left to chance.
+    pub seed: u64,
+    /// How many replicas, numbered from 1.
+    pub replica_count: u8,
+    /// Between replicas.
+    pub weather: Weather,
+    /// Between services, and between services and replicas.
+    pub lines: Lines,
+    /// How long mail waits at a replica, at most.
+    pub mail_us_max: Micros,
+    /// How long a sync takes, at first.
+    pub sync_us: Micros,
+    /// How much of the run is kept.
+    pub detail: Detail,
+}
+
+impl Setup {
+    /// A quiet world in which nothing is left to chance but what the replicas draw themselves.
+    #[must_use]
+    pub fn scripted(seed: u64, replica_count: u8) -> Self {
+        Self {
+            seed,
+            replica_count,
+            weather: Weather::EVEN,
+            lines: Lines { delay_us: (300, 300), loss_ppm: 0 },
+            mail_us_max: 0,
+            sync_us: 200,
+            detail: Detail::Hash,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Cast {
+    actor: Box<dyn Actor>,
+    life: u64,
+    wall_offset_ms: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    /// `None`: the test itself.
+    owner: Option<ActorId>,
+    replica: ReplicaId,
+    is_open: bool,
+}
+
+/// The world.
+#[derive(Debug)]
+pub struct World {
+    setup: Setup,
+    schedule: Schedule<Event>,
+    /// The machines of the coordinator.
+    pub hosts: BTreeMap<ReplicaId, Host>,
+    /// The network between them.
+    pub network: Network,
+    /// Participants' databases.
+    pub databases: Databases,
+    /// What watches.
+    pub checkers: Checkers,
+    /// What has happened.
+    pub trace: Trace,
+    actors: BTreeMap<ActorId, Cast>,
+    sessions: BTreeMap<SessionId, Session>,
+    next_session: u64,
+    mailboxes: BTreeMap<SessionId, Vec<Response>>,
+    random: Random,
+    actors_random: Random,
+    backups: BTreeMap<ReplicaId, Store>,
+    incarnation_count: u64,
+    event_count: u64,
+    drained: BTreeSet<ReplicaId>,
+    /// Sessions that the coordinator ended, for tests that ask.
+    pub ended_sessions: BTreeSet<SessionId>,
+}
+
+impl World {
+    /// A world in which every replica has an empty directory and runs.
+    ///
+    /// # Errors
+    /// A checker found something, at the very start.
+    pub fn new(setup: Setup) -> Result<Self, Violation> {
+        Self::with_config(setup, |_| {})
+    }
+
+    /// A world whose replicas are configured otherwise.
+    ///
+    /// # Errors
+    /// A checker found something, at the very start.
+    pub fn with_config(setup: Setup, adapt: impl Fn(&mut Config)) -> Result<Self, Violation> {
+        let replicas: BTreeSet<ReplicaId> = (1..=setup.replica_count).map(ReplicaId).collect();
+        let mut world = Self {
+            setup,
+            schedule: Schedule::default(),
+            hosts: BTreeMap::new(),
+            network: Network::new(setup.seed ^ 0x6e65_7477, setup.weather),
+            databases: Databases::default(),
+            checkers: Checkers::default(),
+            trace: Trace::new(setup.detail),
+            actors: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_session: 0,
+            mailboxes: BTreeMap::new(),
+            random: Random::new(setup.seed ^ 0x776f_726c),
+            actors_random: Random::new(setup.seed ^ 0x6163_746f),
+            backups: BTreeMap::new(),
+            incarnation_count: 0,
+            event_count: 0,
+            drained: BTreeSet::new(),
+            ended_sessions: BTreeSet::new(),
+        };
+        for id in &replicas {
+            let incarnation = world.new_incarnation();
+            let mut config = Config::new(*id, replicas.clone(), incarnation);
+            adapt(&mut config);
+            let mut host = Host::new(config, Store::new(incarnation));
+            host.disk = Disk::Healthy(setup.sync_us);
+            world.hosts.insert(*id, host);
+        }
+        for id in &replicas {
+            world.start(*id)?;
+        }
+        Ok(world)
+    }
+
+    /// Adds a service and starts it.
+    pub fn add_actor(&mut self, actor: impl Actor + 'static) -> ActorId {
+        let id = ActorId(u32::try_from(self.actors.len()).expect("few actors"));
+        self.actors.insert(id, Cast { actor: Box::new(actor), life: 1, wall_offset_ms: 0 });
+        self.with_actor(id, |actor, scene| actor.on_start(scene)).expect("a start says nothing that is checked");
+        id
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Micros {
+        self.schedule.now()
+    }
+
+    /// How many events have happened.
+    #[must_use]
+    pub fn event_count(&self) -> u64 {
+        self.event_count
+    }
+
+    /// The replicas' ids.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<ReplicaId> {
+        self.hosts.keys().copied().collect()
+    }
+
+    /// The replica that serves, in the highest ballot if several believe they do.
+    #[must_use]
+    pub fn serving(&self) -> Option<ReplicaId> {
+        let running = self.hosts.values().filter_map(|host| Some((host.id(), host.replica()?.status())));
+        running
+            .filter(|(_, status)| status.role == RoleName::Serving)
+            .max_by_key(|(_, status)| status.ballot)
+            .map(|(id, _)| id)
+    }
+
+    /// Plans a fault.
+    pub fn plan(&mut self, at: Micros, fault: crate::faults::Fault) {
+        self.schedule.at(at, Event::Fault(fault));
+    }
+
+    /// Whether every service has nothing left to do.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.actors.values().all(|cast| cast.actor.is_idle())
+    }
+
+    /// Tells every service to begin nothing new.
+    pub fn rest(&mut self) {
+        for cast in self.actors.values_mut() {
+            cast.actor.on_rest();
+        }
+    }
+
+    /// Runs until `end`.
+    ///
+    /// # Errors
+    /// A checker found something.
+    pub fn run_until(&mut self, end: Micros) -> Check {
+        while self.schedule.next_at().is_some_and(|at| at <= end) {
+            self.run_one()?;
+        }
+        self.schedule.advance_to(end);
+        Ok(())
+    }
+
+    /// Runs for a while.
+    ///
+    /// # Errors
+    /// A checker found something.
+    pub fn run_for(&mut self, length: Micros) -> Check {
+        self.run_until(self.now() + length)
+    }
+
+    /// Runs until `condition` holds, looking after every event.
+    ///
+    /// # Errors
+    /// A checker found something, or it does not hold within `length`.
+    pub fn run_while_not(&mut self, length: Micros, what: &str, condition: impl Fn(&Self) -> bool) -> Check {
+        let end = self.now() + length;
+        while !condition(self) {
+            let is_due = self.schedule.next_at().is_some_and(|at| at <= end);
+            require(is_due, || format!("{what}: not within {length} us of {}", end - length))?;
+            self.run_one()?;
+        }
+        Ok(())
+    }
+
+    /// Runs one event.
+    ///
+    /// # Errors
+    /// A checker found something.
+    pub fn run_one(&mut self) -> Check {
+        let Some(event) = self.schedule.pop() else { return Ok(()) };
+        self.event_count += 1;
+        let now = self.now();
+        self.trace.note(now, kind(&event), format_args!("{event:?}"));
+        self.on_event(event)
+    }
+
+    fn on_event(&mut self, event: Event) -> Check {
+        match event {
+            Event::Envelope(envelope) => {
+                if self.network.is_open(envelope.from, envelope.to) {
+                    self.post(envelope.to, Input::Envelope(envelope));
+                }
+                Ok(())
+            }
+            Event::Wake { replica, life, at } => self.on_wake(replica, life, at),
+            Event::Synced { replica, life } => self.on_synced(replica, life),
+            Event::Fetched { replica, life, fetch } => {
+                if self.hosts[&replica].life == life {
+                    let values = self.hosts[&replica].store.fetch(fetch);
+                    self.post(replica, Input::Fetched { fetch, values });
+                }
+                Ok(())
+            }
+            Event::Connected { replica, peer } => {
+                let are_up = self.hosts[&replica].process.is_some() && self.hosts[&peer].process.is_some();
+                if are_up && self.network.is_open(replica, peer) && self.network.is_open(peer, replica) {
+                    self.post(replica, Input::PeerConnected(peer));
+                }
+                Ok(())
+            }
+            Event::Request { session, request } => {
+                if let Some(one) = self.sessions.get(&session).copied().filter(|one| one.is_open) {
+                    self.post(one.replica, Input::Request { session, request });
+                }
+                Ok(())
+            }
+            Event::SessionClosed { session } => {
+                let replica = self.sessions[&session].replica;
+                if self.hosts[&replica].process.as_ref().is_some_and(|one| one.sessions.contains(&session)) {
+                    self.post(replica, Input::SessionClosed(session));
+                }
+                Ok(())
+            }
+            Event::Response { session, response } => self.on_response(session, response),
+            Event::SessionLost { session } => self.on_session_lost(session),
+            Event::Speech { from, to, speech } => {
+                self.with_actor(to, |actor, scene| actor.on_speech(scene, from, speech))
+            }
+            Event::ActorWake { actor, life, token } if self.actors[&actor].life == life => {
+                self.with_actor(actor, |actor, scene| actor.on_wake(scene, token))
+            }
+            Event::ActorWake { .. } => Ok(()),
+            Event::Fault(fault) => self.on_fault(fault),
+        }
+    }
+
+    // ---- replicas ----
+
+    /// Starts a replica's process.
+    ///
+    /// # Errors
+    /// A checker found something.
+    pub fn start(&mut self, id: ReplicaId) -> Check {
+        let now = self.now();
+        let (seed, base) = (self.random.next_u64(), self.random.between(0, 1 << 40));
+        let drift_ppm = self.random.between(0, 400) as i32 - 200;
+        let mail_us_max = self.setup.mail_us_max;
+        let host = self.hosts.get_mut(&id).expect("a replica of this world");
+        host.clocks = Clocks::new(now, base, drift_ppm, host.clocks.wall_offset_ms);
+        if let Disk::Failing(_) = host.disk {
+            host.disk = Disk::Healthy(self.setup.sync_us);
+        }
+        let output = host.start(now, seed, mail_us_max);
+        for peer in self.replicas() {
+            if peer != id {
+                self.schedule.after(1_000, Event::Connected { replica: id, peer });
+                self.schedule.after(1_000, Event::Connected { replica: peer, peer: id });
+            }
+        }
+        self.on_output(id, output)
+    }
+
+    fn post(&mut self, id: ReplicaId, input: Input) {
+        let now = self.now();
+        let host = self.hosts.get_mut(&id).expect("a replica of this world");
+        let Some(process) = &host.process else { return };
+        let delay = self.random.between(0, process.mail_us_max);
+        host.post(input);
+        self.arrange_wake(id, now + delay);
+    }
+
+    fn arrange_wake(&mut self, id: ReplicaId, at: Micros) {
+        let host = self.hosts.get_mut(&id).expect("a replica of this world");
+        let life = host.life;
+        let Some(process) = &mut host.process else { return };
+        let at = at.max(process.paused_until);
+        if process.wake_at.is_none_or(|arranged| at < arranged) {
+            process.wake_at = Some(at);
+            self.schedule.at(at, Event::Wake { replica: id, life, at });
+        }
+    }
+
+    fn on_wake(&mut self, id: ReplicaId, life: u64, at: Micros) -> Check {
+        let now = self.now();
+        let host = self.hosts.get_mut(&id).expect("a replica of this world");
+        let Some(process) = &mut host.process else { return Ok(()) };
+        if host.life != life || process.wake_at != Some(at) {
+            return Ok(());
+        }
+        process.wake_at = None;
+        if process.paused_until > now {
+            self.arrange_wake(id, now);
+            return Ok(());
+        }
+        let output = host.wake(now);
+        self.on_output(id, output)
+    }
+
+    fn on_synced(&mut self, id: ReplicaId, life: u64) -> Check {
+        let now = self.now();
+        let host = self.hosts.get_mut(&id).expect("a replica of this world");
+        let Some(process) = &host.process else { return Ok(()) };
+        if host.life != life {
+            return Ok(());
+        }
+        if process.paused_until > now {
+            let until = process.paused_until;
+            self.schedule.at(until, Event::Synced { replica: id, life });
+            return Ok(());
+        }
+        let output = host.on_synced(now);
+        self.on_output(id, output)
+    }
+
+    fn on_output(&mut self, id: ReplicaId, output: Output) -> Check {
+        let now = self.now();
+        self.checkers.after_turn(now, &self.hosts, id, &output, &self.databases)?;
+        let host = &self.hosts[&id];
+        let life = host.life;
+        if output.write_began {
+            let sync_us = match host.disk {
+                Disk::Healthy(sync_us) => sync_us,
+                Disk::Failing(_) => self.setup.sync_us,
+            };
+            let jitter = if self.setup.mail_us_max == 0 { 0 } else { self.random.between(0, sync_us) };
+            self.schedule.after(sync_us + jitter, Event::Synced { replica: id, life });
+        }
+        for notice in &output.notices {
+            self.trace.note(now, 100, format_args!("replica {id}: {notice:?}"));
+        }
+        for envelope in output.envelopes {
+            for delay in self.network.carry(envelope.from, envelope.to) {
+                self.schedule.after(delay, Event::Envelope(envelope.clone()));
+            }
+        }
+        for fetch in output.fetches {
+            self.schedule.after(self.setup.sync_us, Event::Fetched { replica: id, life, fetch });
+        }
+        for told in output.told {
+            self.carry(Event::Response { session: told.session, response: told.response });
+        }
+        for session in output.ended {
+            self.ended_sessions.insert(session);
+            self.carry(Event::SessionLost { session });
+        }
+        if output.is_over {
+            self.crash(id, crate::store::UnsyncedWrite::Lost);
+            return Ok(());
+        }
+        let timeout = self.hosts[&id].replica().and_then(|replica| replica.next_timeout());
+        if let Some(timeout) = timeout {
+            let clocks = self.hosts[&id].clocks;
+            require(timeout > clocks.read(now).monotonic, || format!("replica {id}: its timer stands still"))?;
+            self.arrange_wake(id, clocks.moment(timeout));
+        }
+        Ok(())
+    }
+
+    // ---- sessions and services ----
+
+    /// Opens a session for the test itself.
+    pub fn open_session(&mut self, replica: ReplicaId) -> SessionId {
+        self.next_session += 1;
+        let session = SessionId(self.next_session);
+        self.sessions.insert(session, Session { owner: None, replica, is_open: true });
+        session
+    }
+
+    /// Sends a request of the test itself.
+    pub fn ask(&mut self, session: SessionId, request: Request) {
+        self.checkers.on_asked(self.now(), session, &request);
+        self.carry(Event::Request { session, request });
+    }
+
+    /// What the test's session was told since the last look.
+    pub fn take_responses(&mut self, session: SessionId) -> Vec<Response> {
+        self.mailboxes.remove(&session).unwrap_or_default()
+    }
+
+    /// Whether the test's session has been told anything.
+    #[must_use]
+    pub fn has_responses(&self, session: SessionId) -> bool {
+        self.mailboxes.contains_key(&session)
+    }
+
+    /// Ends a session of the test itself.
+    pub fn close_session(&mut self, session: SessionId) {
+        if let Some(one) = self.sessions.get_mut(&session) {
+            one.is_open = false;
+        }
+        self.schedule.after(self.setup.lines.delay_us.0, Event::SessionClosed { session });
+    }
+
+    fn carry(&mut self, event: Event) {
+        let lines = self.setup.lines;
+        let delay = self.random.between(lines.delay_us.0, lines.delay_us.1);
+        let is_lost = self.random.between(0, 999_999) < lines.loss_ppm && !matches!(event, Event::SessionLost { .. });
+        if !is_lost {
+            self.schedule.after(delay, event);
+        }
+    }
+
+    fn on_response(&mut self, session: SessionId, response: Response) -> Check {
+        match self.sessions.get(&session).copied() {
+            Some(Session { owner: Some(owner), is_open: true, .. }) => {
+                self.with_actor(owner, |actor, scene| actor.on_response(scene, session, response))
+            }
+            Some(Session { owner: None, .. }) => {
+                self.mailboxes.entry(session).or_default().push(response);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn on_session_lost(&mut self, session: SessionId) -> Check {
+        let Some(one) = self.sessions.get_mut(&session) else { return Ok(()) };
+        if !std::mem::replace(&mut one.is_open, false) {
+            return Ok(());
+        }
+        let owner = one.owner;
+        self.schedule.after(0, Event::SessionClosed { session });
+        match owner {
+            Some(owner) => self.with_actor(owner, |actor, scene| actor.on_session_lost(scene, session)),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets an actor do something, and carries out what it says.
+    fn with_actor(&mut self, id: ActorId, act: impl FnOnce(&mut dyn Actor, &mut Scene<'_>)) -> Check {
+        let now = self.now();
+        let cast = self.actors.get_mut(&id).expect("an actor of this world");
+        let life = cast.life;
+        let mut scene = Scene {
+            own: id,
+            now,
+            wall: synod_proto::ids::UnixMillis(true_wall(now).0.saturating_add_signed(cast.wall_offset_ms)),
+            random: &mut self.actors_random,
+            databases: &mut self.databases,
+            next_session: &mut self.next_session,
+            commands: Vec::new(),
+        };
+        act(cast.actor.as_mut(), &mut scene);
+        let commands = scene.commands;
+        self.checkers.on_databases(&mut self.databases)?;
+        for command in commands {
+            match command {
+                Command::Open(session, replica) => {
+                    self.sessions.insert(session, Session { owner: Some(id), replica, is_open: true });
+                }
+                Command::Close(session) => self.close_session(session),
+                Command::Ask(session, request) => self.ask(session, request),
+                Command::Say(to, speech) => self.carry(Event::Speech { from: id, to, speech }),
+                Command::Wake(delay, token) => self.schedule.after(delay, Event::ActorWake { actor: id, life, token }),
+            }
+        }
+        Ok(())
+    }
+
+    fn new_incarnation(&mut self) -> Incarnation {
+        self.incarnation_count += 1;
+        Incarnation(u128::from(self.incarnation_count).to_be_bytes())
+    }
+}
+
+fn kind(event: &Event) -> u64 {
+    match event {
+        Event::Envelope(envelope) => u64::from(envelope.from.0) << 8 | u64::from(envelope.to.0),
+        Event::Wake { replica, .. } => 1 << 16 | u64::from(replica.0),
+        Event::Synced { replica, .. } => 2 << 16 | u64::from(replica.0),
+        Event::Fetched { replica, .. } => 3 << 16 | u64::from(replica.0),
+        Event::Connected { replica, .. } => 4 << 16 | u64::from(replica.0),
+        Event::Request { session, .. } => 5 << 16 | session.0 << 24,
+        Event::SessionClosed { session } => 6 << 16 | session.0 << 24,
+        Event::Response { session, .. } => 7 << 16 | session.0 << 24,
+        Event::SessionLost { session } => 8 << 16 | session.0 << 24,
+        Event::Speech { to, .. } => 9 << 16 | u64::from(to.0),
+        Event::ActorWake { actor, .. } => 10 << 16 | u64::from(actor.0),
+        Event::Fault(_) => 11 << 16,
+    }
+}
