@@ -59,7 +59,7 @@ impl Ledger {
                     "order {id} was placed, but orders' file has no row for it"
                 )),
                 Some(found) if found != row => {
-                    problems.push(format!("order {id} has another row than was placed: {found:?}"))
+                    problems.push(format!("order {id} has another row than was placed: {found:?}"));
                 }
                 Some(_) => {}
             }

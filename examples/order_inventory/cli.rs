@@ -9,17 +9,17 @@ use clap::{Args, Parser, Subcommand};
 const IN_FLIGHT_MAX: u16 = 1024;
 
 const EXAMPLES: &str = "\
-Examples:
+Examples (with cargo: cargo run --release -p synod-examples --bin order_inventory -- FLAGS):
   order_inventory                                      400 orders that ship with the example; the leader is killed
   order_inventory --no-kill                            the same without the kill, for comparison
   order_inventory --orders my.csv --stock stock.csv    your own files
   order_inventory --keep /tmp/shop                     leave databases, logs and traces behind
-  order_inventory --json | jq .audit                   the summary for programs, on stdout
+  order_inventory --json | jq .kill                    the summary for programs, on stdout
 
 Exit codes:
   0    every order was placed or refused, and the services' files add up
   1    something does not add up, or the run could not be finished
-  2    bad command line or bad input file; nothing was started
+  2    bad command line, input file or directory; nothing was started
   130  interrupted";
 
 /// Places orders over two services, one global transaction each, and kills the coordinator's leader half way.

@@ -73,7 +73,7 @@ pub(crate) fn main(run: &Run) -> ExitCode {
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(match error {
-                DriverError::NotEmpty(_) => EXIT_BAD_INPUT,
+                DriverError::NotEmpty(_) | DriverError::Directory(..) => EXIT_BAD_INPUT,
                 DriverError::Interrupted => EXIT_INTERRUPTED,
                 _ => EXIT_FAILED,
             })

@@ -182,12 +182,10 @@ fn parse_orders(bytes: &[u8], stock: &Stock) -> (Result<Vec<Order>, FileError>, 
         Ok(())
     });
     (
-        header.and_then(|()| {
-            if orders.is_empty() {
-                Err(FileError::NothingUsable)
-            } else {
-                Ok(orders)
-            }
+        header.and(if orders.is_empty() {
+            Err(FileError::NothingUsable)
+        } else {
+            Ok(orders)
         }),
         faults,
     )
@@ -206,12 +204,10 @@ fn parse_stock(bytes: &[u8]) -> (Result<Stock, FileError>, Vec<Fault>) {
         Ok(())
     });
     (
-        header.and_then(|()| {
-            if stock.is_empty() {
-                Err(FileError::NothingUsable)
-            } else {
-                Ok(stock)
-            }
+        header.and(if stock.is_empty() {
+            Err(FileError::NothingUsable)
+        } else {
+            Ok(stock)
         }),
         faults,
     )

@@ -57,7 +57,11 @@ fn forty_and_ten() -> String {
     let line = |index: usize| {
         format!(
             "SO-{index},Ada,{},1\n",
-            if index % 5 == 0 { "MUG" } else { "CUP" }
+            if usize::is_multiple_of(index, 5) {
+                "MUG"
+            } else {
+                "CUP"
+            }
         )
     };
     HEADER.to_owned() + &(0..50).map(line).collect::<String>()
@@ -302,7 +306,7 @@ fn a_bad_command_line_is_refused() {
     let help = run(&["-h"]);
     assert_eq!(help.status.code(), Some(0));
     assert!(
-        text(&help.stdout).contains("Examples:") && !text(&help.stdout).contains("orders-service"),
+        text(&help.stdout).contains("Examples (with cargo: ") && !text(&help.stdout).contains("orders-service"),
         "{}",
         text(&help.stdout)
     );
