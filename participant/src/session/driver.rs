@@ -16,7 +16,7 @@ use synod_participant_core::session::{
 use synod_participant_core::{Now, Timestamp};
 use synod_proto::ids::{BranchId, Lineage, ResourceId};
 use synod_proto::limits::RESOURCE_COUNT_MAX;
-use synod_proto::session::{Outcome, Request};
+use synod_proto::session::{Outcome, Refusal, Request};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -38,6 +38,10 @@ const FLUSH_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Command {
     Input(Input),
+    Attach {
+        resource: ResourceId,
+        registered: oneshot::Sender<Result<(), Refusal>>,
+    },
     Ask {
         ticket: Ticket,
         question: Question,
@@ -130,6 +134,7 @@ pub(super) fn spawn(config: Config) -> Spawned {
         stream: None,
         answers: BTreeMap::new(),
         working: BTreeMap::new(),
+        attaching: BTreeMap::new(),
         finishing_count: 0,
         shutdown: None,
     };
@@ -160,6 +165,8 @@ struct Driver {
     stream: Option<OpenStream>,
     answers: BTreeMap<Ticket, oneshot::Sender<Reply>>,
     working: BTreeMap<BranchId, CancellationToken>,
+    /// Who waits to hear that a database is registered.
+    attaching: BTreeMap<ResourceId, Vec<oneshot::Sender<Result<(), Refusal>>>>,
     finishing_count: usize,
     shutdown: Option<Shutdown>,
 }
@@ -218,6 +225,10 @@ impl Driver {
     fn take_command(&mut self, command: Command, inputs: &mut Vec<Input>) {
         match command {
             Command::Input(input) => inputs.push(input),
+            Command::Attach { resource, registered } => {
+                self.attaching.entry(resource).or_default().push(registered);
+                inputs.push(Input::Attach { resource });
+            }
             Command::Ask {
                 ticket,
                 question,
@@ -307,6 +318,11 @@ impl Driver {
             Effect::Ready(lineage) => {
                 self.lineage.send_replace(Some(lineage));
             }
+            Effect::Registered { resource } => self.answer_attach(resource, &Ok(())),
+            Effect::RegistrationRefused { resource, refusal } => {
+                tracing::warn!(%resource, ?refusal, "the coordinator does not take this database now");
+                self.answer_attach(resource, &Err(refusal));
+            }
             Effect::Notice(notice) => trace(&notice),
             Effect::Ignored(ignored) => tracing::trace!(?ignored, "ignored"),
         }
@@ -332,6 +348,12 @@ impl Driver {
     fn disconnect(&mut self) {
         if let Some(stream) = self.stream.take() {
             stream.task.abort();
+        }
+    }
+
+    fn answer_attach(&mut self, resource: ResourceId, answer: &Result<(), Refusal>) {
+        for waiting in self.attaching.remove(&resource).into_iter().flatten() {
+            let _caller_is_gone = waiting.send(answer.clone());
         }
     }
 

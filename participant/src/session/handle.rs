@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 /// How long a question about an outcome waits before it is "unavailable".
 const OUTCOME_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the registration of a database may take: a leader change must fit in.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a session is started.
 #[derive(Clone, Debug)]
 pub(crate) struct SessionOptions {
@@ -233,7 +236,8 @@ impl SessionHandle {
     }
 
     /// Serves a database that is already bound to this coordinator (T11): registers it for deliveries, and takes up every
-    /// prepared branch that it lists, now and from time to time (C9). Does not wait for either.
+    /// prepared branch that it lists, now and from time to time (C9). Waits for the registration, because the coordinator takes
+    /// no commit that names a database it does not know; after an error the registration goes on in the background.
     pub(crate) async fn add_resource(
         &self,
         resource: Arc<dyn ErasedResource>,
@@ -252,10 +256,23 @@ impl SessionHandle {
         self.shared
             .add_resource(identity.resource, resource)
             .map_err(|()| SessionError::TooManyResources)?;
-        self.send(Command::Input(Input::Attach {
+        let (answer, registered) = oneshot::channel();
+        let attach = Command::Attach {
             resource: identity.resource,
-        }));
-        Ok(identity.resource)
+            registered: answer,
+        };
+        self.commands
+            .send(attach)
+            .map_err(|_closed| SessionError::Closed)?;
+        match tokio::time::timeout(ATTACH_PATIENCE, registered).await {
+            Ok(Ok(Ok(()))) => Ok(identity.resource),
+            Ok(Ok(Err(refusal))) => Err(SessionError::Refused(refusal)),
+            Ok(Err(_ended)) => Err(SessionError::Closed),
+            Err(_elapsed) => {
+                let last = self.shared.core().last_seen().to_owned();
+                Err(SessionError::Unanswered { last })
+            }
+        }
     }
 
     /// Work on a branch begins. The guard says when the transaction was decided without it, and its end says that the

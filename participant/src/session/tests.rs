@@ -66,10 +66,11 @@ async fn serving(fake: &mut Fake, store: &Arc<Store>) -> (SessionHandle, fake::S
     let mut stream = fake.stream().await;
     assert_eq!(stream.register().await, (None, vec![]));
     within(session.ready(PATIENCE)).await.expect("registered");
-    within(session.add_resource(store.clone()))
-        .await
-        .expect("attached");
-    assert_eq!(stream.register().await, (Some(LINEAGE), vec![RESOURCE]));
+    let (attached, registration) = tokio::join!(session.add_resource(store.clone()), stream.register());
+    assert_eq!(
+        (attached, registration),
+        (Ok(RESOURCE), (Some(LINEAGE), vec![RESOURCE]))
+    );
     (session, stream)
 }
 

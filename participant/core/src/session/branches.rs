@@ -15,7 +15,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, Lineage, ResourceId, UnixMillis};
-use synod_proto::session::{Answer, Outcome, Request};
+use synod_proto::session::{Answer, Outcome, Refusal, Request};
 
 /// How many listings in a row must miss a branch before that means anything (C11).
 pub(super) const ABSENT_COUNT_MIN: u32 = 2;
@@ -27,8 +27,17 @@ const DEADLINE_SPREAD: Duration = Duration::from_millis(250);
 pub(super) struct Resource {
     /// When the running listing was asked for, if one runs.
     listing_since: Option<Timestamp>,
+    pub(super) registration: Registration,
     /// Whether a listing has been answered: what the first one finds was left by an earlier life and asks at once.
     is_listed: bool,
+}
+
+/// Whether the coordinator knows a database. It takes only commits whose databases it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Registration {
+    New,
+    Registered,
+    Refused,
 }
 
 #[derive(Debug)]
@@ -113,16 +122,19 @@ impl Session {
     // ---- databases ----
 
     pub(super) fn on_attach(&mut self, now: Now, resource: ResourceId, effects: &mut Vec<Effect>) {
-        if self.resources.contains_key(&resource) {
-            return effects.push(Effect::Ignored(Ignored::SameResource));
+        if let Some(known) = self.resources.get(&resource) {
+            effects.push(Effect::Ignored(Ignored::SameResource));
+            return match known.registration {
+                Registration::Registered => effects.push(Effect::Registered { resource }),
+                Registration::New | Registration::Refused => self.register_late(resource, effects),
+            };
         }
-        self.resources.insert(
-            resource,
-            Resource {
-                listing_since: Some(now.monotonic),
-                is_listed: false,
-            },
-        );
+        let state = Resource {
+            listing_since: Some(now.monotonic),
+            registration: Registration::New,
+            is_listed: false,
+        };
+        self.resources.insert(resource, state);
         effects.push(Effect::List { resource });
         self.register_late(resource, effects);
     }
@@ -133,6 +145,37 @@ impl Session {
         {
             state.listing_since = Some(now.monotonic);
             effects.push(Effect::List { resource });
+            if state.registration == Registration::Refused {
+                self.register_late(resource, effects);
+            }
+        }
+    }
+
+    pub(super) fn note_registered(&mut self, offered: &[ResourceId], effects: &mut Vec<Effect>) {
+        for resource in offered {
+            if let Some(state) = self.resources.get_mut(resource)
+                && state.registration != Registration::Registered
+            {
+                state.registration = Registration::Registered;
+                effects.push(Effect::Registered { resource: *resource });
+            }
+        }
+    }
+
+    pub(super) fn note_registration_refused(
+        &mut self,
+        offered: &[ResourceId],
+        refusal: &Refusal,
+        effects: &mut Vec<Effect>,
+    ) {
+        for resource in offered {
+            if let Some(state) = self.resources.get_mut(resource)
+                && state.registration != Registration::Registered
+            {
+                state.registration = Registration::Refused;
+                let (resource, refusal) = (*resource, refusal.clone());
+                effects.push(Effect::RegistrationRefused { resource, refusal });
+            }
         }
     }
 

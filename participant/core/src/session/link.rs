@@ -1,9 +1,10 @@
 //! Which replica this session talks to: leader hints first, then every address in turn, with capped and jittered
 //! delays (B19); registration, and the comparison of lineages (T11).
 
+use super::branches::Registration;
 use super::{ConnectionId, Effect, Ignored, Notice, Session, Timer};
 use crate::time::{Now, Timestamp};
-use alloc::collections::BTreeSet;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -36,8 +37,8 @@ pub(super) struct Link {
     address: String,
     /// The stream that served last before this one. What it still says is from the same coordinator.
     previous: Option<ConnectionId>,
-    /// Later registrations on the serving stream, of databases attached meanwhile.
-    registrations: BTreeSet<RequestId>,
+    /// The databases that each unanswered registration offers: the first one of the stream, and later ones.
+    registrations: BTreeMap<RequestId, Vec<ResourceId>>,
     next_address: usize,
     hint: Option<String>,
     hop_count: u32,
@@ -51,7 +52,7 @@ impl Link {
             connection: ConnectionId(0),
             address: String::new(),
             previous: None,
-            registrations: BTreeSet::new(),
+            registrations: BTreeMap::new(),
             next_address: 0,
             hint: None,
             hop_count: 0,
@@ -109,7 +110,13 @@ impl Session {
         }
         let request = self.next_request();
         self.link.state = State::Registering { request };
-        let resources = self.resources.keys().copied().collect();
+        // One database that the coordinator does not take must not keep the others out (B20): it is offered by itself.
+        let taken = self
+            .resources
+            .iter()
+            .filter(|(_, state)| state.registration != Registration::Refused);
+        let resources: Vec<ResourceId> = taken.map(|(resource, _)| *resource).collect();
+        self.link.registrations.insert(request, resources.clone());
         effects.push(Effect::Send(Request::Register {
             request,
             lineage: self.lineage,
@@ -128,11 +135,11 @@ impl Session {
         if connection != self.link.connection {
             return effects.push(Effect::Ignored(Ignored::StaleConnection));
         }
-        if self.link.registrations.remove(&request) {
-            return;
-        }
-        if self.link.state != (State::Registering { request }) {
+        let Some(offered) = self.link.registrations.remove(&request) else {
             return effects.push(Effect::Ignored(Ignored::UnknownRequest));
+        };
+        if self.link.serving().is_some() {
+            return self.note_registered(&offered, effects);
         }
         if let Some(expected) = self.lineage.filter(|expected| *expected != lineage) {
             let address = self.link.address.clone();
@@ -156,6 +163,8 @@ impl Session {
         self.timers.cancel(Timer::Link);
         self.last_seen = format!("connected to {}", self.link.address);
         effects.push(Effect::Ready(lineage));
+        self.note_registered(&offered, effects);
+        self.register_missing(&offered, effects);
         self.send_all_questions(now, effects);
         self.send_due_inquiries(now, effects);
     }
@@ -173,7 +182,28 @@ impl Session {
         self.leave(now, reason, None, effects);
     }
 
-    /// A refused registration, or any refusal by a replica that does not lead: this stream serves no more.
+    /// A replica that does not lead serves nobody; one that refuses the first registration for another reason is left too, and
+    /// a later registration that is refused concerns only its database.
+    pub(super) fn on_registration_refused(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        refusal: &Refusal,
+        leader: Option<String>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let offered = self.link.registrations.remove(&request).unwrap_or_default();
+        let is_first = self.link.serving().is_none();
+        if !matches!(refusal, Refusal::NotLeader { .. }) {
+            self.note_registration_refused(&offered, refusal, effects);
+            if !is_first {
+                return;
+            }
+        }
+        self.on_link_refused(now, refusal, leader, effects);
+    }
+
+    /// A refused session, or any refusal by a replica that does not lead: this stream serves no more.
     pub(super) fn on_link_refused(
         &mut self,
         now: Now,
@@ -198,9 +228,7 @@ impl Session {
     }
 
     pub(super) fn is_registration(&self, connection: ConnectionId, request: RequestId) -> bool {
-        connection == self.link.connection
-            && (self.link.state == State::Registering { request }
-                || self.link.registrations.contains(&request))
+        connection == self.link.connection && self.link.registrations.contains_key(&request)
     }
 
     /// Closes a stream that answers too little or wrongly.
@@ -210,17 +238,35 @@ impl Session {
         self.leave(now, reason, None, effects);
     }
 
-    /// Tells the leader about a database that was attached while the stream serves.
+    /// Offers a database to the leader while the stream serves.
     pub(super) fn register_late(&mut self, resource: ResourceId, effects: &mut Vec<Effect>) {
-        if self.link.serving().is_some() {
+        let is_offered = self
+            .link
+            .registrations
+            .values()
+            .any(|offered| offered.contains(&resource));
+        if self.link.serving().is_some() && !is_offered {
             let request = self.next_request();
-            self.link.registrations.insert(request);
             let resources = Vec::from([resource]);
+            self.link.registrations.insert(request, resources.clone());
             effects.push(Effect::Send(Request::Register {
                 request,
                 lineage: self.lineage,
                 resources,
             }));
+        }
+    }
+
+    /// What was attached while the first registration was under way, or was refused before.
+    fn register_missing(&mut self, offered: &[ResourceId], effects: &mut Vec<Effect>) {
+        let missing: Vec<ResourceId> = self
+            .resources
+            .keys()
+            .filter(|resource| !offered.contains(resource))
+            .copied()
+            .collect();
+        for resource in missing {
+            self.register_late(resource, effects);
         }
     }
 

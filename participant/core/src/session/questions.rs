@@ -150,19 +150,22 @@ impl Session {
         effects: &mut Vec<Effect>,
     ) {
         if self.is_registration(connection, request) {
-            return self.on_link_refused(now, &refusal, leader, effects);
+            return self.on_registration_refused(now, request, &refusal, leader, effects);
         }
         let Some(pending) = self.questions.get_mut(&request) else {
             return effects.push(Effect::Ignored(Ignored::UnknownRequest));
         };
-        // This send is accounted for: nothing was done. Another one may still be somewhere.
-        pending.unanswered.retain(|sent_on| *sent_on != connection);
+        // A request goes only to a replica that registered this session, as the leader. If it says now that it does not
+        // lead, it has resigned, and the request may lie in a slot that the next leader re-proposes: that send stays
+        // unaccounted for (T7).
         if let Refusal::NotLeader { .. } = refusal {
             if self.link.serving() == Some(connection) {
                 self.on_link_refused(now, &refusal, leader, effects);
             }
             return;
         }
+        // Any other refusal is made before the request enters the log: nothing was done by this send.
+        pending.unanswered.retain(|sent_on| *sent_on != connection);
         let is_certain = pending.unanswered.is_empty() || !pending.is_proposal();
         // A leader that cannot write is about to be replaced; everything else is for the caller to know.
         let is_passing = matches!(refusal, Refusal::ReadOnly { .. }) && pending.is_proposal();

@@ -337,10 +337,14 @@ fn every_database_is_registered_again_on_every_stream() {
         request: RequestId(2),
         lineage: LINEAGE,
     };
-    assert_eq!(session.step(at(6), received(1, registered)), vec![]);
+    let registered_second = Effect::Registered { resource: second };
+    assert_eq!(
+        session.step(at(6), received(1, registered)),
+        vec![registered_second.clone()]
+    );
     assert_eq!(
         session.step(at(6), Input::Attach { resource: second }),
-        vec![Effect::Ignored(Ignored::SameResource)]
+        vec![Effect::Ignored(Ignored::SameResource), registered_second]
     );
 
     lose(&mut session, at(10), 1);
@@ -417,4 +421,65 @@ pub(super) fn reply(ticket: u64, reply: Reply) -> Effect {
         ticket: Ticket(ticket),
         reply,
     }
+}
+
+/// B20: a database that the coordinator does not take concerns nobody else; it is offered again, by itself.
+#[test]
+fn a_refused_database_does_not_keep_the_others_out() {
+    let mut session = serving();
+    let second = ResourceId([3; 16]);
+    session.step(at(5), Input::Attach { resource: second });
+    let refusal = Refusal::Overloaded {
+        what: "enrolled databases".to_string(),
+    };
+    let refused = |request| Response::Refused {
+        request: RequestId(request),
+        refusal: refusal.clone(),
+    };
+    let told = Effect::RegistrationRefused {
+        resource: second,
+        refusal: refusal.clone(),
+    };
+    assert_eq!(session.step(at(6), received(1, refused(2))), vec![told]);
+
+    let offer = |request, resource| {
+        let (request, resources) = (RequestId(request), vec![resource]);
+        Effect::Send(Request::Register {
+            request,
+            lineage: Some(LINEAGE),
+            resources,
+        })
+    };
+    session.step(
+        at(6),
+        Input::Listed {
+            resource: second,
+            branches: Some(vec![]),
+        },
+    );
+    assert_eq!(
+        run_until(&mut session, 6_000)
+            .into_iter()
+            .map(|(_, effect)| effect)
+            .next(),
+        Some(offer(3, second))
+    );
+
+    lose(&mut session, at(6_001), 1);
+    run_until(&mut session, 6_020);
+    let opened = session.step(
+        at(6_020),
+        Input::Opened {
+            connection: ConnectionId(2),
+        },
+    );
+    assert_eq!(opened, vec![offer(4, RESOURCE)]);
+    let registered = Response::Registered {
+        request: RequestId(4),
+        lineage: LINEAGE,
+    };
+    assert_eq!(
+        session.step(at(6_021), received(2, registered)),
+        vec![Effect::Ready(LINEAGE), offer(5, second)]
+    );
 }

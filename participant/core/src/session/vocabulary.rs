@@ -138,7 +138,8 @@ pub enum Input {
         /// Which.
         ticket: Ticket,
     },
-    /// This process serves this database from now on. Its lineage row has been compared before (T11).
+    /// This process serves this database from now on, and waits to hear that it is registered. Its lineage row has been
+    /// compared before (T11).
     Attach {
         /// Which.
         resource: ResourceId,
@@ -231,6 +232,19 @@ pub enum Effect {
     },
     /// The session is registered: this is the coordinator's lineage.
     Ready(Lineage),
+    /// The coordinator knows this database for good: commits may name its branches. Said once per attachment.
+    Registered {
+        /// Which.
+        resource: ResourceId,
+    },
+    /// The coordinator does not take this database now. Its branches are still resolved by inquiry, and it is offered again
+    /// from time to time.
+    RegistrationRefused {
+        /// Which.
+        resource: ResourceId,
+        /// Why.
+        refusal: Refusal,
+    },
     /// For the trace. Decides nothing.
     Notice(Notice),
     /// The input changed nothing.

@@ -361,7 +361,11 @@ fn what_a_store_lists_at_the_start_asks_at_once() {
     let mut session = session();
     session.step(at(0), Input::Attach { resource: RESOURCE });
     assert_eq!(session.step(at(0), list(vec![listed(1), listed(2)])), vec![]);
-    assert_eq!(register(&mut session, at(5), 1), vec![inquire(1), inquire(2)]);
+    let registered = Effect::Registered { resource: RESOURCE };
+    assert_eq!(
+        register(&mut session, at(5), 1),
+        vec![registered, inquire(1), inquire(2)]
+    );
 
     // Later listings find branches of living processes too: those ask like everybody else.
     run_until(&mut session, 0);
