@@ -18,7 +18,7 @@ use synod_proto::ids::CallId;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::context::{CALL_KEY, binary, read_votes};
+use crate::context::{CALL_KEY, binary, take_votes};
 use crate::error::{BoxError, write_call};
 use crate::scope::{OpenCall, Scope};
 
@@ -111,7 +111,7 @@ fn grpc_timeout(remaining: Duration) -> HeaderValue {
 
 fn on_headers<B>(call: OpenCall, mut response: http::Response<B>) -> http::Response<ReplyBody<B>> {
     let id = call.id();
-    let votes = read_votes(response.headers());
+    let votes = take_votes(response.headers_mut());
     let early_status = Status::from_header_map(response.headers());
     response
         .headers_mut()

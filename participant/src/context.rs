@@ -181,8 +181,15 @@ pub(crate) fn write_votes(reply: &Reply, headers: &mut HeaderMap) -> Result<(), 
     Ok(())
 }
 
-/// The votes of a reply; `None` where it carries none, so that the server did not take part.
-pub(crate) fn read_votes(headers: &HeaderMap) -> Result<Option<Reply>, Malformed> {
+/// The votes of a reply; `None` where it carries none, so that the server did not take part. They are taken off: a
+/// method that passes its callee's status on must not pass these on as its own.
+pub(crate) fn take_votes(headers: &mut HeaderMap) -> Result<Option<Reply>, Malformed> {
+    let votes = read_votes(headers);
+    headers.remove(VOTES_KEY);
+    votes
+}
+
+fn read_votes(headers: &HeaderMap) -> Result<Option<Reply>, Malformed> {
     let Some(mut reader) = Reader::open(headers, &VOTES_KEY, "synod-votes-bin")? else {
         return Ok(None);
     };

@@ -334,8 +334,8 @@ pub enum ResolveError {
         /// The transaction.
         gtid: Gtid,
     },
-    /// The coordinator refuses the question itself: a bug.
-    #[error("the coordinator refuses to tell the outcome of {gtid}: {text}")]
+    /// The coordinator refuses the question itself: a bug. Or this participant was shut down.
+    #[error("nobody can be asked for the outcome of {gtid}: {text}")]
     Invalid {
         /// The transaction.
         gtid: Gtid,

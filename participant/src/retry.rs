@@ -41,6 +41,14 @@ impl RetryOptions {
         self
     }
 
+    /// With a first pause of at most `pause`, doubled for each further attempt, up to `pause_max`.
+    #[must_use]
+    pub fn pauses(mut self, pause: Duration, pause_max: Duration) -> Self {
+        self.pause = pause;
+        self.pause_max = pause_max;
+        self
+    }
+
     /// With these options for each transaction.
     #[must_use]
     pub fn transaction(mut self, options: TransactionOptions) -> Self {

@@ -300,6 +300,12 @@ impl InDoubt {
                         text: refused(refusal).to_string(),
                     });
                 }
+                Err(DecideError::NotHandedOver {
+                    source: SessionError::Closed,
+                }) => {
+                    let text = "this participant was shut down".to_owned();
+                    return Err(ResolveError::Invalid { gtid, text });
+                }
                 Ok(Decision::Settled) | Err(_) => {}
             }
             let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);

@@ -16,7 +16,7 @@ use support::shop::{Handler, Item, ShopClient, handler, item};
 use support::store::MemoryStore;
 use support::{Service, eventually, serve_bare, within};
 use synod::resource::ResourceError;
-use synod::{AbortKind, CommitError, Gtid, Joined, UnixMillis};
+use synod::{AbortKind, CommitError, Gtid, Joined, TransactionOptions, UnixMillis};
 use tokio::sync::Notify;
 use tonic::metadata::BinaryMetadataValue;
 use tonic::transport::Channel;
@@ -239,14 +239,8 @@ async fn bad_contexts_are_refused() {
             u64::try_from(std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis())
                 .expect("in range"),
         );
-        let context = |lineage: u8, began_at: UnixMillis, deadline: UnixMillis| {
-            let mut bytes = vec![1];
-            bytes.extend([lineage; 16]);
-            bytes.extend(Gtid::new(began_at, [0; 10]).to_bytes());
-            bytes.extend(7u64.to_be_bytes());
-            bytes.extend(deadline.0.to_be_bytes());
-            bytes
-        };
+        let context =
+            |lineage, began_at, deadline| context_bytes(lineage, Gtid::new(began_at, [0; 10]), deadline);
         let good = context(1, now, now.plus(5_000));
         let cases = [
             (
@@ -299,6 +293,18 @@ async fn bad_contexts_are_refused() {
         );
     })
     .await;
+}
+
+/// The metadata of a request, as another implementation would write it.
+fn context_bytes(lineage: u8, gtid: Gtid, deadline: UnixMillis) -> Vec<u8> {
+    [
+        &[1][..],
+        &[lineage; 16],
+        &gtid.to_bytes(),
+        &7u64.to_be_bytes(),
+        &deadline.0.to_be_bytes(),
+    ]
+    .concat()
 }
 
 /// A panic in a method is a vote to abort, and the server goes on.
@@ -358,22 +364,16 @@ async fn a_caller_that_goes_away() {
     within(async {
         let coordinator = TestCoordinator::start().await;
         let service = Service::start(&coordinator).await;
-        let (begun, go_on, ended) = (
-            Arc::new(Notify::new()),
-            Arc::new(Notify::new()),
-            Arc::new(Notify::new()),
-        );
+        let [begun, gone, go_on, ended] = [(); 4].map(|()| Arc::new(Notify::new()));
         let slow = {
-            let (resource, begun, go_on, ended) = (
-                service.resource.clone(),
-                begun.clone(),
-                go_on.clone(),
-                ended.clone(),
-            );
+            let resource = service.resource.clone();
+            let signals = [begun.clone(), gone.clone(), go_on.clone(), ended.clone()];
             handler(move |request| {
-                let (resource, begun, go_on, ended) =
-                    (resource.clone(), begun.clone(), go_on.clone(), ended.clone());
+                let resource = resource.clone();
+                let [begun, gone, go_on, ended] = signals.clone();
                 async move {
+                    // Dropped with the method's future, which is how a server learns that its caller is gone.
+                    let _gone = NotifyOnDrop(gone);
                     resource
                         .branch(request, async move |mut tx, item: Item| {
                             tx.add(&item.name, item.amount);
@@ -393,8 +393,7 @@ async fn a_caller_that_goes_away() {
             reply = client.call(item("bolt", 1)) => panic!("nobody told it to go on: {reply:?}"),
             () = begun.notified() => {}
         }
-        // The dropped call reaches the server as a reset stream, which the server's task must have seen.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        gone.notified().await;
         go_on.notify_one();
         ended.notified().await;
         match txn.commit().await {
@@ -403,7 +402,123 @@ async fn a_caller_that_goes_away() {
             }
             other => panic!("{other:?}"),
         }
-        eventually("nothing is left prepared", || service.store.prepared().is_empty()).await;
+        assert_eq!(
+            (service.store.prepare_count(), service.store.numbers()),
+            (0, numbers(&[]))
+        );
+    })
+    .await;
+}
+
+struct NotifyOnDrop(Arc<Notify>);
+
+impl Drop for NotifyOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+/// T14: the deadline ends a call that nobody answers, and the branch behind it is rolled back.
+#[tokio::test]
+async fn a_call_ends_at_the_deadline() {
+    within(async {
+        let coordinator = TestCoordinator::start().await;
+        let service = Service::start(&coordinator).await;
+        let resource = service.resource.clone();
+        let stuck = handler(move |request| {
+            let resource = resource.clone();
+            async move {
+                resource
+                    .branch(request, async |mut tx, item: Item| {
+                        tx.add(&item.name, item.amount);
+                        std::future::pending().await
+                    })
+                    .await
+            }
+        });
+        let channel = service.serve(stuck).await;
+        let options = TransactionOptions::default().deadline(Duration::from_millis(200));
+        let txn = service.participant.begin_with(options);
+        let ended = txn.client(&channel, ShopClient::new).call(item("bolt", 1)).await;
+        assert!(ended.is_err(), "{ended:?}");
+        assert!(matches!(txn.commit().await, Err(CommitError::Doomed { .. })));
+        assert_eq!(
+            (service.store.prepare_count(), service.store.numbers()),
+            (0, numbers(&[]))
+        );
+    })
+    .await;
+}
+
+/// C3, *late work*: a request that arrives after its transaction was aborted does not run.
+#[tokio::test]
+async fn late_work_is_refused() {
+    within(async {
+        let coordinator = TestCoordinator::start().await;
+        let (initiator, service) = (
+            Service::start(&coordinator).await,
+            Service::start(&coordinator).await,
+        );
+        let channel = service.serve(adding(&service)).await;
+        let txn = initiator.participant.begin();
+        let (gtid, deadline) = (txn.gtid(), txn.deadline());
+        txn.client(&channel, ShopClient::new)
+            .call(item("bolt", 1))
+            .await
+            .expect("added");
+        txn.abort("not needed").await.expect("the log says aborted");
+        eventually("the service is told", || service.store.prepared().is_empty()).await;
+        let mut late = Request::new(item("bolt", 1));
+        let bytes = context_bytes(1, gtid, deadline);
+        late.metadata_mut()
+            .insert_bin("synod-context-bin", BinaryMetadataValue::from_bytes(&bytes));
+        let status = ShopClient::new(channel).call(late).await.expect_err("too late");
+        assert_eq!(
+            (status.code(), status.message()),
+            (
+                Code::FailedPrecondition,
+                &*format!("{gtid} is already decided: this is late work")
+            )
+        );
+        assert_eq!(service.store.prepare_count(), 1);
+    })
+    .await;
+}
+
+/// A reply cannot hand up more branches than a transaction may name; the caller is told, and cannot commit.
+#[tokio::test]
+async fn a_reply_with_too_many_branches_is_refused() {
+    within(async {
+        let coordinator = TestCoordinator::start().await;
+        let service = Service::start(&coordinator).await;
+        let resource = service.resource.clone();
+        let many = handler(move |request| {
+            let resource = resource.clone();
+            async move {
+                let joined = Joined::of(&request)?;
+                for n in 0..65 {
+                    joined
+                        .branch(&resource, async move |mut tx| Ok(tx.add(&n.to_string(), 1)))
+                        .await?;
+                }
+                Ok(Response::new(request.into_inner()))
+            }
+        });
+        let channel = service.serve(many).await;
+        let txn = service.participant.begin();
+        let status = txn
+            .client(&channel, ShopClient::new)
+            .call(item("bolt", 1))
+            .await
+            .expect_err("too many");
+        assert_eq!(
+            (status.code(), status.message()),
+            (
+                Code::FailedPrecondition,
+                "65 branches under one call; at most 64 may commit together"
+            )
+        );
+        assert!(matches!(txn.commit().await, Err(CommitError::Doomed { .. })));
         assert_eq!(service.store.numbers(), numbers(&[]));
     })
     .await;

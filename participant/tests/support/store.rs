@@ -23,6 +23,7 @@ struct State {
     committed: BTreeSet<BranchId>,
     aborted: BTreeSet<BranchId>,
     prepare_error: Option<ResourceError>,
+    prepare_count: usize,
 }
 
 impl Default for MemoryStore {
@@ -40,6 +41,7 @@ impl Default for MemoryStore {
             committed: BTreeSet::new(),
             aborted: BTreeSet::new(),
             prepare_error: None,
+            prepare_count: 0,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -71,6 +73,11 @@ impl MemoryStore {
 
     pub fn committed(&self) -> Vec<BranchId> {
         self.state().committed.iter().copied().collect()
+    }
+
+    /// How often `prepare` was called.
+    pub fn prepare_count(&self) -> usize {
+        self.state().prepare_count
     }
 
     pub fn fail_next_prepare(&self, error: ResourceError) {
@@ -117,6 +124,7 @@ impl ResourceManager for MemoryStore {
         tx: MemoryTransaction,
     ) -> Result<Prepared, ResourceError> {
         let mut state = self.state();
+        state.prepare_count += 1;
         if let Some(error) = state.prepare_error.take() {
             return Err(error);
         }
