@@ -181,3 +181,43 @@ impl Coordinator for Service {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    /// A20: the number of sessions and calls is bounded, and a place is free again when its holder has gone.
+    #[tokio::test]
+    async fn places_are_limited() {
+        let (events, _inbox) = mpsc::channel(1);
+        let shutdown = CancellationToken::new();
+        let cluster = "test".parse().expect("a cluster id");
+        let (replica, incarnation) = (ReplicaId(1), Incarnation([1; 16]));
+        let service = Service::new(
+            cluster,
+            replica,
+            incarnation,
+            Addresses::default(),
+            events,
+            shutdown.clone(),
+        );
+        let enter = || service.enter(&service.shared.sessions, "sessions", SESSION_COUNT_MAX);
+        let mut places: Vec<_> = (0..SESSION_COUNT_MAX)
+            .map(|_| enter().expect("a place"))
+            .collect();
+        let full = enter().expect_err("full");
+        assert_eq!(
+            (full.code(), full.message()),
+            (
+                Code::ResourceExhausted,
+                "overloaded: 4096 sessions at this replica; back off, then try again"
+            )
+        );
+        places.pop();
+        let place = enter().expect("a place");
+        drop(place);
+        shutdown.cancel();
+        assert_eq!(enter().expect_err("ending").code(), Code::Unavailable);
+    }
+}

@@ -148,19 +148,6 @@ impl Stream for Responses {
     }
 }
 
-/// Whether a request will be answered by a response with its number. The others are answered by branch, or not at all.
-pub(crate) fn is_numbered(request: &Request) -> bool {
-    match request {
-        Request::Register { .. }
-        | Request::Decide { .. }
-        | Request::Outcome { .. }
-        | Request::AwaitDelivery { .. }
-        | Request::Settle { .. }
-        | Request::List { .. } => true,
-        Request::Inquire { .. } | Request::Acknowledge { .. } | Request::Hazard { .. } => false,
-    }
-}
-
 /// Whether a response answers a counted request.
 fn is_answer(response: &Response) -> bool {
     match response {

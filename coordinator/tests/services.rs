@@ -297,6 +297,28 @@ async fn a_session_that_asks_too_much_is_told() {
     .await;
 }
 
+/// A client that goes away leaves nothing behind: no session, no place, no deliveries to nobody.
+#[tokio::test]
+async fn a_session_ends_with_its_client() {
+    within(async {
+        let cluster = Cluster::start().await;
+        let (leader, _, _) = cluster.roles().await;
+        let mut client = cluster.client(leader).await;
+        let (session, _) = Session::registered(&mut client, resource(1)).await;
+        let count = async || Some(cluster.status(leader).await?.session_count);
+        eventually("the session is counted", async || {
+            (count().await? == 1).then_some(())
+        })
+        .await;
+        drop(session);
+        eventually("the session is gone", async || {
+            (count().await? == 0).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
 /// A call that the log cannot answer in its client's own time ends in DEADLINE_EXCEEDED, not in an outcome (T7).
 #[tokio::test]
 async fn a_clients_deadline_is_kept() {

@@ -1,7 +1,7 @@
 //! One session: a task that reads the client's messages, and the stream that the connection pulls responses from.
 
 use super::{Addresses, shutting_down};
-use crate::sessions::{Admitted, Outbox, Responses, SessionEvent, UNANSWERED_COUNT_MAX, is_numbered, outbox};
+use crate::sessions::{Admitted, Outbox, Responses, SessionEvent, UNANSWERED_COUNT_MAX, outbox};
 use prost::Message as _;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -99,7 +99,7 @@ fn admit(wire: v1::SessionRequest, outbox: &Outbox) -> Result<Option<Request>, S
         }
     };
     match number {
-        Some(number) if is_numbered(&request) && outbox.admit() == Admitted::Full => {
+        Some(number) if outbox.admit() == Admitted::Full => {
             let what = format!("{UNANSWERED_COUNT_MAX} requests of this session wait for an answer");
             refuse(outbox, number, Refusal::Overloaded { what });
             Ok(None)
