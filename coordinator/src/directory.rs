@@ -10,6 +10,7 @@
 //! is already there. So an identity without a log, or a log without an identity, is never the trace of an
 //! interrupted start: it is a loss, and is refused rather than begun afresh (traps J3, J4).
 
+use crate::log::file_disk::DirectoryLock;
 use crate::log::format::segment_number;
 use crate::log::{FileDisk, Identity, Log, LogError, Opened, Options};
 use serde::{Deserialize, Serialize};
@@ -322,7 +323,7 @@ fn refuse_foreign(path: &Path, entries: &[String]) -> Result<(), DirectoryError>
     }
 }
 
-fn lock(path: &Path) -> Result<File, DirectoryError> {
+fn lock(path: &Path) -> Result<DirectoryLock, DirectoryError> {
     let opened = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -332,13 +333,12 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
         path: path.to_owned(),
         source,
     })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(DirectoryError::Locked {
+    DirectoryLock::take(file).map_err(|error| match error {
+        TryLockError::WouldBlock => DirectoryError::Locked {
             path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(io_error(&path.join(LOCK), source)),
-    }
+        },
+        TryLockError::Error(source) => io_error(&path.join(LOCK), source),
+    })
 }
 
 /// Makes a new directory: announce the identity, create the log, make the identity final.

@@ -165,25 +165,33 @@ proptest! {
 /// must not come back behind it.
 #[test]
 fn what_is_left_of_a_torn_batch_never_comes_back() {
-    let options = segments_of(8);
-    let short = |slot| batch(1, 0, slot, vec![accepted(slot, 1, "short")]);
-    let long = batch(1, 0, 2, vec![accepted(2, 1, vec![9; 4 * BLOCK])]);
-    let (disk, mut log) = create(options);
-    log.append(&short(1)).expect("appends");
-    disk.halt(1);
-    log.append(&long).expect_err("stopped");
-    // All of it but the first sector arrives.
-    let mut is_first = true;
-    let disk = disk.crash(|bound| usize::from(!std::mem::take(&mut is_first)) * (bound - 1));
+    // Some blocks, and more than is zeroed at once.
+    for blocks in [4, 700] {
+        let options = segments_of(1000);
+        let short = |slot| batch(1, 0, slot, vec![accepted(slot, 1, "short")]);
+        let long = batch(1, 0, 2, vec![accepted(2, 1, vec![9; blocks * BLOCK])]);
+        let (disk, mut log) = create(options);
+        log.append(&short(1)).expect("appends");
+        disk.halt(1);
+        log.append(&long).expect_err("stopped");
+        // All of it but the first sector arrives.
+        let mut is_first = true;
+        let disk = disk.crash(|bound| usize::from(!std::mem::take(&mut is_first)) * (bound - 1));
 
-    let mut opened = open(&disk, options).expect("opens");
-    let torn = opened.report.torn.expect("a torn tail");
-    assert!(torn.bytes > 3 * BLOCK as u64);
-    opened.log.append(&short(2)).expect("appends");
-    let disk = disk.crash(|_| 0);
-    let opened = open(&disk, options).expect("opens");
-    assert_eq!(opened.report.torn, None);
-    assert_eq!(State::of(&opened), State::after(&[short(1), short(2)]));
+        let mut opened = open(&disk, options).expect("opens");
+        let torn = opened.report.torn.expect("a torn tail");
+        assert!(torn.bytes >= (blocks * BLOCK) as u64);
+        let rest = disk
+            .contents(&segment(1))
+            .expect("it exists")
+            .split_off(2 * BLOCK);
+        assert!(rest.iter().all(|byte| *byte == 0));
+        opened.log.append(&short(2)).expect("appends");
+        let disk = disk.crash(|_| 0);
+        let opened = open(&disk, options).expect("opens");
+        assert_eq!(opened.report.torn, None);
+        assert_eq!(State::of(&opened), State::after(&[short(1), short(2)]));
+    }
 }
 
 /// Every moment of the making of a log: afterwards there is none yet, or an empty one, and making it again works.

@@ -109,7 +109,8 @@ async fn batches_asked_for_together_are_written_in_order_though_nobody_waits() {
 #[tokio::test]
 async fn a_failed_write_is_answered_as_such_for_ever() {
     let disk = MemoryDisk::default();
-    let storage = start(&disk, 4);
+    // Long enough that no segment is prepared meanwhile, which would meet the fault instead.
+    let storage = start(&disk, 64);
     in_time(storage.append(one(1))).await.expect("appends");
     disk.fail(1, io::ErrorKind::Other);
     for _ in 0..3 {

@@ -5,7 +5,7 @@
 //! durable after a failed sync (traps A11). Elsewhere: a write and `fdatasync`.
 
 use super::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskFile};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,26 @@ pub struct FileDisk {
     path: PathBuf,
     /// Held for as long as anything can reach the files, so that a second process stays locked out until the last
     /// thread has let go (traps A18).
-    _lock: Option<Arc<File>>,
+    _lock: Option<Arc<DirectoryLock>>,
+}
+
+/// A locked file. Unlocked by name when dropped: closing it would not do, while a child process that is just being
+/// started still has a copy.
+#[derive(Debug)]
+pub(crate) struct DirectoryLock(File);
+
+impl DirectoryLock {
+    /// Locks `file`, or says that somebody else has.
+    pub(crate) fn take(file: File) -> Result<Self, TryLockError> {
+        file.try_lock()?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        self.0.unlock().ok();
+    }
 }
 
 /// An open file of a [`FileDisk`].
@@ -45,7 +64,7 @@ impl FileDisk {
     }
 
     /// As [`new`](Self::new), and keeps `lock` open for as long as the disk or a clone of it lives.
-    pub(crate) fn locked(path: PathBuf, lock: File) -> Self {
+    pub(crate) fn locked(path: PathBuf, lock: DirectoryLock) -> Self {
         Self {
             path,
             _lock: Some(Arc::new(lock)),
