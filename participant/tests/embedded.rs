@@ -194,7 +194,7 @@ async fn a_transaction_does_not_wait_for_itself() {
         );
         match txn.commit().await {
             Err(error @ CommitError::Doomed { .. }) => {
-                assert!(!error.is_retryable(), "a retry would meet it again")
+                assert!(!error.is_retryable(), "a retry would meet it again");
             }
             other => panic!("{other:?}"),
         }
