@@ -406,7 +406,7 @@ impl Config {
         Self {
             addresses,
             connect_backoff: Duration::from_millis(10),
-            connect_backoff_max: Duration::from_millis(400),
+            connect_backoff_max: Duration::from_millis(200),
             register_timeout: Duration::from_secs(2),
             silence_timeout: Duration::from_secs(3),
             question_count_max: 8192,
