@@ -1,51 +1,20 @@
-//! A global transaction as its initiator sees it: commit, abort, drop, doubt, retry. Two services with a
+//! A global transaction as its initiator sees it: commit, abort, drop, doubt. Two services with a
 //! store each, over real gRPC, against a coordinator in memory.
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use support::coordinator::TestCoordinator;
-use support::shop::{Handler, ShopClient, handler, item};
+use support::shop::{ShopClient, item};
 use support::store::MemoryStore;
-use support::{Service, eventually, within};
+use support::{DELIVERY, Service, adding, eventually, numbers, within};
 use synod::resource::ResourceError;
 use synod::{
-    AbortKind, BoxError, BranchFailure, CommitError, Lineage, RetryError, RetryOptions, TransactionOptions,
-    TransactionStatus,
+    AbortKind, BoxError, BranchFailure, CommitError, Lineage, TransactionOptions, TransactionStatus,
 };
 use synod_proto::command::Proposal;
-use tonic::{Code, Status};
-
-/// Adds an amount to a number; a negative result is a business refusal.
-fn adding(service: &Service) -> Handler {
-    let resource = service.resource.clone();
-    handler(move |request| {
-        let resource = resource.clone();
-        async move {
-            resource
-                .branch(request, async move |mut tx, item: support::shop::Item| {
-                    match tx.add(&item.name, item.amount) {
-                        left if left < 0 => Err(Status::resource_exhausted("out of stock")),
-                        left => Ok(support::shop::item(&item.name, left)),
-                    }
-                })
-                .await
-        }
-    })
-}
-
-fn numbers(pairs: &[(&str, i64)]) -> BTreeMap<String, i64> {
-    pairs
-        .iter()
-        .map(|(name, number)| ((*name).to_owned(), *number))
-        .collect()
-}
-
-const DELIVERY: Duration = Duration::from_secs(5);
+use tonic::Code;
 
 /// The whole of it: the initiator's own branch and another service's take effect together.
 #[tokio::test]
@@ -150,7 +119,7 @@ async fn a_refused_call_dooms_the_transaction() {
             .expect_err("out of stock");
         assert_eq!(
             (status.code(), status.message()),
-            (Code::ResourceExhausted, "out of stock")
+            (Code::OutOfRange, "out of stock")
         );
         let call = synod::call_id(status.metadata()).expect("the channel names the call");
 
@@ -498,91 +467,6 @@ async fn work_ends_at_the_deadline() {
             (orders.store.numbers(), orders.store.prepared()),
             (numbers(&[]), vec![])
         );
-    })
-    .await;
-}
-
-/// `retry` runs the whole again after a conflict, under a new gtid each time, and commits for the closure.
-#[tokio::test]
-async fn retry_after_a_conflict() {
-    within(async {
-        let coordinator = TestCoordinator::start().await;
-        let orders = Service::start(&coordinator).await;
-        let attempts = AtomicU32::new(0);
-        let gtids = Mutex::new(std::collections::BTreeSet::new());
-        let (value, committed) = synod::retry(&orders.participant, RetryOptions::default(), async |txn| {
-            gtids.lock().expect("unpoisoned").insert(txn.gtid());
-            if attempts.fetch_add(1, Ordering::Relaxed) < 2 {
-                let (table, key) = ("stock".to_owned(), "bolt".to_owned());
-                orders
-                    .store
-                    .fail_next_prepare(ResourceError::Deadlock { table, key });
-            }
-            Ok(txn
-                .branch(&orders.resource, async |mut tx| Ok(tx.add("order", 1)))
-                .await?)
-        })
-        .await
-        .expect("the third attempt succeeds");
-        committed.delivered(DELIVERY).await.expect("acknowledged");
-        assert_eq!(
-            (
-                value,
-                gtids.lock().expect("unpoisoned").len(),
-                orders.store.numbers()
-            ),
-            (1, 3, numbers(&[("order", 1)]))
-        );
-    })
-    .await;
-}
-
-/// B19, G4: a business refusal is final; attempts are bounded.
-#[tokio::test]
-async fn retry_gives_up() {
-    within(async {
-        let coordinator = TestCoordinator::start().await;
-        let orders = Service::start(&coordinator).await;
-        let refused = synod::retry(&orders.participant, RetryOptions::default(), async |_txn| {
-            Err::<(), BoxError>(Status::resource_exhausted("out of stock").into())
-        });
-        assert!(matches!(
-            refused.await,
-            Err(RetryError::Work { attempt_count: 1, .. })
-        ));
-
-        let options = RetryOptions::default().attempt_count_max(3);
-        let unlucky = synod::retry(&orders.participant, options, async |_txn| {
-            Err::<(), BoxError>(Status::aborted("conflict").into())
-        });
-        assert!(matches!(
-            unlucky.await,
-            Err(RetryError::Work { attempt_count: 3, .. })
-        ));
-    })
-    .await;
-}
-
-/// `retry` can be used where futures must be `Send`.
-#[tokio::test]
-async fn retry_runs_in_a_spawned_task() {
-    within(async {
-        let coordinator = TestCoordinator::start().await;
-        let Service {
-            participant,
-            store,
-            resource,
-        } = Service::start(&coordinator).await;
-        let task = tokio::spawn(async move {
-            let work = async |txn: Arc<synod::Transaction>| {
-                Ok(txn.branch(&resource, async |mut tx| Ok(tx.add("a", 1))).await?)
-            };
-            let (_, committed) = synod::retry(&participant, RetryOptions::default(), work).await?;
-            committed.delivered(DELIVERY).await?;
-            Ok::<_, BoxError>(())
-        });
-        task.await.expect("no panic").expect("committed");
-        assert_eq!(store.numbers(), numbers(&[("a", 1)]));
     })
     .await;
 }

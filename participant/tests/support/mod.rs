@@ -6,6 +6,7 @@ pub mod coordinator;
 pub mod shop;
 pub mod store;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,8 +16,9 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use coordinator::TestCoordinator;
-use shop::{Handler, ShopServer};
+use shop::{Handler, Item, ShopServer, handler};
 use store::MemoryStore;
+use tonic::Status;
 
 /// No test may hang: everything below takes milliseconds.
 pub async fn within<T>(what: impl Future<Output = T>) -> T {
@@ -92,4 +94,33 @@ fn channel(address: SocketAddr) -> tonic::transport::Channel {
     tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .expect("an address")
         .connect_lazy()
+}
+
+/// How long effects may take.
+pub const DELIVERY: Duration = Duration::from_secs(5);
+
+/// What a store is expected to hold.
+pub fn numbers(pairs: &[(&str, i64)]) -> BTreeMap<String, i64> {
+    pairs
+        .iter()
+        .map(|(name, number)| ((*name).to_owned(), *number))
+        .collect()
+}
+
+/// A transactional method: adds an amount to a number. A negative result is a business refusal.
+pub fn adding(service: &Service) -> Handler {
+    let resource = service.resource.clone();
+    handler(move |request| {
+        let resource = resource.clone();
+        async move {
+            resource
+                .branch(request, async move |mut tx, item: Item| {
+                    match tx.add(&item.name, item.amount) {
+                        left if left < 0 => Err(Status::out_of_range("out of stock")),
+                        left => Ok(shop::item(&item.name, left)),
+                    }
+                })
+                .await
+        }
+    })
 }
