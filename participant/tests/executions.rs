@@ -12,8 +12,8 @@ use support::shop::{Item, ShopClient, handler, item};
 use support::{DELIVERY, Service, adding, eventually, numbers, within};
 use synod::CommitError;
 use tokio::sync::Notify;
-use tonic::transport::Channel;
 use tonic::Status;
+use tonic::transport::Channel;
 
 /// C13: the method's work goes on to its end when its caller goes away, but nothing is prepared that nobody
 /// would hear of. T4: for the caller the call is unanswered, and dooms.
