@@ -7,7 +7,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`format`] | the bytes of a segment |
+//! | [`mod@format`] | the bytes of a segment |
 //! | `recover` | what a start makes of the bytes it finds: torn tail or corruption |
 //! | [`report`] | what it found, for the trace |
 //! | `segment` | creation of segments, ahead of need |
