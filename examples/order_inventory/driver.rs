@@ -15,7 +15,7 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::failover::{Failover, Turn};
 use crate::input::{self, Input};
 use crate::measure::{latency, longest_gap, millis, per_second};
-use crate::process::{Process, ProcessError};
+use crate::process::{self, Process, ProcessError};
 use crate::report::{Kill, Summary};
 use crate::services::{self, Services};
 use crate::workload::{Shop, Workload, WorkloadError};
@@ -128,6 +128,8 @@ async fn in_directory(run: &Run, input: &Input) -> Result<Summary, DriverError> 
     };
     let traces = data.join("traces");
     std::fs::create_dir(&traces).map_err(|error| failed(&traces, error))?;
+    let trace = traces.join("initiator.txt");
+    process::start_trace(std::fs::File::create(&trace).map_err(|error| failed(&trace, error))?);
     let signals = async {
         let (Ok(mut interrupt), Ok(mut terminate)) =
             (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))

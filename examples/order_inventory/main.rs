@@ -15,6 +15,11 @@
 //! scenery: [`input`] the CSV files, [`process`], [`cluster`], [`replica`] and [`failover`] the processes and the kill, [`audit`] the
 //! count, [`measure`] and [`report`] the figures, [`driver`] the order in which all of it happens.
 //!
+//! # What `--keep DIR` leaves
+//! `orders.redb` and `inventory.redb`, the services' databases; `replica-1` to `replica-3`, the replicas' logs; and `traces`, a
+//! text file for each process, of which `SYNOD_LOG` (for example `info,order_inventory=debug`, which has a line for each order)
+//! chooses the detail.
+//!
 //! # The summary for programs
 //! `--json` prints one object on stdout:
 //!

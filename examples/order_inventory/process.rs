@@ -15,6 +15,8 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 /// How long a process may take from its start to its address. Generous: the machine may be busy building.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -213,12 +215,13 @@ pub(crate) fn until_driver_ends() -> CancellationToken {
     token
 }
 
-/// In the process: lets its trace go to stderr, which the driver leads into a file. `SYNOD_LOG` filters it.
-pub(crate) fn start_trace() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SYNOD_LOG").unwrap_or_else(|_| "info".into());
+/// Lets this process's trace go somewhere: a process's own to stderr, which the driver leads into a file. `SYNOD_LOG` filters
+/// it, in the syntax of `tracing-subscriber`; `info` by default.
+pub(crate) fn start_trace(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+    let filter = EnvFilter::try_from_env("SYNOD_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(false)
         .init();
 }

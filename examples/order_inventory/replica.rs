@@ -19,7 +19,7 @@ const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs until the driver ends it.
 pub(crate) fn main(args: &ReplicaArgs) -> Result<(), Box<dyn Error>> {
-    process::start_trace();
+    process::start_trace(std::io::stderr);
     let listener = bind(args.listen)?;
     listener.set_nonblocking(true)?;
     process::announce(listener.local_addr()?)?;

@@ -174,11 +174,14 @@ impl Shop {
                 Err(error) => return Err(failed(order, error.into())),
             }
         };
+        let decided_at = Instant::now();
+        let gtid = committed.as_ref().map(Committed::gtid);
+        tracing::debug!(order = order.id, sku = order.sku, ?gtid, took = ?decided_at - began_at, "decided");
         Ok(Placing {
             index,
             committed,
             began_at,
-            decided_at: Instant::now(),
+            decided_at,
             transactions: transactions.get(),
             resolved,
         })

@@ -155,7 +155,7 @@ fn the_leader_is_killed_and_no_order_is_lost() {
         "replica-1",
         "replica-2",
         "replica-3",
-        "traces/orders.txt",
+        "traces/initiator.txt",
     ] {
         assert!(kept(name), "{name} is kept");
     }
@@ -306,7 +306,8 @@ fn a_bad_command_line_is_refused() {
     let help = run(&["-h"]);
     assert_eq!(help.status.code(), Some(0));
     assert!(
-        text(&help.stdout).contains("Examples (with cargo: ") && !text(&help.stdout).contains("orders-service"),
+        text(&help.stdout).contains("Examples (with cargo: ")
+            && !text(&help.stdout).contains("orders-service"),
         "{}",
         text(&help.stdout)
     );

@@ -36,7 +36,7 @@ pub(crate) fn main(
     args: ServiceArgs,
     run: impl AsyncFnOnce(ServiceArgs, CancellationToken) -> Result<(), Box<dyn Error>>,
 ) -> Result<(), Box<dyn Error>> {
-    process::start_trace();
+    process::start_trace(std::io::stderr);
     let shutdown = process::until_driver_ends();
     tokio::runtime::Runtime::new()?.block_on(run(args, shutdown))
 }
