@@ -103,6 +103,9 @@ impl Cluster {
             self.data.path().join(format!("replica-{id}")),
         );
         settings.segment_bytes = 1 << 20;
+        // Many clusters share this machine's few cores during a test run: a leader that waits for its turn is not dead.
+        settings.election_timeout_ms_min = 1_000;
+        settings.election_timeout_ms_max = 2_000;
         settings
     }
 
