@@ -532,6 +532,9 @@ impl Replica {
 
     fn on_write_failed(&mut self, text: String, kind: WriteFailure, effects: &mut Effects<Unsynced>) {
         self.storage = Storage::Failed { text, kind };
+        // What inputs before this one changed in the same step will never be on disk, and what rests on it never leaves.
+        drop(self.acceptor.take_batch());
+        effects.drop_gated();
         // Nothing that this step says may rest on the lost write, so the resignation is by silence.
         self.become_follower(None, "the log cannot be written", effects);
     }
