@@ -1,5 +1,5 @@
-//! The contract's tests, on redb in a file, on redb in a file without quick repair, and on the store that the documentation of
-//! `ResourceManager` shows.
+//! The contract's tests, on redb in a file, on redb in a file without quick repair, and on the store that the
+//! documentation of `ResourceManager` shows.
 
 mod redb_support;
 

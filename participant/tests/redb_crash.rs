@@ -30,7 +30,8 @@ enum Told {
     SecondAborted,
 }
 
-/// Stock of 10. The first branch takes 3 and commits, the second takes 2 and is aborted; each writes two tables.
+/// Stock of 10. The first branch takes 3 and commits, the second takes 2 and is aborted; each writes two
+/// tables.
 async fn script(store: &RedbResource, told: &mut Told) -> Result<(), ResourceError> {
     store.identity(Some(LINEAGE)).await?;
     let mut tx = store.begin_local()?;
@@ -115,7 +116,7 @@ async fn check_and_finish(store: &RedbResource, told: Told) {
                     assert_eq!(store.abort(&second).await.unwrap(), Effect::Applied);
                 }
                 BranchState::Aborted => {
-                    assert_eq!(store.abort(&second).await.unwrap(), Effect::AlreadyApplied)
+                    assert_eq!(store.abort(&second).await.unwrap(), Effect::AlreadyApplied);
                 }
                 other => panic!("{other:?}"),
             }
@@ -149,7 +150,8 @@ async fn operation_count(options: RedbOptions) -> u64 {
     disk.operation_count() - before
 }
 
-/// Traps C1, F2, F3, F5 and T8, at every operation of the disk: power is lost, and of the unsynced writes none, all or some remain.
+/// Traps C1, F2, F3, F5 and T8, at every operation of the disk: power is lost, and of the unsynced writes
+/// none, all or some remain.
 #[tokio::test]
 async fn power_loss_at_every_operation_of_the_disk() {
     for quick_repair in [true, false] {
@@ -181,7 +183,8 @@ async fn power_loss_at_every_operation_of_the_disk() {
     }
 }
 
-/// Traps F4: after a failed write the store says so to every call, also of other tasks, until it has read everything back.
+/// Traps F4: after a failed write the store says so to every call, also of other tasks, until it has read
+/// everything back.
 #[tokio::test]
 async fn f4_a_failed_write_closes_the_store_until_it_is_reopened() {
     let operations = within(operation_count(options())).await;

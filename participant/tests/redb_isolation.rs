@@ -123,7 +123,8 @@ async fn write_skew_and_phantoms_are_possible_as_documented() {
     assert_eq!(row(&store, "summary", "count"), Some("2".into()));
 }
 
-/// A prepared branch's rows show nowhere before its commit, and its locks hold off writers but no plain reader.
+/// A prepared branch's rows show nowhere before its commit, and its locks hold off writers but no plain
+/// reader.
 #[tokio::test]
 async fn readers_never_wait_and_never_see_undecided_rows() {
     let store = store().await;
@@ -247,7 +248,8 @@ async fn a_deadlock_ends_in_one_abort_and_not_in_a_hang() {
     );
 }
 
-/// Traps C15: two branches of one transaction on one row are refused at once, whether the first works or is prepared.
+/// Traps C15: two branches of one transaction on one row are refused at once, whether the first works or is
+/// prepared.
 #[tokio::test]
 async fn c15_branches_of_one_transaction_do_not_wait_for_each_other() {
     let store = store().await;
@@ -279,7 +281,8 @@ async fn c15_branches_of_one_transaction_do_not_wait_for_each_other() {
     assert!(started.elapsed() < LOCK_TIMEOUT);
 }
 
-/// Traps C16: a lock is a promise to others, so a branch that only locked votes to commit, and keeps the lock.
+/// Traps C16: a lock is a promise to others, so a branch that only locked votes to commit, and keeps the
+/// lock.
 #[tokio::test]
 async fn c16_a_locking_read_is_not_read_only() {
     let store = store().await;

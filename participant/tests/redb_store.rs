@@ -154,7 +154,8 @@ async fn a_file_can_be_read_after_its_process_is_gone() {
     ));
 }
 
-/// What a crash leaves of a file that was being made is not in the way of the next start, nor is it taken for a store.
+/// What a crash leaves of a file that was being made is not in the way of the next start, nor is it taken for
+/// a store.
 #[tokio::test]
 async fn a_crash_while_the_file_is_made_leaves_none() {
     let directory = TempDir::new().unwrap();
@@ -224,7 +225,12 @@ async fn a_database_that_is_open_already_can_be_shared() {
 async fn limits_are_errors_and_roll_back() {
     let store = store().await;
     let begin = || store.begin_local().unwrap();
-    let too_large = |result: Result<(), ResourceError>, max: usize| matches!(result, Err(ResourceError::TooLarge { bytes_max, .. }) if bytes_max == max);
+    let too_large = |result: Result<(), ResourceError>, max: usize| {
+        let Err(ResourceError::TooLarge { bytes_max, .. }) = result else {
+            return false;
+        };
+        bytes_max == max
+    };
     let value = vec![1; VALUE_BYTES_MAX];
     assert!(too_large(
         begin().put("t", "k", [&value[..], b"1"].concat()).await,
@@ -300,6 +306,21 @@ async fn calls_that_break_a_rule_are_named() {
     assert!(matches!(
         store.prepare(&first, tx).await.map(drop),
         Err(ResourceError::Invalid { .. })
+    ));
+}
+
+/// Contract 10 (traps C5): a branch that is here and has not voted is not *unknown*.
+#[tokio::test]
+async fn a_working_branch_is_busy() {
+    let store = store().await;
+    let working = context(branch(1));
+    let tx = store.begin(&working).await.unwrap();
+    let busy = |answer| matches!(answer, Err(ResourceError::Busy { branch: busy }) if busy == branch(1));
+    assert!(busy(store.commit(&branch(1)).await));
+    drop(tx);
+    assert!(matches!(
+        store.commit(&branch(1)).await,
+        Ok(Effect::Unknown { .. })
     ));
 }
 

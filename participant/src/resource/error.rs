@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use synod_proto::ids::{BranchId, Lineage, UnixMillis};
 
-/// An operation of a [`ResourceManager`](super::ResourceManager) that did not happen, or of which the store cannot
-/// say whether it did. [`remedy`](Self::remedy) tells the cases apart for a program.
+/// An operation of a [`ResourceManager`](super::ResourceManager) that did not happen, or of which the store
+/// cannot say whether it did. [`remedy`](Self::remedy) tells the cases apart for a program.
 ///
-/// No error of `prepare`, `commit` or `abort` says anything about the *outcome* of the global transaction: a branch
-/// that voted stays in doubt until the coordinator told its outcome, whatever its store answers (T8, traps C2).
+/// No error of `prepare`, `commit` or `abort` says anything about the *outcome* of the global transaction: a
+/// branch that voted stays in doubt until the coordinator told its outcome, whatever its store answers (T8,
+/// traps C2).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResourceError {
@@ -30,7 +31,8 @@ pub enum ResourceError {
         /// How long was waited.
         waited: Duration,
     },
-    /// Waiting would never end: this transaction is the victim of a deadlock. Roll back, retry with a new one.
+    /// Waiting would never end: this transaction is the victim of a deadlock. Roll back, retry with a new
+    /// one.
     #[error("deadlock on `{table}`/{key}; this transaction is the victim")]
     Deadlock {
         /// The table.
@@ -38,8 +40,9 @@ pub enum ResourceError {
         /// The key.
         key: String,
     },
-    /// Another branch of the *same* global transaction holds the lock (traps C15). It keeps it until the outcome, which waits
-    /// for this branch: give the two one branch, or let them touch different rows. A retried call meets it too.
+    /// Another branch of the *same* global transaction holds the lock (traps C15). It keeps it until the
+    /// outcome, which waits for this branch: give the two one branch, or let them touch different rows. A
+    /// retried call meets it too.
     #[error(
         "`{table}`/{key} is locked by branch {holder} of the same global transaction; use one branch for both"
     )]
@@ -51,8 +54,8 @@ pub enum ResourceError {
         /// The branch that holds the lock.
         holder: BranchId,
     },
-    /// What the transaction had read was changed by another one before it was locked: writing now would lose that update.
-    /// Roll back, retry with a new transaction; read with `get_for_update` what will be written.
+    /// What the transaction had read was changed by another one before it was locked: writing now would lose
+    /// that update. Roll back, retry with a new transaction; read with `get_for_update` what will be written.
     #[error("`{table}`/{key} was changed by another transaction after it was read here")]
     Conflict {
         /// The table.
@@ -63,14 +66,15 @@ pub enum ResourceError {
     /// The branch's deadline passed before it voted: rolled back. Retry with a new transaction and more time.
     #[error("the branch's deadline passed before it was prepared")]
     DeadlineExceeded,
-    /// The transaction began before the low-water mark (T13); it is long over. Retry with a new one; look at the
-    /// clocks when it is not an old one.
+    /// The transaction began before the low-water mark (T13); it is long over. Retry with a new one; look at
+    /// the clocks when it is not an old one.
     #[error("the transaction began before the store's low-water mark ({mark:?}): late work is refused")]
     BelowLowWater {
         /// The mark.
         mark: UnixMillis,
     },
-    /// The branch was aborted before this work came (traps C3, *late work*): nothing to do, it can never commit.
+    /// The branch was aborted before this work came (traps C3, *late work*): nothing to do, it can never
+    /// commit.
     #[error("branch {branch} was aborted already: late work is refused")]
     Aborted {
         /// The branch.
@@ -82,8 +86,8 @@ pub enum ResourceError {
         /// That error.
         cause: String,
     },
-    /// Work or binding under another coordinator's lineage (T11): a copied database or a mistaken coordinator address.
-    /// Nothing was changed; fix the configuration.
+    /// Work or binding under another coordinator's lineage (T11): a copied database or a mistaken coordinator
+    /// address. Nothing was changed; fix the configuration.
     #[error("the database belongs to coordinator {found}, not to {expected}")]
     ForeignLineage {
         /// The lineage that the caller came with.
@@ -101,7 +105,8 @@ pub enum ResourceError {
         /// The limit.
         bytes_max: usize,
     },
-    /// The call breaks a rule of the store, or the store cannot take part (traps C14): a bug or a configuration to fix.
+    /// The call breaks a rule of the store, or the store cannot take part (traps C14): a bug or a
+    /// configuration to fix.
     #[error("{text}")]
     Invalid {
         /// Which rule.
@@ -121,12 +126,13 @@ pub enum ResourceError {
         /// Why.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The store could not be reached, or the connection broke: whether the operation took effect is **not known**. Call again;
-    /// every operation on a branch is idempotent.
+    /// The store could not be reached, or the connection broke: whether the operation took effect is **not
+    /// known**. Call again; every operation on a branch is idempotent.
     #[error("the store is unavailable, the operation may or may not have taken effect: {0}")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
-    /// Writing to the disk failed earlier, and the store closed itself (traps F4): whether the last operations took effect is
-    /// known only after it was reopened. Reopen it (for redb: `RedbResource::reopen`), or restart the process.
+    /// Writing to the disk failed earlier, and the store closed itself (traps F4): whether the last
+    /// operations took effect is known only after it was reopened. Reopen it (for redb:
+    /// `RedbResource::reopen`), or restart the process.
     #[error("the store closed itself after a failed write, reopen it: {0}")]
     Failed(#[source] Arc<dyn Error + Send + Sync>),
     /// The store was closed: a bug, or the process is ending.

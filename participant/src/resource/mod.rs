@@ -1,7 +1,7 @@
 //! Resource managers: how a database takes part in global transactions (steps 2, 3 and 5).
 //!
-//! [`ResourceManager`] is the one trait that a new kind of store implements; its documentation is the contract.
-//! [`redb`] is the embedded store that needs no server.
+//! [`ResourceManager`] is the one trait that a new kind of store implements; its documentation is the
+//! contract. [`redb`] is the embedded store that needs no server.
 
 mod error;
 pub mod redb;
@@ -62,7 +62,8 @@ pub enum Effect {
     Applied,
     /// Done before: the store has proof of it.
     AlreadyApplied,
-    /// The store has neither such a prepared branch nor proof that it did what is asked. Never an acknowledgement (T8).
+    /// The store has neither such a prepared branch nor proof that it did what is asked. Never an
+    /// acknowledgement (T8).
     Unknown {
         /// What was found instead, for people.
         detail: String,
@@ -80,67 +81,77 @@ pub enum BranchState {
     Committed,
     /// Rolled back: proven.
     Aborted,
-    /// No trace. It may never have been here, may have been rolled back while working, or lies below the low-water mark.
+    /// No trace. It may never have been here, may have been rolled back while working, or lies below the
+    /// low-water mark.
     Unknown,
 }
 
 /// How far rows that only serve as proof may be deleted (T13), as the coordinator's leader tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LowWater {
-    /// No transaction that began before this instant will ever be asked about again, except for the listed ones.
+    /// No transaction that began before this instant will ever be asked about again, except for the listed
+    /// ones.
     pub mark: UnixMillis,
     /// Transactions from before the mark that still wait for an acknowledgement of this database.
     pub unfinished: Vec<Gtid>,
 }
 
-/// A database that takes part in global transactions. One value stands for one database; it is shared by all tasks of
-/// the process.
+/// A database that takes part in global transactions. One value stands for one database; it is shared by all
+/// tasks of the process.
 ///
 /// # The contract
-/// An implementation that breaks one of these breaks atomicity for every transaction that it takes part in. *Durable*
-/// means: still there after the power failed.
+/// An implementation that breaks one of these breaks atomicity for every transaction that it takes part in.
+/// *Durable* means: still there after the power failed.
 ///
 /// **Work**
-/// 1. Nothing that a [`Transaction`](Self::Transaction) writes MUST be visible to others, or durable, before `commit`.
-///    Dropping a transaction MUST roll it back and release its locks, also in a panic.
-/// 2. `begin` and `prepare` MUST refuse a context of another lineage than the database's ([`ResourceError::ForeignLineage`]), and a
-///    transaction that began below the low-water mark ([`ResourceError::BelowLowWater`]); `prepare` MUST check the mark
-///    in the local transaction that it makes durable, not before.
+/// 1. Nothing that a [`Transaction`](Self::Transaction) writes MUST be visible to others, or durable, before
+///    `commit`. Dropping a transaction MUST roll it back and release its locks, also in a panic.
+/// 2. `begin` and `prepare` MUST refuse a context of another lineage than the database's
+///    ([`ResourceError::ForeignLineage`]), and a transaction that began below the low-water mark
+///    ([`ResourceError::BelowLowWater`]); `prepare` MUST check the mark in the local transaction that it
+///    makes durable, not before.
 /// 3. Waiting for a lock MUST end: at the context's deadline at the latest, and with an error.
 ///
 /// **Prepare**
-/// 4. When `prepare` returns [`Vote::Commit`], the branch MUST be durable together with its context, and `commit` MUST succeed from then on whatever crashes
-///    (constraints checked, space taken, locks held). The locks MUST survive a restart: they are held again before new work begins.
-/// 5. A prepared branch MUST be neither committed nor rolled back by the store's own decision, at no age (T8).
-/// 6. [`Vote::ReadOnly`] MUST be returned only if nothing was written and no locking read was made (T15, traps C16). The branch
-///    is over then.
-/// 7. An error of `prepare` is a vote to abort: the branch MUST NOT be prepared afterwards. If that cannot be known (a broken connection), the
-///    branch may turn up in `in_doubt`; it will be told Aborted, since nobody heard a vote. After [`abort`](Self::abort) of a branch,
-///    its `prepare` MUST fail ([`ResourceError::Aborted`]).
+/// 4. When `prepare` returns [`Vote::Commit`], the branch MUST be durable together with its context, and
+///    `commit` MUST succeed from then on whatever crashes (constraints checked, space taken, locks held). The
+///    locks MUST survive a restart: they are held again before new work begins.
+/// 5. A prepared branch MUST be neither committed nor rolled back by the store's own decision, at no age
+///    (T8).
+/// 6. [`Vote::ReadOnly`] MUST be returned only if nothing was written and no locking read was made (T15,
+///    traps C16). The branch is over then.
+/// 7. An error of `prepare` is a vote to abort: the branch MUST NOT be prepared afterwards. If that cannot be
+///    known (a broken connection), the branch may turn up in `in_doubt`; it will be told Aborted, since
+///    nobody heard a vote. After [`abort`](Self::abort) of a branch, its `prepare` MUST fail
+///    ([`ResourceError::Aborted`]).
 ///
 /// **Finish**
 /// 8. `commit` MUST apply the whole branch and record its proof in one local transaction, durable before it
 ///    returns [`Effect::Applied`].
-/// 9. `commit` and `abort` MUST be idempotent, at any later time, from any process that reaches the database, and while another call for the same branch
-///    runs (traps C9). A repeated commit answers [`Effect::AlreadyApplied`], from proof: a marker row of the branch's own
-///    local transaction, or the database's status of that very transaction. "No such prepared transaction" is **not** proof
-///    (traps C5): without any, answer [`Effect::Unknown`].
-/// 10. While the branch's `prepare` still runs, `commit` MUST wait for it or answer [`ResourceError::Busy`], never `Unknown`.
+/// 9. `commit` and `abort` MUST be idempotent, at any later time, from any process that reaches the database,
+///    and while another call for the same branch runs (traps C9). A repeated commit answers
+///    [`Effect::AlreadyApplied`], from proof: a marker row of the branch's own local transaction, or the
+///    database's status of that very transaction. "No such prepared transaction" is **not** proof (traps C5):
+///    without any, answer [`Effect::Unknown`].
+/// 10. While the branch's `prepare` still runs, `commit` MUST wait for it or answer [`ResourceError::Busy`],
+///     never `Unknown`.
 /// 11. Proof MUST be kept until `forget` allows its deletion; never deleted by age.
-/// 12. `in_doubt` MUST list every prepared branch of this database, and only those with an id that Synod made (traps C10);
-///     an error is right where the list would be partial (traps C11).
+/// 12. `in_doubt` MUST list every prepared branch of this database, and only those with an id that Synod made
+///     (traps C10); an error is right where the list would be partial (traps C11).
 ///
 /// **Identity**
-/// 13. The id in `identity` MUST lie in the database itself, be random, and be the same for ever (T11). `identity(Some(lineage))` MUST
-///     bind an unbound database durably, and MUST refuse to change an existing binding.
+/// 13. The id in `identity` MUST lie in the database itself, be random, and be the same for ever (T11).
+///     `identity(Some(lineage))` MUST bind an unbound database durably, and MUST refuse to change an existing
+///     binding.
 ///
 /// **Futures**
-/// 14. Dropping the future of `prepare`, `commit` or `abort` MUST leave the operation either not begun or running to its end (traps C13): hand the
-///     work to a task or thread of its own.
+/// 14. Dropping the future of `prepare`, `commit` or `abort` MUST leave the operation either not begun or
+///     running to its end (traps C13): hand the work to a task or thread of its own.
 ///
 /// # Example: a store of one's own
-/// A file of text that is replaced as a whole, with one lock for all its rows. Slow, but it keeps every MUST above, which is
-/// what makes it a resource manager; the library's own tests run the contract's tests on it, too.
+/// A file of text that is replaced as a whole, with one lock for all its rows. Slow, but it keeps every MUST
+/// above, which is what makes it a resource manager; the library's own tests run the contract's tests on it,
+/// too.
 ///
 /// ```
 #[doc = include_str!("example.rs")]
@@ -174,8 +185,9 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// Not known whether it took effect: call again.
     fn commit(&self, branch: &BranchId) -> impl Future<Output = Result<Effect, ResourceError>> + Send;
 
-    /// Rolls a branch back, prepared or still working; durable when it returns. (A dropped transaction is rolled back by
-    /// itself and needs no call.) [`Effect::Unknown`] means that the store has proof of the contrary.
+    /// Rolls a branch back, prepared or still working; durable when it returns. (A dropped transaction is
+    /// rolled back by itself and needs no call.) [`Effect::Unknown`] means that the store has proof of the
+    /// contrary.
     ///
     /// # Errors
     /// Not known whether it took effect: call again.
@@ -200,9 +212,9 @@ pub trait ResourceManager: Send + Sync + 'static {
     fn identity(&self, bind: Option<Lineage>)
     -> impl Future<Output = Result<Identity, ResourceError>> + Send;
 
-    /// Records the low-water mark and deletes proof below it, except for what is listed (T13). From then on new work below
-    /// the mark is refused. A mark below the recorded one changes nothing but may delete. Returns how many rows were
-    /// deleted; a store may leave some to the next call.
+    /// Records the low-water mark and deletes proof below it, except for what is listed (T13). From then on
+    /// new work below the mark is refused. A mark below the recorded one changes nothing but may delete.
+    /// Returns how many rows were deleted; a store may leave some to the next call.
     ///
     /// # Errors
     /// The store is unavailable.

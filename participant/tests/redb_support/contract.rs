@@ -191,7 +191,12 @@ pub async fn a_foreign_lineage_is_refused<S: Subject>(subject: &S) {
     let store = subject.open().await;
     assert_eq!(store.identity(None).await.unwrap(), bound);
     let foreign = Lineage([8; 16]);
-    let is_foreign = |error: ResourceError| matches!(error, ResourceError::ForeignLineage { expected, found } if (expected, found) == (foreign, LINEAGE));
+    let is_foreign = |error: ResourceError| {
+        let ResourceError::ForeignLineage { expected, found } = error else {
+            return false;
+        };
+        (expected, found) == (foreign, LINEAGE)
+    };
     assert!(is_foreign(store.identity(Some(foreign)).await.unwrap_err()));
     let mut of_foreign = context(branch(1));
     of_foreign.lineage = foreign;
@@ -199,7 +204,8 @@ pub async fn a_foreign_lineage_is_refused<S: Subject>(subject: &S) {
     assert_eq!(store.identity(None).await.unwrap(), bound);
 }
 
-/// Contracts 2 and 11 (T13): proof goes only below the mark and only if nobody waits for it; then late work is refused.
+/// Contracts 2 and 11 (T13): proof goes only below the mark and only if nobody waits for it; then late work
+/// is refused.
 pub async fn proof_is_kept_until_forgotten<S: Subject>(subject: &S) {
     let store = subject.open().await;
     store.identity(Some(LINEAGE)).await.unwrap();

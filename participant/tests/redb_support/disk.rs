@@ -1,5 +1,5 @@
-//! A disk in memory that fails or loses power at a chosen operation. What was not synced survives a power loss in part, as the
-//! seed says: any subset of the writes, as real disks do.
+//! A disk in memory that fails or loses power at a chosen operation. What was not synced survives a power
+//! loss in part, as the seed says: any subset of the writes, as real disks do.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -46,7 +46,8 @@ impl Disk {
         Backend(self.clone())
     }
 
-    /// Every write, sync and change of length fails from the `operation`-th on, counted from the disk's first.
+    /// Every write, sync and change of length fails from the `operation`-th on, counted from the disk's
+    /// first.
     pub fn fail_from(&self, operation: u64) {
         self.0.lock().unwrap().fails_from = Some(operation);
     }

@@ -1,4 +1,5 @@
-//! The store's file: how a new one comes into being as a whole, and how the file of a process that is gone is read without being changed.
+//! The store's file: how a new one comes into being as a whole, and how the file of a process that is gone is
+//! read without being changed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -34,8 +35,9 @@ pub(super) fn open(builder: &Builder, path: &Path) -> Result<Database, ResourceE
     builder.create(path).map_err(|error| open_error(&what, error))
 }
 
-/// A crash while redb initialises a file leaves one that it refuses to open ever after. So it is made under another name, and
-/// linked to its own when it is whole and synced. A link does not replace what another process made meanwhile.
+/// A crash while redb initialises a file leaves one that it refuses to open ever after. So it is made under
+/// another name, and linked to its own when it is whole and synced. A link does not replace what another
+/// process made meanwhile.
 fn create(builder: &Builder, path: &Path) -> Result<(), DatabaseError> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
@@ -70,8 +72,9 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A store's file, opened for reading while no process has it open as a store: for audits and inspection. Nothing in the file is changed, also if
-/// its process was killed: what redb repairs then, it repairs in memory.
+/// A store's file, opened for reading while no process has it open as a store: for audits and inspection.
+/// Nothing in the file is changed, also if its process was killed: what redb repairs then, it repairs in
+/// memory.
 pub struct RedbFile {
     database: Database,
 }
@@ -86,8 +89,8 @@ impl RedbFile {
     /// Opens the file of a store. Other readers may have it open, too.
     ///
     /// # Errors
-    /// [`ResourceError::AlreadyOpen`] while a process has it open as a store; [`ResourceError::Open`] when there is no such file, or it is not
-    /// redb's.
+    /// [`ResourceError::AlreadyOpen`] while a process has it open as a store; [`ResourceError::Open`] when
+    /// there is no such file, or it is not redb's.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ResourceError> {
         let path = path.as_ref();
         let open = || Database::builder().create_with_backend(Overlay::new(File::open(path)?)?);
@@ -110,7 +113,8 @@ impl RedbFile {
 const PAGE_BYTES: u64 = 4096;
 type Page = Box<[u8; 4096]>;
 
-/// A file of which the changes stay in memory. Its locks are shared ones: readers beside readers, never beside a writer.
+/// A file of which the changes stay in memory. Its locks are shared ones: readers beside readers, never
+/// beside a writer.
 #[derive(Debug)]
 struct Overlay {
     file: FileBackend,
@@ -275,7 +279,7 @@ mod tests {
             length in 1..20_000usize,
             steps in proptest::collection::vec((0..4u8, 0..30_000usize, 0..9_000usize, any::<u8>()), 0..30),
         ) {
-            let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(&bytes).unwrap();
             let overlay = Overlay::new(File::open(file.path()).unwrap()).unwrap();

@@ -143,7 +143,8 @@ impl PreparedRow {
         let Some((body, mut digest)) = bytes.split_at_checked(bytes.len().wrapping_sub(8)) else {
             return Err(damaged("it ends early"));
         };
-        // redb's checksums are verified when a file is repaired, not at each read; a redo list is worth its own.
+        // redb's checksums are verified when a file is repaired, not at each read; a redo list is worth its
+        // own.
         if digest.get_u64() != fnv1a_64(body) {
             return Err(damaged("its digest does not match"));
         }
@@ -233,7 +234,8 @@ fn take(reader: &mut Bytes) -> Option<Bytes> {
     (count <= reader.len()).then(|| reader.split_to(count))
 }
 
-/// FNV-1a, 64 bits (draft-eastlake-fnv): enough to tell damage and to compare two votes; not against an attacker.
+/// FNV-1a, 64 bits (draft-eastlake-fnv): enough to tell damage and to compare two votes; not against an
+/// attacker.
 fn fnv1a_64(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -296,7 +298,9 @@ mod tests {
         }
 
         #[test]
-        fn no_damaged_or_cut_row_is_taken_for_a_redo_list(row in row(), at in any::<prop::sample::Index>(), bit in 0..8u8) {
+        fn no_damaged_or_cut_row_is_taken_for_a_redo_list(
+            row in row(), at in any::<prop::sample::Index>(), bit in 0..8u8,
+        ) {
             let (bytes, _) = row.encode();
             let at = at.index(bytes.len());
             let mut damaged = bytes.to_vec();
@@ -306,9 +310,13 @@ mod tests {
         }
 
         #[test]
-        fn branch_keys_sort_by_begin_and_read_back(a in any::<u32>(), b in any::<u32>(), call in any::<u64>(), execution in any::<u64>()) {
+        fn branch_keys_sort_by_begin_and_read_back(
+            a in any::<u32>(), b in any::<u32>(), call in any::<u64>(), execution in any::<u64>(),
+        ) {
             let id = |millis: u32| BranchId {
-                gtid: Gtid::new(UnixMillis(millis.into()), [0xff; 10]), call: CallId(call), execution: ExecutionId(execution),
+                gtid: Gtid::new(UnixMillis(millis.into()), [0xff; 10]),
+                call: CallId(call),
+                execution: ExecutionId(execution),
             };
             prop_assert_eq!(parse_branch_key("t", &branch_key(&id(a))).unwrap(), id(a));
             prop_assert_eq!(branch_key(&id(a))[..] < mark_key(UnixMillis(b.into()))[..], a < b);

@@ -1,8 +1,9 @@
 //! Exclusive locks on keys, in memory: who holds which, who waits for which, in which order.
 //!
-//! A value: it neither waits nor wakes anybody. Waiters are served first come, first served. Every wait is checked for
-//! a cycle before it begins, so that a deadlock within one store ends at once and with one victim, the transaction
-//! that would have closed the cycle; one across stores ends by the lock timeout and the deadline.
+//! A value: it neither waits nor wakes anybody. Waiters are served first come, first served. Every wait is
+//! checked for a cycle before it begins, so that a deadlock within one store ends at once and with one
+//! victim, the transaction that would have closed the cycle; one across stores ends by the lock timeout and
+//! the deadline.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -105,8 +106,9 @@ impl Locks {
         Requested::Queued
     }
 
-    /// Follows the chain of waits from `holder`. An owner waits for one lock at most and a lock has one holder, so the chain has no
-    /// branches. Owners that queue before us wait for the same holder: whatever they lead to, the holder leads to.
+    /// Follows the chain of waits from `holder`. An owner waits for one lock at most and a lock has one
+    /// holder, so the chain has no branches. Owners that queue before us wait for the same holder: whatever
+    /// they lead to, the holder leads to.
     fn check_wait(&self, owner: Owner, holder: Owner) -> Option<Requested> {
         let gtid = self.gtid(owner);
         let mut next = holder;
@@ -114,8 +116,8 @@ impl Locks {
             if next == owner {
                 return Some(Requested::Deadlock);
             }
-            // A branch of the same global transaction keeps its locks until the outcome, which waits for us: a cycle through
-            // the coordinator.
+            // A branch of the same global transaction keeps its locks until the outcome, which waits for us:
+            // a cycle through the coordinator.
             if gtid.is_some() && self.gtid(next) == gtid {
                 return Some(if next == holder {
                     Requested::OwnBranch(self.branches[&next])
@@ -141,7 +143,8 @@ impl Locks {
         true
     }
 
-    /// Ends an owner: it leaves the queue, and its locks pass to those who wait for them. Returns the new holders.
+    /// Ends an owner: it leaves the queue, and its locks pass to those who wait for them. Returns the new
+    /// holders.
     pub(super) fn release(&mut self, owner: Owner) -> Vec<Owner> {
         self.withdraw(owner);
         self.branches.remove(&owner);
@@ -261,7 +264,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked and given up: as long as the holders end one after the other, everybody is served.
+        /// Whatever is asked and given up: as long as the holders end one after the other, everybody is
+        /// served.
         #[test]
         fn nobody_waits_for_ever(steps in proptest::collection::vec((0..6u64, 0..4usize, 0..10u8), 1..80)) {
             let keys = [key("a"), key("b"), key("c"), key("d")];
@@ -275,10 +279,12 @@ mod tests {
                     _ => if locks.request(owner, &keys[at]) == Deadlock { locks.release(owner); },
                 }
                 // Somebody who waits for nobody must exist among the holders, else the store has stopped.
-                prop_assert!(locks.held.is_empty() || locks.held.keys().any(|owner| !locks.waiting.contains_key(owner)));
+                let is_free = |owner| !locks.waiting.contains_key(owner);
+                prop_assert!(locks.held.is_empty() || locks.held.keys().any(is_free));
             }
             for _ in 0..6 {
-                let Some(free) = locks.held.keys().find(|owner| !locks.waiting.contains_key(owner)).copied() else { break };
+                let is_free = |owner: &&Owner| !locks.waiting.contains_key(owner);
+                let Some(free) = locks.held.keys().find(is_free).copied() else { break };
                 locks.release(free);
             }
             prop_assert_eq!(locks.counts(), (0, 0));

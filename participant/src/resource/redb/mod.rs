@@ -1,37 +1,44 @@
 //! The embedded store: one redb file, no server. The default resource manager.
 //!
-//! redb has one writer, so a branch does not hold a write transaction open between prepare and commit (traps F1). Its writes are kept in
-//! memory under locks on their keys; `prepare` stores them as one durable *intent* row, `commit` applies that row and writes a
-//! *marker* row in one more durable commit. Concurrent branches share redb commits: one writer thread takes whatever has queued up.
+//! redb has one writer, so a branch does not hold a write transaction open between prepare and commit (traps
+//! F1). Its writes are kept in memory under locks on their keys; `prepare` stores them as one durable
+//! *intent* row, `commit` applies that row and writes a *marker* row in one more durable commit. Concurrent
+//! branches share redb commits: one writer thread takes whatever has queued up.
 //!
 //! # Isolation
 //! Rows are byte keys and byte values in named tables.
-//! - A write, and [`get_for_update`](RedbTransaction::get_for_update), take an exclusive lock on the key, held until the
-//!   branch's outcome took effect; also over a restart of the process. Waiting is fair, ends by the lock timeout or the branch's
-//!   deadline, and a deadlock within the store ends at once, with one victim. A deadlock across stores ends by the lock timeout.
-//! - [`get`](RedbTransaction::get) and [`scan`](RedbTransaction::scan) take no lock and never wait. They read one snapshot of committed rows, taken
-//!   at the first of them, merged with the transaction's own writes.
-//! - So there are no dirty reads, no unrepeatable reads and **no lost updates**: a key that was read (or scanned over) without a lock and is
-//!   locked later must not have changed between, else [`Conflict`](super::ResourceError::Conflict).
-//! - There **is** write skew: two transactions may each read what the other writes, if neither locks what it reads. And there are **phantoms**: no
-//!   range locks; a row that another transaction inserts into a scanned range is not prevented. Lock one agreed key
-//!   (a parent row) where such a rule must hold.
+//! - A write, and [`get_for_update`](RedbTransaction::get_for_update), take an exclusive lock on the key,
+//!   held until the branch's outcome took effect; also over a restart of the process. Waiting is fair, ends
+//!   by the lock timeout or the branch's deadline, and a deadlock within the store ends at once, with one
+//!   victim. A deadlock across stores ends by the lock timeout.
+//! - [`get`](RedbTransaction::get) and [`scan`](RedbTransaction::scan) take no lock and never wait. They read
+//!   one snapshot of committed rows, taken at the first of them, merged with the transaction's own writes.
+//! - So there are no dirty reads, no unrepeatable reads and **no lost updates**: a key that was read (or
+//!   scanned over) without a lock and is locked later must not have changed between, else
+//!   [`Conflict`](super::ResourceError::Conflict).
+//! - There **is** write skew: two transactions may each read what the other writes, if neither locks what it
+//!   reads. And there are **phantoms**: no range locks; a row that another transaction inserts into a scanned
+//!   range is not prevented. Lock one agreed key (a parent row) where such a rule must hold.
 //! - Until a decided commit was delivered, plain reads see the old rows (T16); `get_for_update` waits.
 //!
-//! A transaction that only read plainly votes [read-only](synod_proto::session::Vote::ReadOnly); one that locked anything votes to commit (T15).
+//! A transaction that only read plainly votes [read-only](synod_proto::session::Vote::ReadOnly); one that
+//! locked anything votes to commit (T15).
 //!
 //! # Durability and failure
-//! Every vote and every acknowledgement follows a redb commit with immediate durability and two phases (L8, traps F2, F3). After a failed write or
-//! sync the store closes itself and answers [`Failed`](super::ResourceError::Failed) until [`reopen`](RedbResource::reopen) has read everything
-//! back from the file (traps F4). Tables under the store are written only through it.
+//! Every vote and every acknowledgement follows a redb commit with immediate durability and two phases (L8,
+//! traps F2, F3). After a failed write or sync the store closes itself and answers
+//! [`Failed`](super::ResourceError::Failed) until [`reopen`](RedbResource::reopen) has read everything back
+//! from the file (traps F4). Tables under the store are written only through it.
 //!
 //! # Limits
-//! Keys of [`KEY_BYTES_MAX`] bytes, values of [`VALUE_BYTES_MAX`], [`BRANCH_BYTES_MAX`] and [`LOCK_COUNT_MAX`] keys per branch. One process at a
-//! time opens the file.
+//! Keys of [`KEY_BYTES_MAX`] bytes, values of [`VALUE_BYTES_MAX`], [`BRANCH_BYTES_MAX`] and
+//! [`LOCK_COUNT_MAX`] keys per branch. One process at a time opens the file.
 
 mod file;
 mod format;
+mod local;
 mod locks;
+mod rows;
 mod snapshot;
 mod state;
 mod transaction;
@@ -53,12 +60,14 @@ use super::{
 };
 use file::open_error;
 use format::PreparedRow;
+use rows::unbound;
 use state::{Core, Opener, Stage};
-use writer::{Reply, Request, unbound};
+use writer::{Reply, Request};
 
 pub use file::RedbFile;
+pub use local::LocalTransaction;
 pub use snapshot::{Row, SCAN_ROWS_MAX, Snapshot};
-pub use transaction::{LocalTransaction, RedbTransaction};
+pub use transaction::RedbTransaction;
 
 /// The longest table name, in bytes.
 pub const TABLE_BYTES_MAX: usize = 64;
@@ -125,9 +134,9 @@ impl RedbOptions {
         self
     }
 
-    /// Whether every commit also saves redb's allocator state, so that opening after a kill is immediate; on by default. Costs a write of
-    /// about 1/16,000 of the file's size per commit: turn it off for files of many gigabytes, and opening after a
-    /// kill reads the whole file (traps F3).
+    /// Whether every commit also saves redb's allocator state, so that opening after a kill is immediate; on
+    /// by default. Costs a write of about 1/16,000 of the file's size per commit: turn it off for files of
+    /// many gigabytes, and opening after a kill reads the whole file (traps F3).
     #[must_use]
     pub fn quick_repair(mut self, quick_repair: bool) -> Self {
         self.quick_repair = quick_repair;
@@ -141,11 +150,12 @@ impl RedbOptions {
         self
     }
 
-    /// Opens the store in this file, which is made if it does not exist. Blocks while redb repairs a file whose
-    /// process was killed.
+    /// Opens the store in this file, which is made if it does not exist. Blocks while redb repairs a file
+    /// whose process was killed.
     ///
     /// # Errors
-    /// [`ResourceError::AlreadyOpen`] by another process or handle; [`ResourceError::Open`] when the file cannot be opened or is not redb's.
+    /// [`ResourceError::AlreadyOpen`] by another process or handle; [`ResourceError::Open`] when the file
+    /// cannot be opened or is not redb's.
     pub fn open(self, path: impl AsRef<Path>) -> Result<RedbResource, ResourceError> {
         let path = path.as_ref().to_owned();
         let cache_bytes = self.cache_bytes;
@@ -175,8 +185,9 @@ impl RedbOptions {
         }))
     }
 
-    /// Opens the store in a database that is open already. Whoever else holds it must leave alone the tables that are used
-    /// here, and must not keep write transactions open. It cannot be [reopened](RedbResource::reopen).
+    /// Opens the store in a database that is open already. Whoever else holds it must leave alone the tables
+    /// that are used here, and must not keep write transactions open. It cannot be
+    /// [reopened](RedbResource::reopen).
     ///
     /// # Errors
     /// The database cannot be read or written.
@@ -190,8 +201,9 @@ impl RedbOptions {
     }
 }
 
-/// A redb file as a resource manager. The [module](self) says what it guarantees. Cheap to clone: clones are handles to the same store;
-/// the file is closed when the last one, and the last local transaction, is dropped.
+/// A redb file as a resource manager. The [module](self) says what it guarantees. Cheap to clone: clones are
+/// handles to the same store; the file is closed when the last one, and the last local transaction, is
+/// dropped.
 #[derive(Clone)]
 pub struct RedbResource {
     inner: Arc<Inner>,
@@ -228,9 +240,11 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.requests = None;
-        // The file is closed when this returns, so that it can be opened again at once. The writer holds no handle, so this
-        // is never its own thread; it ends after the batch in hand.
-        if let Some(writer) = self.writer.get_mut().ok().and_then(Option::take) {
+        // The file is closed when this returns, so that it can be opened again at once: the writer ends after the batch
+        // in hand. It holds no handle; but a caller's future may die with its last reference, in the writer's `send`.
+        if let Some(writer) = self.writer.get_mut().ok().and_then(Option::take)
+            && writer.thread().id() != std::thread::current().id()
+        {
             let _ = writer.join();
         }
     }
@@ -264,8 +278,8 @@ impl RedbResource {
         })
     }
 
-    /// Reads the file back after a failed write (traps F4); does nothing to a store that works. Local transactions from before are
-    /// rolled back; prepared branches are in doubt again, with their locks.
+    /// Reads the file back after a failed write (traps F4); does nothing to a store that works. Local
+    /// transactions from before are rolled back; prepared branches are in doubt again, with their locks.
     ///
     /// # Errors
     /// The file cannot be opened: the store stays failed, and this may be called again.
@@ -273,7 +287,8 @@ impl RedbResource {
         self.inner.call(|reply| Request::Reopen { reply }).await
     }
 
-    /// Finishes what is queued, closes the file, and ends the store: every later call answers [`ResourceError::Closed`].
+    /// Finishes what is queued, closes the file, and ends the store: every later call answers
+    /// [`ResourceError::Closed`].
     ///
     /// # Errors
     /// It was closed already.
@@ -302,7 +317,8 @@ impl RedbResource {
         done.map_err(|error| ResourceError::Unavailable(Box::new(error)))?
     }
 
-    /// Opens a local transaction outside any global one: for loading data, and for what concerns this database alone. It takes the same locks.
+    /// Opens a local transaction outside any global one: for loading data, and for what concerns this
+    /// database alone. It takes the same locks.
     ///
     /// # Errors
     /// The store failed or is closed.
@@ -313,8 +329,8 @@ impl RedbResource {
         )?))
     }
 
-    /// Runs `work` in a local transaction and commits it; an error rolls it back. After a deadlock or a lock timeout it may be
-    /// called again.
+    /// Runs `work` in a local transaction and commits it; an error rolls it back. After a deadlock or a lock
+    /// timeout it may be called again.
     ///
     /// # Errors
     /// The error of `work`; as for [`LocalTransaction::commit`].

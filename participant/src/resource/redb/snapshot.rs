@@ -12,14 +12,16 @@ use super::format::{
     PREPARED, PreparedRow, RESERVED_PREFIX,
 };
 
+type ReadTable = ::redb::ReadOnlyTable<&'static [u8], &'static [u8]>;
+
 /// A row: its key and its value.
 pub type Row = (Bytes, Bytes);
 
 /// The most rows that one `scan` returns; `scan_page` reads on.
 pub const SCAN_ROWS_MAX: usize = 65_536;
 
-/// The committed state of a store at one instant. Later commits do not show in it, and it blocks none; but the pages that it sees
-/// cannot be reused while it lives, so do not keep it.
+/// The committed state of a store at one instant. Later commits do not show in it, and it blocks none; but
+/// the pages that it sees cannot be reused while it lives, so do not keep it.
 ///
 /// Reading is synchronous: from redb's cache, or with a read of the file.
 #[derive(Clone)]
@@ -83,7 +85,8 @@ impl Snapshot {
             .map(|value| Bytes::copy_from_slice(value.value())))
     }
 
-    /// All rows of which the key begins with `prefix`, in the order of their keys. An empty prefix reads the table.
+    /// All rows of which the key begins with `prefix`, in the order of their keys. An empty prefix reads the
+    /// table.
     ///
     /// # Errors
     /// More than [`SCAN_ROWS_MAX`] rows; else as for [`get`](Self::get).
@@ -96,7 +99,8 @@ impl Snapshot {
         }
     }
 
-    /// Up to `count_max` rows of which the key begins with `prefix` and comes after `after`, in the order of their keys.
+    /// Up to `count_max` rows of which the key begins with `prefix` and comes after `after`, in the order of
+    /// their keys.
     ///
     /// # Errors
     /// As for [`get`](Self::get).
@@ -267,10 +271,7 @@ impl Snapshot {
         self.open(table).map(|_| ())
     }
 
-    fn open(
-        &self,
-        table: &str,
-    ) -> Result<Option<::redb::ReadOnlyTable<&'static [u8], &'static [u8]>>, ResourceError> {
+    fn open(&self, table: &str) -> Result<Option<ReadTable>, ResourceError> {
         match self.tx.open_table(TableDefinition::<&[u8], &[u8]>::new(table)) {
             Ok(table) => Ok(Some(table)),
             Err(TableError::TableDoesNotExist(_)) => Ok(None),

@@ -1,5 +1,5 @@
-//! What the process knows of an open store besides its rows: locks, open local transactions, prepared branches. Everything here
-//! that matters after a crash is derived from the rows when the store opens.
+//! What the process knows of an open store besides its rows: locks, open local transactions, prepared
+//! branches. Everything here that matters after a crash is derived from the rows when the store opens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -42,7 +42,8 @@ pub(super) struct State {
     database: Option<Arc<Database>>,
     failure: Option<Arc<dyn Error + Send + Sync>>,
     locks: Locks,
-    /// Owners in a queue of `locks`, and how to wake them. Dropping a sender says that the transaction is over.
+    /// Owners in a queue of `locks`, and how to wake them. Dropping a sender says that the transaction is
+    /// over.
     wakers: BTreeMap<Owner, oneshot::Sender<()>>,
     /// Local transactions that may still be prepared or committed.
     active: BTreeSet<Owner>,
@@ -99,7 +100,8 @@ impl Core {
         drop(database);
     }
 
-    /// Reads everything back from the file after a failure. Called by the writer only, so that nothing runs beside it.
+    /// Reads everything back from the file after a failure. Called by the writer only, so that nothing runs
+    /// beside it.
     pub(super) fn reopen(&self) -> Result<(), ResourceError> {
         let owner_count = {
             let state = self.state();
@@ -240,7 +242,8 @@ impl State {
         self.wakers.remove(&owner);
         for granted in self.locks.release(owner) {
             if let Some(waker) = self.wakers.remove(&granted) {
-                // An error means that the waiter was just cancelled; its transaction holds the lock until it ends.
+                // An error means that the waiter was just cancelled; its transaction holds the lock until it
+                // ends.
                 let _ = waker.send(());
             }
         }
@@ -282,7 +285,8 @@ impl State {
     }
 }
 
-/// Makes the tables and the identity (T11). The id is random; a copied file keeps it, which the lineage guards against.
+/// Makes the tables and the identity (T11). The id is random; a copied file keeps it, which the lineage
+/// guards against.
 fn migrate(database: &Database, options: &RedbOptions) -> Result<(), ResourceError> {
     let mut resource = [0; 16];
     getrandom::fill(&mut resource)

@@ -1,27 +1,25 @@
-//! The local transaction that the user works with: reads of a snapshot, writes kept in memory under key locks until prepare.
+//! The local transaction that the user works with: reads of a snapshot, writes kept in memory under key locks
+//! until prepare.
+
+mod locking;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use synod_proto::ids::BranchId;
 
 use super::super::{BranchContext, ResourceError};
 use super::format::{Intent, RESERVED_PREFIX};
-use super::locks::{LockKey, Owner, Requested};
+use super::locks::{LockKey, Owner};
 use super::snapshot::{Row, SCAN_ROWS_MAX, Snapshot, prefix_range, too_many_rows};
-use super::state::Core;
-use super::writer::{Reply, Request};
-use super::{BRANCH_BYTES_MAX, Inner, KEY_BYTES_MAX, LOCK_COUNT_MAX, TABLE_BYTES_MAX, VALUE_BYTES_MAX};
+use super::{Inner, KEY_BYTES_MAX, TABLE_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// A branch's local transaction, as [`RedbResource`](super::RedbResource) gives it to the branch's closure. The
-/// [module](super) says what it isolates from what. Dropping it rolls it back.
+/// A branch's local transaction, as [`RedbResource`](super::RedbResource) gives it to the branch's closure.
+/// The [module](super) says what it isolates from what. Dropping it rolls it back.
 ///
-/// Every error of a write or of a lock rolls the whole local transaction back at once, so that nothing can commit without it;
-/// later calls answer [`ResourceError::RolledBack`].
+/// Every error of a write or of a lock rolls the whole local transaction back at once, so that nothing can
+/// commit without it; later calls answer [`ResourceError::RolledBack`].
 pub struct RedbTransaction {
     store: Arc<Inner>,
     owner: Owner,
@@ -71,9 +69,10 @@ impl RedbTransaction {
         })
     }
 
-    /// Reads a row, as of this transaction's snapshot or as this transaction wrote it. Takes no lock and never waits: the row may
-    /// be changed by others at any time. If it is locked here later, and was changed, that is a
-    /// [`Conflict`](ResourceError::Conflict); read with [`get_for_update`](Self::get_for_update) what will be written.
+    /// Reads a row, as of this transaction's snapshot or as this transaction wrote it. Takes no lock and
+    /// never waits: the row may be changed by others at any time. If it is locked here later, and was
+    /// changed, that is a [`Conflict`](ResourceError::Conflict); read with
+    /// [`get_for_update`](Self::get_for_update) what will be written.
     ///
     /// # Errors
     /// The transaction was rolled back earlier; the file cannot be read.
@@ -93,13 +92,14 @@ impl RedbTransaction {
         }
     }
 
-    /// Locks a row, which need not exist, and reads its latest committed value. Nobody else changes or locks it until this branch's
-    /// outcome took effect.
+    /// Locks a row, which need not exist, and reads its latest committed value. Nobody else changes or locks
+    /// it until this branch's outcome took effect.
     ///
     /// # Errors
-    /// The lock was not to be had ([`LockTimeout`](ResourceError::LockTimeout), [`Deadlock`](ResourceError::Deadlock),
-    /// [`OwnBranch`](ResourceError::OwnBranch), [`DeadlineExceeded`](ResourceError::DeadlineExceeded),
-    /// [`Conflict`](ResourceError::Conflict)): rolled back.
+    /// The lock was not to be had ([`LockTimeout`](ResourceError::LockTimeout),
+    /// [`Deadlock`](ResourceError::Deadlock), [`OwnBranch`](ResourceError::OwnBranch),
+    /// [`DeadlineExceeded`](ResourceError::DeadlineExceeded), [`Conflict`](ResourceError::Conflict)): rolled
+    /// back.
     pub async fn get_for_update(
         &mut self,
         table: &str,
@@ -136,7 +136,8 @@ impl RedbTransaction {
         self.write(key, Intent::Put(value))
     }
 
-    /// Stores a value only if the row does not exist; answers whether it was stored. Two transactions never both insert.
+    /// Stores a value only if the row does not exist; answers whether it was stored. Two transactions never
+    /// both insert.
     ///
     /// # Errors
     /// As for [`put`](Self::put).
@@ -219,8 +220,8 @@ impl RedbTransaction {
         })
     }
 
-    /// All rows of which the key begins with `prefix`, in the order of their keys: the snapshot's, merged with this transaction's own
-    /// writes. Rows that others insert later do not show, and are not prevented.
+    /// All rows of which the key begins with `prefix`, in the order of their keys: the snapshot's, merged
+    /// with this transaction's own writes. Rows that others insert later do not show, and are not prevented.
     ///
     /// # Errors
     /// More than [`SCAN_ROWS_MAX`] rows; else as for [`get`](Self::get).
@@ -284,223 +285,6 @@ impl RedbTransaction {
             .await
             .map_err(|error| ResourceError::Unavailable(Box::new(error)))?
     }
-
-    /// Locks a key, or says why not; then the transaction is rolled back.
-    async fn lock(&mut self, table: &str, key: &[u8]) -> Result<LockKey, ResourceError> {
-        self.check_open()?;
-        match self.try_lock(table, key).await {
-            Ok(key) => Ok(key),
-            Err(error) => Err(self.end(error)),
-        }
-    }
-
-    async fn try_lock(&mut self, table: &str, key: &[u8]) -> Result<LockKey, ResourceError> {
-        let key = lock_key(table, key)?;
-        if self.intents.contains_key(&key) {
-            return Ok(key);
-        }
-        if self.intents.len() >= LOCK_COUNT_MAX {
-            return Err(ResourceError::Invalid {
-                text: format!("a branch locks at most {LOCK_COUNT_MAX} rows"),
-            });
-        }
-        if !self.checked_tables.contains(&key.table) {
-            self.core().snapshot()?.check_table(table)?;
-            self.checked_tables.insert(key.table.clone());
-        }
-        let patience = self.patience()?;
-        let (requested, woken) = {
-            let mut state = self.core().state();
-            if !state.is_active(self.owner) {
-                drop(state);
-                return Err(self.end_error());
-            }
-            state.request_lock(self.owner, &key)
-        };
-        match (requested, woken) {
-            (Requested::Queued, Some(woken)) => self.wait(&key, woken, patience).await?,
-            (Requested::Deadlock, _) => {
-                return Err(ResourceError::Deadlock {
-                    table: table.to_owned(),
-                    key: key.display_key(),
-                });
-            }
-            (Requested::OwnBranch(holder), _) => {
-                return Err(ResourceError::OwnBranch {
-                    table: table.to_owned(),
-                    key: key.display_key(),
-                    holder,
-                });
-            }
-            _ => {}
-        }
-        self.check_unchanged(&key)?;
-        self.intents.insert(key.clone(), Intent::Lock);
-        Ok(key)
-    }
-
-    async fn wait(
-        &self,
-        key: &LockKey,
-        woken: tokio::sync::oneshot::Receiver<()>,
-        patience: Duration,
-    ) -> Result<(), ResourceError> {
-        let started = Instant::now();
-        // Leaves the queue also when this future is dropped.
-        let waiting = Waiting {
-            core: self.core(),
-            owner: self.owner,
-        };
-        match tokio::time::timeout(patience, woken).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(self.end_error()),
-            Err(_) if !waiting.withdraw() => Ok(()),
-            Err(_) if patience < self.core().options.lock_timeout => Err(ResourceError::DeadlineExceeded),
-            Err(_) => Err(ResourceError::LockTimeout {
-                table: key.table.to_string(),
-                key: key.display_key(),
-                waited: started.elapsed(),
-            }),
-        }
-    }
-
-    /// What was read before it was locked must be what it is now: else an update in between would be lost.
-    fn check_unchanged(&self, key: &LockKey) -> Result<(), ResourceError> {
-        let Some(snapshot) = &self.snapshot else {
-            return Ok(());
-        };
-        let was_read = self.read_keys.contains(key)
-            || self
-                .read_prefixes
-                .iter()
-                .any(|prefix| prefix.table == key.table && key.key.starts_with(&prefix.key));
-        if was_read
-            && snapshot.get(&key.table, &key.key)? != self.core().snapshot()?.get(&key.table, &key.key)?
-        {
-            return Err(ResourceError::Conflict {
-                table: key.table.to_string(),
-                key: key.display_key(),
-            });
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, key: LockKey, intent: Intent) -> Result<(), ResourceError> {
-        let byte_count = |intent: &Intent| {
-            if let Intent::Put(value) = intent {
-                value.len()
-            } else {
-                0
-            }
-        };
-        let bytes = self.byte_count - byte_count(&self.intents[&key]) + byte_count(&intent);
-        if bytes > BRANCH_BYTES_MAX {
-            let what = "values that one branch writes";
-            return Err(self.end(ResourceError::TooLarge {
-                what,
-                bytes,
-                bytes_max: BRANCH_BYTES_MAX,
-            }));
-        }
-        self.byte_count = bytes;
-        self.intents.insert(key, intent);
-        Ok(())
-    }
-
-    /// How long a lock may be waited for from now on.
-    fn patience(&self) -> Result<Duration, ResourceError> {
-        let core = self.core();
-        let Some(context) = &self.branch else {
-            return Ok(core.options.lock_timeout);
-        };
-        let left_ms = context.deadline.0.saturating_sub(core.now().0);
-        if left_ms == 0 {
-            return Err(ResourceError::DeadlineExceeded);
-        }
-        Ok(core.options.lock_timeout.min(Duration::from_millis(left_ms)))
-    }
-
-    fn snapshot(&mut self) -> Result<&Snapshot, ResourceError> {
-        if self.snapshot.is_none() {
-            self.snapshot = Some(self.core().snapshot()?);
-        }
-        Ok(self.snapshot.as_ref().expect("just set"))
-    }
-
-    fn check_open(&self) -> Result<(), ResourceError> {
-        match &self.ended {
-            None => Ok(()),
-            Some(cause) => Err(ResourceError::RolledBack { cause: cause.clone() }),
-        }
-    }
-
-    /// Rolls back, at once: the locks pass on.
-    fn end(&mut self, error: ResourceError) -> ResourceError {
-        self.ended = Some(error.to_string());
-        self.roll_back();
-        error
-    }
-
-    fn roll_back(&mut self) {
-        self.intents.clear();
-        self.core()
-            .state()
-            .roll_back(self.owner, self.branch_id().as_ref());
-    }
-
-    /// Why the local transaction ended without its own doing.
-    fn end_error(&self) -> ResourceError {
-        let error = self.core().state().end_error();
-        match (error, self.branch_id()) {
-            (Some(error), _) => error,
-            (None, Some(branch)) => ResourceError::Aborted { branch },
-            // The store failed and was reopened meanwhile.
-            (None, None) => ResourceError::RolledBack {
-                cause: "the store was reopened".into(),
-            },
-        }
-    }
-
-    fn branch_id(&self) -> Option<BranchId> {
-        self.branch.as_ref().map(|context| context.branch)
-    }
-
-    fn core(&self) -> &Core {
-        &self.store.core
-    }
-
-    pub(super) fn is_of(&self, store: &Arc<Inner>) -> bool {
-        Arc::ptr_eq(&self.store, store)
-    }
-
-    pub(super) fn context(&self) -> Option<&BranchContext> {
-        self.branch.as_ref()
-    }
-
-    /// Checks what a vote or a local commit needs. An error leaves the transaction to be dropped, and so rolled back.
-    pub(super) fn check_votable(&self) -> Result<(), ResourceError> {
-        self.check_open()?;
-        self.patience()?;
-        if self.core().state().is_active(self.owner) {
-            Ok(())
-        } else {
-            Err(self.end_error())
-        }
-    }
-
-    /// Neither written nor locked anything (T15).
-    pub(super) fn is_read_only(&self) -> bool {
-        self.intents.is_empty()
-    }
-
-    /// Gives the work and the duty to end the owner to the writer.
-    pub(super) fn hand_over(mut self) -> (Owner, Vec<(LockKey, Intent)>) {
-        self.is_handed_over = true;
-        (
-            self.owner,
-            std::mem::take(&mut self.intents).into_iter().collect(),
-        )
-    }
 }
 
 impl Drop for RedbTransaction {
@@ -508,65 +292,6 @@ impl Drop for RedbTransaction {
         if !self.is_handed_over {
             self.roll_back();
         }
-    }
-}
-
-/// A place in a lock's queue.
-struct Waiting<'a> {
-    core: &'a Core,
-    owner: Owner,
-}
-
-impl Waiting<'_> {
-    /// `false` if the lock was granted meanwhile.
-    fn withdraw(&self) -> bool {
-        self.core.state().withdraw(self.owner)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.withdraw();
-    }
-}
-
-/// A local transaction outside any global one. Dropping it rolls it back.
-#[derive(Debug)]
-pub struct LocalTransaction(pub(super) RedbTransaction);
-
-impl Deref for LocalTransaction {
-    type Target = RedbTransaction;
-
-    fn deref(&self) -> &RedbTransaction {
-        &self.0
-    }
-}
-
-impl DerefMut for LocalTransaction {
-    fn deref_mut(&mut self) -> &mut RedbTransaction {
-        &mut self.0
-    }
-}
-
-impl LocalTransaction {
-    /// Commits; durable when it returns. Dropping the future after it was first polled does not stop the commit.
-    ///
-    /// # Errors
-    /// Rolled back; after [`ResourceError::Failed`] it may have committed, which is known once the store was reopened.
-    pub async fn commit(self) -> Result<(), ResourceError> {
-        self.0.check_votable()?;
-        let store = self.0.store.clone();
-        if self.0.is_read_only() {
-            return Ok(());
-        }
-        let (owner, intents) = self.0.hand_over();
-        store
-            .call(|reply: Reply<()>| Request::Local {
-                owner,
-                intents,
-                reply,
-            })
-            .await
     }
 }
 
@@ -601,7 +326,8 @@ fn to_u64(table: &str, value: Option<Bytes>) -> Result<Option<u64>, ResourceErro
     }
 }
 
-/// Merges committed rows with the transaction's own, both in the order of their keys; the own ones win, `None` hides.
+/// Merges committed rows with the transaction's own, both in the order of their keys; the own ones win,
+/// `None` hides.
 fn merge(
     mut rows: Peekable<impl Iterator<Item = Result<Row, ResourceError>>>,
     own: Vec<(Bytes, Option<Bytes>)>,
