@@ -40,6 +40,10 @@ pub const DEADLINE_MS_MAX: u64 = 300_000;
 /// How far the watermark trails the log's stamps, in milliseconds, unless configured (T14).
 pub const WATERMARK_LAG_MS_DEFAULT: u64 = 600_000;
 
+/// The most unfinished gtids in one low-water message. A database with more below the watermark is told nothing, and
+/// deletes nothing, until an operator has looked at it.
+pub const LOW_WATER_COUNT_MAX: usize = 4096;
+
 /// The longest encoded command: the largest commit record with every optional field at its bound must fit.
 pub const COMMAND_BYTES_MAX: usize = 64 << 10;
 

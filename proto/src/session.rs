@@ -219,6 +219,16 @@ pub enum Response {
         /// The outcome.
         outcome: Outcome,
     },
+    /// Unasked: of the transactions that began before `mark`, only those listed are still to be delivered to this
+    /// database. The proofs of the others may be deleted (T13).
+    LowWater {
+        /// The database.
+        resource: ResourceId,
+        /// The watermark.
+        mark: UnixMillis,
+        /// Commits below the mark that name the database and are not acknowledged, in the order of their gtids.
+        unfinished: Vec<Gtid>,
+    },
     /// To `Outcome`.
     Status {
         /// The request's number.

@@ -4,6 +4,7 @@ use super::handle::unpoisoned;
 use super::resource::ErasedResource;
 use super::stream::{self, StreamEvent, What};
 use crate::participant::{random_u64, unix_now};
+use crate::resource::LowWater;
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -315,6 +316,11 @@ impl Driver {
                 }
             }
             Effect::List { resource } => self.list(resource),
+            Effect::Forget {
+                resource,
+                mark,
+                unfinished,
+            } => self.forget(resource, LowWater { mark, unfinished }),
             Effect::Ready(lineage) => {
                 self.lineage.send_replace(Some(lineage));
             }
@@ -391,6 +397,17 @@ impl Driver {
                 Some(store) => listed(resource, store).await,
             };
             let _driver_is_gone = results.send(Input::Listed { resource, branches });
+        });
+    }
+
+    fn forget(&self, id: ResourceId, low_water: LowWater) {
+        let Some(store) = self.shared.resource(id) else { return };
+        tokio::spawn(async move {
+            match store.forget_below(low_water).await {
+                Ok(count) => tracing::debug!(resource = %id, count, "deleted proofs below the low-water mark"),
+                // The coordinator says it again; rows that stay are only space.
+                Err(error) => tracing::warn!(resource = %id, %error, "proofs below the low-water mark were not deleted"),
+            }
         });
     }
 

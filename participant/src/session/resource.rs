@@ -1,6 +1,6 @@
 //! The object-safe view of a [`ResourceManager`] that the session needs: finishing branches and listing them.
 
-use crate::resource::{Effect, Identity, ResourceError, ResourceManager};
+use crate::resource::{Effect, Identity, LowWater, ResourceError, ResourceManager};
 use futures::future::BoxFuture;
 use synod_participant_core::session::{Finished, ListedBranch};
 use synod_proto::ids::BranchId;
@@ -13,6 +13,9 @@ pub(crate) trait ErasedResource: Send + Sync + 'static {
 
     /// The prepared branches of the database, whoever prepared them (C9).
     fn list(&self) -> BoxFuture<'_, Result<Vec<ListedBranch>, ResourceError>>;
+
+    /// Deletes proofs below the low-water mark (T13).
+    fn forget_below(&self, low_water: LowWater) -> BoxFuture<'_, Result<u64, ResourceError>>;
 
     /// The database's own identity (T11).
     fn recorded_identity(&self) -> BoxFuture<'_, Result<Identity, ResourceError>>;
@@ -47,6 +50,10 @@ impl<R: ResourceManager> ErasedResource for R {
             });
             Ok(listed.collect())
         })
+    }
+
+    fn forget_below(&self, low_water: LowWater) -> BoxFuture<'_, Result<u64, ResourceError>> {
+        Box::pin(async move { self.forget(&low_water).await })
     }
 
     fn recorded_identity(&self) -> BoxFuture<'_, Result<Identity, ResourceError>> {

@@ -3,7 +3,7 @@
 mod fake;
 
 use super::handle::{DecideError, SessionError, SessionHandle};
-use crate::resource::BranchContext;
+use crate::resource::{BranchContext, LowWater};
 use fake::{Fake, LINEAGE, RESOURCE, Store, branch, decide, gtid, within};
 use std::sync::Arc;
 use std::time::Duration;
@@ -299,6 +299,23 @@ async fn duplicate_deliveries_commit_once() {
     stream.say(deliver(branch(1), Outcome::Committed)).await;
     assert_eq!(store.call().await, (branch(1), Outcome::Committed));
     assert_eq!(stream.request().await, acknowledge(branch(1)));
+}
+
+/// T13: the low-water mark reaches the store as the coordinator said it.
+#[tokio::test]
+async fn t13_a_low_water_mark_reaches_the_store() {
+    let mut fake = Fake::start().await;
+    let store = Store::new();
+    let (_session, stream) = serving(&mut fake, &store).await;
+    let (mark, unfinished) = (UnixMillis(500), vec![gtid(1)]);
+    stream.say(Response::LowWater { resource: RESOURCE, mark, unfinished: unfinished.clone() }).await;
+    within(async {
+        while store.forgotten().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(store.forgotten(), vec![LowWater { mark, unfinished }]);
 }
 
 /// C2, C5: an error, an "unknown" and a panic of the store are tried again, and acknowledge nothing.

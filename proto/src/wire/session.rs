@@ -6,7 +6,7 @@ use super::{
 };
 use crate::command::clip_text;
 use crate::ids::{BranchId, CallId, ExecutionId, ReplicaId, RequestId, UnixMillis};
-use crate::limits::{COMMAND_BYTES_MAX, RESOURCE_COUNT_MAX};
+use crate::limits::{COMMAND_BYTES_MAX, LOW_WATER_COUNT_MAX, RESOURCE_COUNT_MAX};
 use crate::session::{Answer, Outcome, Request, Response};
 use crate::v1;
 use crate::v1::session_request::Request as WireRequest;
@@ -203,6 +203,15 @@ pub fn response(response: Response, address: impl Fn(ReplicaId) -> Option<String
             resource: id_bytes(&resource.0),
             outcome: v1::Outcome::from(outcome).into(),
         }),
+        Response::LowWater {
+            resource,
+            mark,
+            unfinished,
+        } => WireResponse::LowWater(v1::LowWater {
+            resource: id_bytes(&resource.0),
+            mark_unix_ms: mark.0,
+            unfinished: unfinished.into_iter().map(gtid_bytes).collect(),
+        }),
         Response::Status { request, status } => WireResponse::Outcome(v1::QueriedOutcome {
             request: request.0,
             status: Some(status.into()),
@@ -257,6 +266,18 @@ impl TryFrom<v1::SessionResponse> for Response {
                 resource: resource("Deliver.resource", &wire.resource)?,
                 outcome: outcome("Deliver.outcome", wire.outcome)?,
             },
+            WireResponse::LowWater(wire) => {
+                limited("LowWater.unfinished", "gtids", wire.unfinished.len(), LOW_WATER_COUNT_MAX)?;
+                Self::LowWater {
+                    resource: resource("LowWater.resource", &wire.resource)?,
+                    mark: UnixMillis(wire.mark_unix_ms),
+                    unfinished: wire
+                        .unfinished
+                        .iter()
+                        .map(|bytes| gtid("LowWater.unfinished", bytes))
+                        .collect::<Result<_, _>>()?,
+                }
+            }
             WireResponse::Outcome(wire) => Self::Status {
                 request: RequestId(wire.request),
                 status: present("QueriedOutcome.status", wire.status)?.try_into()?,

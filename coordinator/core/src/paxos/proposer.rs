@@ -142,6 +142,7 @@ pub(crate) struct Leader {
     pub(crate) heard: BTreeMap<ReplicaId, Heard>,
     pub(crate) stamp: UnixMillis,
     pub(crate) entry_at: Timestamp,
+    pub(crate) low_water_at: Timestamp,
     pub(crate) leading: Leading,
 }
 

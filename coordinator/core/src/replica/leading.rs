@@ -4,6 +4,7 @@ use super::{Ignored, Replica, Role};
 use crate::effects::{Effects, Notice, Unsynced};
 use crate::entry;
 use crate::machine::Applied;
+use crate::machine::outcomes::Verdict;
 use crate::paxos::acceptor::AcceptVerdict;
 use crate::paxos::proposer::{Heard, InFlight, Leader};
 use crate::paxos::{Ballot, Message, Slot};
@@ -22,6 +23,10 @@ use synod_proto::ids::{Lineage, ReplicaId, UnixMillis};
 /// outcomes leave the register, in microseconds.
 const IDLE_ENTRY_US: u64 = 5_000_000;
 
+/// How often databases are told up to where they may delete their proofs (T13), in microseconds. A proof lives for the
+/// watermark's lag anyhow; this adds little to it.
+const LOW_WATER_US: u64 = 15_000_000;
+
 impl Replica {
     pub(super) fn begin_leading(&mut self, now: Now, ballot: Ballot, values: Vec<Bytes>, effects: &mut Effects<Unsynced>) {
         let first = self.acceptor.meta().decided_up_to.next();
@@ -36,6 +41,7 @@ impl Replica {
             heard: BTreeMap::new(),
             stamp: self.machine.stamp(),
             entry_at: now.monotonic,
+            low_water_at: now.monotonic,
             leading: Leading::new(self.random.next_u64()),
         }));
         for value in values {
@@ -182,6 +188,7 @@ impl Replica {
         if has_collectable && now.monotonic.since(leader.entry_at) >= IDLE_ENTRY_US {
             leader.leading.push_noop();
         }
+        self.tell_low_water(now, effects);
         self.send_heartbeats(now, effects);
         let late: Vec<Slot> = match &self.role {
             Role::Leader(leader) => leader
@@ -200,6 +207,21 @@ impl Replica {
                 one.sent_at = now.monotonic;
             }
         }
+    }
+
+    fn tell_low_water(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if !leader.leading.is_serving() || now.monotonic.since(leader.low_water_at) < LOW_WATER_US {
+            return;
+        }
+        leader.low_water_at = now.monotonic;
+        let mark = self.machine.mark();
+        let below = self.machine.outcomes().unfinished().take_while(|(gtid, _)| gtid.began_at() < mark);
+        let below = below.filter_map(|(gtid, record)| match &record.verdict {
+            Verdict::Committed { branches, .. } => Some((gtid, branches.as_slice())),
+            Verdict::Aborted(_) => None,
+        });
+        leader.leading.deliveries.tell_low_water(mark, below, effects);
     }
 
     /// A round of heartbeats: also what a read that must not be stale waits for (T10).

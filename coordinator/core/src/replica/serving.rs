@@ -184,8 +184,9 @@ impl Replica {
         }
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         if fresh.is_empty() {
-            leader.leading.deliveries.register(session, &resources, now.monotonic, effects);
+            // The answer first: a session takes no delivery before it knows that it is registered.
             effects.tell(session, Response::Registered { request, lineage: expected });
+            leader.leading.deliveries.register(session, &resources, now.monotonic, effects);
             return Ok(());
         }
         let command = Command::Enrol(fresh).encode();
@@ -426,10 +427,10 @@ impl Replica {
                 effects.tell(session, response);
             }
             (Applied::Enrolled, Origin::Register(session, request, resources)) => {
-                leading.deliveries.register(session, &resources, now.monotonic, effects);
                 if let Some(lineage) = expected {
                     effects.tell(session, Response::Registered { request, lineage });
                 }
+                leading.deliveries.register(session, &resources, now.monotonic, effects);
             }
             (Applied::ForeignLineage, Origin::Session(session, request)) => {
                 if let Some(expected) = expected {

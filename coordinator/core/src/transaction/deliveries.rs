@@ -12,7 +12,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use synod_proto::command::NamedBranch;
-use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId};
+use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
+use synod_proto::limits::LOW_WATER_COUNT_MAX;
 use synod_proto::session::{DeliveryStatus, Outcome, Response};
 
 /// Branches of one database that are told and unanswered, at most.
@@ -44,6 +45,8 @@ struct Resource {
     waiting: BTreeSet<BranchId>,
     /// Told, unanswered, and not stuck.
     window: BTreeSet<BranchId>,
+    /// The highest low-water mark that it was told.
+    low_water: UnixMillis,
 }
 
 /// The leader's deliveries.
@@ -206,6 +209,33 @@ impl Deliveries {
             }
             self.tell(branch, now, effects);
             self.fill_window(id, now, effects);
+        }
+    }
+
+    /// T13: tells each reachable database up to where it may delete its proofs, except for the commits listed.
+    /// `unfinished` are the commits below the mark, as the log has them, each with the databases that it names.
+    pub(crate) fn tell_low_water<'a>(
+        &mut self,
+        mark: UnixMillis,
+        unfinished: impl Iterator<Item = (Gtid, &'a [NamedBranch])>,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let mut listed: BTreeMap<ResourceId, Vec<Gtid>> = BTreeMap::new();
+        for (gtid, branches) in unfinished {
+            for named in branches {
+                let gtids = listed.entry(named.resource).or_default();
+                if gtids.last() != Some(&gtid) {
+                    gtids.push(gtid);
+                }
+            }
+        }
+        for (id, resource) in &mut self.resources {
+            let unfinished = listed.remove(id).unwrap_or_default();
+            let Some(session) = resource.sessions.first() else { continue };
+            if resource.low_water < mark && unfinished.len() <= LOW_WATER_COUNT_MAX {
+                resource.low_water = mark;
+                effects.tell(*session, Response::LowWater { resource: *id, mark, unfinished });
+            }
         }
     }
 

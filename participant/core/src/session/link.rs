@@ -92,7 +92,11 @@ impl Link {
 impl Session {
     pub(super) fn on_link_timer(&mut self, now: Now, effects: &mut Vec<Effect>) {
         match self.link.state {
-            State::Waiting => self.connect(now, effects),
+            State::Waiting => {
+                // After a pause, hints are fresh again.
+                self.link.hop_count = 0;
+                self.connect(now, effects);
+            }
             State::Opening | State::Registering { .. } => {
                 self.give_up_link(
                     now,

@@ -192,6 +192,21 @@ impl Session {
             } => {
                 self.on_deliver(now, branch, resource, outcome, effects);
             }
+            Response::LowWater {
+                resource,
+                mark,
+                unfinished,
+            } => {
+                if self.resources.contains_key(&resource) {
+                    effects.push(Effect::Forget {
+                        resource,
+                        mark,
+                        unfinished,
+                    });
+                } else {
+                    effects.push(Effect::Ignored(Ignored::UnknownResource));
+                }
+            }
             // This session never asks for lists.
             Response::Listed { .. } => effects.push(Effect::Ignored(Ignored::UnknownRequest)),
         }

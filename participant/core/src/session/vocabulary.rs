@@ -230,6 +230,15 @@ pub enum Effect {
         /// Which.
         resource: ResourceId,
     },
+    /// Tell the store up to where it may delete its proofs (T13). Best effort: the coordinator says it again.
+    Forget {
+        /// Which.
+        resource: ResourceId,
+        /// Proofs of transactions that began before this may go,
+        mark: UnixMillis,
+        /// except for these.
+        unfinished: Vec<Gtid>,
+    },
     /// The session is registered: this is the coordinator's lineage.
     Ready(Lineage),
     /// The coordinator knows this database for good: commits may name its branches. Said once per attachment.
@@ -406,7 +415,7 @@ impl Config {
         Self {
             addresses,
             connect_backoff: Duration::from_millis(10),
-            connect_backoff_max: Duration::from_millis(200),
+            connect_backoff_max: Duration::from_millis(100),
             register_timeout: Duration::from_secs(2),
             silence_timeout: Duration::from_secs(3),
             question_count_max: 8192,

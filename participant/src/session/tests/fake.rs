@@ -2,7 +2,7 @@
 //! that answers what the test tells it.
 
 use super::super::resource::ErasedResource;
-use crate::resource::{Identity, ResourceError};
+use crate::resource::{Identity, LowWater, ResourceError};
 use futures::future::BoxFuture;
 use std::collections::VecDeque;
 use std::future::Future;
@@ -256,6 +256,7 @@ fn unused() -> Status {
 struct Script {
     answers: VecDeque<Option<Finished>>,
     listed: Vec<ListedBranch>,
+    forgotten: Vec<LowWater>,
 }
 
 /// A store that answers what it is told to; `Applied` if it is told nothing.
@@ -302,6 +303,10 @@ impl Store {
         within(self.gate.lock()).await
     }
 
+    pub(super) fn forgotten(&self) -> Vec<LowWater> {
+        self.script.lock().unwrap().forgotten.clone()
+    }
+
     /// The next finish that the store was asked for.
     pub(super) async fn call(&self) -> (BranchId, Outcome) {
         let mut called = within(self.called.lock()).await;
@@ -328,6 +333,12 @@ impl ErasedResource for Store {
     fn list(&self) -> BoxFuture<'_, Result<Vec<ListedBranch>, ResourceError>> {
         let listed = self.script.lock().unwrap().listed.clone();
         Box::pin(async move { Ok(listed) })
+    }
+
+    fn forget_below(&self, low_water: LowWater) -> BoxFuture<'_, Result<u64, ResourceError>> {
+        let deleted = low_water.unfinished.len() as u64;
+        self.script.lock().unwrap().forgotten.push(low_water);
+        Box::pin(async move { Ok(deleted) })
     }
 
     fn recorded_identity(&self) -> BoxFuture<'_, Result<Identity, ResourceError>> {

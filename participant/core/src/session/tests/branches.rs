@@ -606,3 +606,22 @@ fn a_failed_listing_is_repeated() {
     );
     assert!((2_500..=5_001).contains(&(next.0 / 1000)));
 }
+
+/// T13: proofs go by the coordinator's word, with the commits that it still has to deliver, and never by age. A database
+/// that this process does not serve is none of its business.
+#[test]
+fn t13_a_low_water_mark_goes_to_the_store_that_it_names() {
+    let mut session = serving();
+    let low_water = |resource| {
+        let (mark, unfinished) = (UnixMillis(500), vec![branch(1).gtid]);
+        received(1, Response::LowWater { resource, mark, unfinished })
+    };
+    assert_eq!(
+        session.step(at(1), low_water(RESOURCE)),
+        vec![Effect::Forget { resource: RESOURCE, mark: UnixMillis(500), unfinished: vec![branch(1).gtid] }]
+    );
+    assert_eq!(
+        session.step(at(2), low_water(ResourceId([99; 16]))),
+        vec![Effect::Ignored(Ignored::UnknownResource)]
+    );
+}
