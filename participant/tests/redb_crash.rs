@@ -262,17 +262,28 @@ async fn concurrent_branches_share_syncs() {
     let disk = Disk::default();
     let store = redb_support::bound(open(&disk, options()).unwrap()).await;
     let before = disk.sync_count();
-    let branches = (1..=BRANCH_COUNT).map(|number| {
-        let store = store.clone();
-        async move {
-            prepare_put(&store, branch(number), "t", &number.to_string(), "x").await;
-            assert_eq!(store.commit(&branch(number)).await.unwrap(), Effect::Applied);
+    for step in ["prepare", "commit"] {
+        let held = disk.hold_syncs();
+        let mut calls: Vec<_> = (1..=BRANCH_COUNT)
+            .map(|number| {
+                let store = store.clone();
+                Box::pin(async move {
+                    match step {
+                        "prepare" => prepare_put(&store, branch(number), "t", &number.to_string(), "x").await,
+                        _ => assert_eq!(store.commit(&branch(number)).await.unwrap(), Effect::Applied),
+                    }
+                })
+            })
+            .collect();
+        for call in &mut calls {
+            assert!(futures::poll!(call).is_pending(), "answered before the sync");
         }
-    });
-    within(futures::future::join_all(branches)).await;
+        drop(held);
+        within(futures::future::join_all(calls)).await;
+    }
+    // In each step, what the writer took first, and then all the rest: two commits of two syncs.
     let syncs = disk.sync_count() - before;
-    // One at a time would take four for each branch: two commits of two phases.
-    assert!(syncs <= BRANCH_COUNT, "{syncs} syncs for {BRANCH_COUNT} branches");
+    assert!(syncs <= 8, "{syncs} syncs for {BRANCH_COUNT} branches");
     assert_eq!(
         store.snapshot().unwrap().scan("t", "").unwrap().len() as u64,
         BRANCH_COUNT

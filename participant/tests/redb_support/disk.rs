@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use redb::StorageBackend;
 
 #[derive(Clone, Debug, Default)]
-pub struct Disk(Arc<Mutex<State>>);
+pub struct Disk(Arc<Mutex<State>>, Arc<Mutex<()>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -58,6 +58,11 @@ impl Disk {
 
     pub fn sync_count(&self) -> u64 {
         self.0.lock().unwrap().sync_count
+    }
+
+    /// Every sync waits until this is dropped.
+    pub fn hold_syncs(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.1.lock().unwrap()
     }
 
     pub fn has_failed(&self) -> bool {
@@ -135,6 +140,7 @@ impl StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let _held = self.0.hold_syncs();
         let mut state = self.0.operation()?;
         state.sync_count += 1;
         state.unsynced.clear();
