@@ -157,7 +157,7 @@ fn is_answer(response: &Response) -> bool {
         | Response::Delivered { .. }
         | Response::Listed { .. }
         | Response::Refused { .. } => true,
-        Response::Answered { .. } | Response::Deliver { .. } => false,
+        Response::Answered { .. } | Response::Deliver { .. } | Response::LowWater { .. } => false,
     }
 }
 
