@@ -17,7 +17,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use core::fmt;
 
 /// One command of the replicated log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
     /// Changes nothing. Fills a slot of which no replica of a quorum knows a value.
     Noop,
@@ -34,7 +34,7 @@ pub enum Command {
 }
 
 /// A proposed outcome.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Decide {
     /// The coordinator that the branches were prepared under (T11).
     pub lineage: Lineage,
@@ -49,7 +49,7 @@ pub struct Decide {
 }
 
 /// The outcome that a [`Decide`] proposes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Proposal {
     /// Commit exactly these branches, in the order of their ids, each once.
     Commit {
@@ -68,7 +68,7 @@ pub enum Proposal {
 }
 
 /// A branch as a commit record names it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamedBranch {
     /// The call.
     pub call: CallId,
@@ -83,7 +83,7 @@ pub struct NamedBranch {
 }
 
 /// A lock that guards a commit. Reserved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Guard {
     /// The lock's name.
     pub name: Bytes,
@@ -92,7 +92,7 @@ pub struct Guard {
 }
 
 /// An operator's word that a branch needs no more delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settle {
     /// The transaction.
     pub gtid: Gtid,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use core::fmt;
 
 /// A branch's answer to prepare (Gray & Lamport, *Consensus on Transaction Commit*, section 2).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Vote {
     /// The branch is durable and able to commit, whatever crashes.
     Commit,
@@ -22,7 +22,7 @@ pub enum Vote {
 }
 
 /// The result of a global transaction. There are two, and no third.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// Every branch that the commit record names takes effect.
     Committed,
@@ -40,7 +40,7 @@ impl fmt::Display for Outcome {
 }
 
 /// The answer to an inquiring branch (T5, T6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Answer {
     /// The commit record names this branch: commit it.
     Committed,
@@ -51,7 +51,7 @@ pub enum Answer {
 }
 
 /// Who or what first proposed the abort, and why. It is part of the record, so everybody is told the same cause.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AbortCause {
     /// The kind.
     pub kind: AbortKind,
@@ -62,7 +62,7 @@ pub struct AbortCause {
 }
 
 /// The kinds of [`AbortCause`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AbortKind {
     /// The initiator asked for it.
     Requested,
@@ -102,7 +102,7 @@ impl fmt::Display for AbortCause {
 }
 
 /// What a participant (or a unary call) asks of the coordinator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// This session delivers to these databases from now on, beside those it registered before. The first message of
     /// every session of the library, with an empty list for a pure initiator.
@@ -187,7 +187,7 @@ pub enum Request {
 }
 
 /// What the coordinator says to a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Response {
     /// To `Register`.
     Registered {
@@ -260,7 +260,7 @@ pub enum Response {
 }
 
 /// The answer to a proposed outcome, from the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// The log says committed, with exactly the branches of the proposal.
     Committed,
@@ -277,7 +277,7 @@ pub enum Decision {
 /// Why a request was not answered. Everything here is safe to send again once the named thing is mended. All but
 /// `NotLeader` also mean that nothing was done; a replica that stops leading says `NotLeader` to proposals that are on
 /// their way through the log as well, and the next leader tells what became of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// This replica does not lead. The same request may be sent to the leader at once.
     NotLeader {
@@ -317,7 +317,7 @@ pub enum Refusal {
 }
 
 /// What the register knows of one gtid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TransactionStatus {
     /// No outcome yet, and the gtid is above the watermark.
     Undecided,
@@ -335,7 +335,7 @@ pub enum TransactionStatus {
 }
 
 /// One branch of a commit record and how far its delivery is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BranchStatus {
     /// The call.
     pub call: CallId,
@@ -348,7 +348,7 @@ pub struct BranchStatus {
 }
 
 /// How far the delivery to one branch is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DeliveryStatus {
     /// Not acknowledged yet, as far as this replica knows.
     Pending,
@@ -361,7 +361,7 @@ pub enum DeliveryStatus {
 }
 
 /// One line of a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TransactionSummary {
     /// The transaction.
     pub gtid: Gtid,

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use synod_proto::ids::{Incarnation, ReplicaId};
 
 /// What a replica has been told of a peer's directory (L10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerSeen {
     /// The directory's incarnation.
     pub incarnation: Incarnation,
@@ -18,7 +18,7 @@ pub struct PeerSeen {
 }
 
 /// The small part of a replica's durable state. The latest one on disk counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Meta {
     /// The highest ballot promised. It never falls.
     pub promised: Ballot,
@@ -34,7 +34,7 @@ pub struct Meta {
 }
 
 /// One group of records to make durable with one sync. Records are written in order; for one slot the later wins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Batch {
     /// The state as of the end of this batch.
     pub meta: Meta,

@@ -13,16 +13,17 @@
 use crate::durable::Batch;
 use crate::paxos::{Envelope, Slot};
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use core::marker::PhantomData;
 use synod_proto::ids::{ReplicaId, SessionId};
 use synod_proto::session::Response;
 
 /// Something rests on a write that is not known to be on disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Unsynced {}
 
 /// Everything it rests on is on disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Synced {}
 
 /// A message to a session. Made only from applied state or as a refusal that promises nothing.
@@ -82,7 +83,7 @@ pub enum Notice {
 }
 
 /// What one step, or several merged ones, ask for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Effects<S> {
     batch: Option<Batch>,
@@ -107,6 +108,13 @@ impl<S> Default for Effects<S> {
             notices: Vec::new(),
             state: PhantomData,
         }
+    }
+}
+
+/// For checkers: what waits for a sync. The other lanes have been taken by then.
+impl<S> Hash for Effects<S> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.batch, &self.gated).hash(state);
     }
 }
 
@@ -229,7 +237,7 @@ impl Effects<Synced> {
 /// [`next_write`](Self::next_write) whenever none is under way, and report it with [`on_synced`](Self::on_synced).
 /// A failed write is never reported: the driver calls [`Input::WriteFailed`](crate::replica::Input::WriteFailed), and
 /// what waited here is dropped for ever (L9).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub struct GroupCommit {
     under_way: Option<Effects<Unsynced>>,
     waiting: Option<Effects<Unsynced>>,

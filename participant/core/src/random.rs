@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 /// SplitMix64 (Steele, Lea, Flood: *Fast Splittable Pseudorandom Number Generators*, figure 16). Not for secrets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Random(u64);
 
 impl Random {

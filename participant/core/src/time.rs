@@ -1,6 +1,7 @@
 //! Instants as arguments, and the one timer queue of the session.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use core::hash::{Hash, Hasher};
 use core::time::Duration;
 use synod_proto::ids::UnixMillis;
 
@@ -36,10 +37,20 @@ pub struct Now {
 }
 
 /// At most one timer per key, in the order in which they are due.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Timers<K> {
     due: BTreeSet<(Timestamp, K)>,
     set: BTreeMap<K, Timestamp>,
+}
+
+/// For checkers: which timer is due before which, and not when.
+impl<K: Hash> Hash for Timers<K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for (_, key) in &self.due {
+            key.hash(state);
+        }
+        self.due.len().hash(state);
+    }
 }
 
 impl<K: Ord + Copy> Timers<K> {

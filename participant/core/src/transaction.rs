@@ -26,7 +26,7 @@ use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 use synod_proto::limits::BRANCH_COUNT_MAX;
 use synod_proto::session::{AbortCause, AbortKind, Decision, Vote};
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Call {
     Unanswered,
     Answered(Reply),
@@ -36,7 +36,7 @@ enum Call {
 }
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Ledger {
     lineage: Lineage,
     gtid: Gtid,

@@ -13,7 +13,7 @@ use synod_proto::ids::{Gtid, Lineage, ResourceId, UnixMillis};
 use synod_proto::session::Decision;
 
 /// The state after a prefix of the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Machine {
     applied_up_to: Slot,
     lineage: Option<Lineage>,

@@ -11,7 +11,7 @@ use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
 use synod_proto::session::{AbortCause, Answer, Decision};
 
 /// What the log says of one gtid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     /// The outcome.
     pub verdict: Verdict,
@@ -20,7 +20,7 @@ pub struct Record {
 }
 
 /// An outcome with what it needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Committed: exactly these branches.
     Committed {
@@ -79,7 +79,7 @@ impl Record {
 }
 
 /// The register.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Outcomes {
     unfinished: BTreeMap<Gtid, Record>,
     finished: BTreeMap<Gtid, Record>,

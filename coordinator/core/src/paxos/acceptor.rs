@@ -32,7 +32,7 @@ pub(crate) enum AcceptVerdict {
 }
 
 /// The state of the acceptor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Acceptor {
     meta: Meta,
     values: BTreeMap<Slot, (Ballot, Bytes)>,

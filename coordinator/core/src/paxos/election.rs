@@ -10,6 +10,7 @@ use crate::random::Random;
 use crate::replica::Timing;
 use crate::time::Timestamp;
 use alloc::collections::BTreeSet;
+use core::hash::{Hash, Hasher};
 use synod_proto::ids::ReplicaId;
 
 /// The election's state at one replica.
@@ -24,6 +25,14 @@ pub(crate) struct Election {
     granted: BTreeSet<ReplicaId>,
     /// The highest round seen anywhere: the next ballot goes above it.
     pub(crate) round_max: u64,
+}
+
+/// For checkers: without the instants, see [`Replica::hash_state`](crate::replica::Replica::hash_state).
+impl Hash for Election {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { deadline: _, heard_leader_at, attempt, granted, round_max } = self;
+        (heard_leader_at.is_some(), attempt, granted, round_max).hash(state);
+    }
 }
 
 impl Election {

@@ -7,6 +7,7 @@
 use super::acceptor::Acceptor;
 use super::{Ballot, Slot};
 use crate::time::Timestamp;
+use core::hash::{Hash, Hasher};
 use synod_proto::ids::ReplicaId;
 
 /// How long a question for missing slots may go unanswered before it is asked again, in microseconds.
@@ -25,6 +26,14 @@ pub(crate) struct Learner {
     /// Slots up to here were decided, with the values on record, before this process started: they only wait for an
     /// unreadable one among them.
     known_from_disk_up_to: Slot,
+}
+
+/// For checkers: without the instant, see [`Replica::hash_state`](crate::replica::Replica::hash_state).
+impl Hash for Learner {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { asked_at, unanswered_count, known_from_disk_up_to } = self;
+        (asked_at.is_some(), unanswered_count, known_from_disk_up_to).hash(state);
+    }
 }
 
 impl Learner {

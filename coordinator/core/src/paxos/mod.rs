@@ -69,7 +69,7 @@ impl fmt::Display for Ballot {
 }
 
 /// A value accepted in a slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Accepted {
     /// The slot.
     pub slot: Slot,
@@ -80,7 +80,7 @@ pub struct Accepted {
 }
 
 /// A message between replicas on its way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Envelope {
     /// The sender.
     pub from: ReplicaId,
@@ -91,7 +91,7 @@ pub struct Envelope {
 }
 
 /// What replicas say to each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// "I have (re)started on this directory: does it contradict what you know of me?" (L10)
     Hello {

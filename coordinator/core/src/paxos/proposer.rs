@@ -7,10 +7,11 @@ use crate::transaction::Leading;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use bytes::Bytes;
+use core::hash::{Hash, Hasher};
 use synod_proto::ids::{ReplicaId, UnixMillis};
 
 /// One acceptor's answer to phase 1.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Report {
     pub(crate) decided_up_to: Slot,
     pub(crate) first_retained: Slot,
@@ -144,6 +145,38 @@ pub(crate) struct Leader {
     pub(crate) entry_at: Timestamp,
     pub(crate) low_water_at: Timestamp,
     pub(crate) leading: Leading,
+}
+
+/// For checkers: without the instants, see [`Replica::hash_state`](crate::replica::Replica::hash_state).
+impl Hash for Candidate {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { ballot, deadline: _, reports } = self;
+        (ballot, reports).hash(state);
+    }
+}
+
+/// For checkers, like [`Candidate`].
+impl Hash for InFlight {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { value, accepted_by, sent_at: _, origins } = self;
+        (value, accepted_by, origins).hash(state);
+    }
+}
+
+/// For checkers, like [`Candidate`].
+impl Hash for Heard {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { at: _, sequence, wall } = self;
+        (sequence, wall).hash(state);
+    }
+}
+
+/// For checkers, like [`Candidate`].
+impl Hash for Leader {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { ballot, next_slot, in_flight, barrier, sequence, heard, stamp, leading, .. } = self;
+        (ballot, next_slot, in_flight, barrier, sequence, heard, stamp, leading).hash(state);
+    }
 }
 
 impl Leader {

@@ -24,6 +24,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
+use core::hash::{Hash, Hasher};
 use synod_proto::ids::{Incarnation, Lineage, ReplicaId, SessionId, UnixMillis};
 use synod_proto::limits;
 use synod_proto::session::Request;
@@ -165,7 +166,7 @@ pub enum Input {
 }
 
 /// Why the log could not be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WriteFailure {
     /// No room. The replica stays up, read-only.
     Full,
@@ -174,7 +175,7 @@ pub enum WriteFailure {
 }
 
 /// Whether this replica's directory may promise and accept (L10).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Admission {
     /// Not compared with a majority's knowledge yet.
     Pending {
@@ -191,21 +192,21 @@ pub enum Admission {
 }
 
 /// What a replica does in the log.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) enum Role {
     Follower { leader: Option<Ballot> },
     Candidate(Candidate),
     Leader(Box<Leader>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Storage {
     Writable,
     Failed { text: String, kind: WriteFailure },
 }
 
 /// What a peer once acknowledged to this process, against which its next life is compared (L10).
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Hash)]
 struct Acknowledged {
     ballot: Ballot,
     slot: Slot,
@@ -488,6 +489,16 @@ impl Replica {
             return None;
         }
         self.acceptor.value(slot).map(|(_, value)| value)
+    }
+
+    /// Feeds what the replica will do next, and may say, to a hasher. For checkers that look whether they have met a
+    /// state before: instants and the seeded stream are left out, so that two states differ only if the protocol tells
+    /// them apart, given that any timer may fire at any moment.
+    pub fn hash_state<H: Hasher>(&self, state: &mut H) {
+        let Self { acceptor, learner, election, role, admission, acknowledged, connected, machine, .. } = self;
+        (acceptor, learner, election, role, admission).hash(state);
+        (acknowledged, connected, machine).hash(state);
+        (&self.cannot_apply, &self.storage, self.is_draining).hash(state);
     }
 
     /// The leader this replica knows of.

@@ -11,6 +11,7 @@ use crate::time::Timestamp;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use synod_proto::command::NamedBranch;
 use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::limits::LOW_WATER_COUNT_MAX;
@@ -39,7 +40,7 @@ struct Target {
     hazard: Option<String>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 struct Resource {
     sessions: Vec<SessionId>,
     waiting: BTreeSet<BranchId>,
@@ -60,6 +61,19 @@ pub(crate) struct Deliveries {
     sessions: BTreeMap<SessionId, BTreeSet<ResourceId>>,
     due: BTreeSet<(Timestamp, BranchId)>,
     awaiting: BTreeMap<Gtid, Vec<(SessionId, RequestId)>>,
+}
+
+/// For checkers: without the instants and the spread of the repeats, which say when a branch is told and never what.
+/// Attempts count up to where they stop to matter.
+impl Hash for Deliveries {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { random: _, targets, open, resources, sessions, due: _, awaiting } = self;
+        for (branch, Target { resource, attempts, told_until, hazard }) in targets {
+            let is_told = told_until.is_some();
+            (branch, resource, (*attempts).min(STUCK_AFTER_ATTEMPTS), is_told, hazard).hash(state);
+        }
+        (targets.len(), open, resources, sessions, awaiting).hash(state);
+    }
 }
 
 impl Deliveries {

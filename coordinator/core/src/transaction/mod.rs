@@ -20,7 +20,7 @@ use synod_proto::session::{Answer, Refusal, Request, Response};
 const PARKED_COUNT_MAX: usize = 16_384;
 
 /// Who proposed a command, and so who is answered when it is applied.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Origin {
     /// The leader itself.
     Internal,
@@ -33,7 +33,7 @@ pub(crate) enum Origin {
 }
 
 /// A query that may be answered once a quorum has confirmed the leader.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Read {
     pub(crate) sequence: u64,
     pub(crate) session: SessionId,
@@ -42,7 +42,7 @@ pub(crate) struct Read {
 }
 
 /// The leader's transactions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct Leading {
     is_serving: bool,
     queue: VecDeque<(Bytes, Origin)>,

@@ -13,6 +13,7 @@ use crate::time::{Now, Timestamp};
 use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use core::time::Duration;
 use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, Lineage, ResourceId, UnixMillis};
 use synod_proto::session::{Answer, Outcome, Refusal, Request};
@@ -23,7 +24,7 @@ pub(super) const ABSENT_COUNT_MIN: u32 = 2;
 /// The spread of the inquiry that a branch makes right after its deadline, so that not all ask at once.
 const DEADLINE_SPREAD: Duration = Duration::from_millis(250);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Resource {
     /// When the running listing was asked for, if one runs.
     listing_since: Option<Timestamp>,
@@ -33,14 +34,14 @@ pub(super) struct Resource {
 }
 
 /// Whether the coordinator knows a database. It takes only commits whose databases it knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Registration {
     New,
     Registered,
     Refused,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) enum Branch {
     /// This process works on it; nothing is durable.
     Working,
@@ -48,7 +49,7 @@ pub(super) enum Branch {
     Told(Told),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct InDoubt {
     resource: ResourceId,
     lineage: Lineage,
@@ -62,7 +63,7 @@ pub(super) struct InDoubt {
     absent_count: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Told {
     resource: ResourceId,
     outcome: Outcome,
@@ -75,10 +76,35 @@ pub(super) struct Told {
 }
 
 /// The store says "unknown" of a branch that must commit. Evidence is gathered until it is a hazard (C5, C11).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Unknown {
     since: Timestamp,
     absent_count: u32,
+}
+
+/// For checkers, see [`Session::hash_state`].
+impl Hash for Resource {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { listing_since, registration, is_listed } = self;
+        (listing_since.is_some(), registration, is_listed).hash(state);
+    }
+}
+
+/// For checkers, see [`Session::hash_state`].
+impl Hash for InDoubt {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { resource, lineage, deadline, is_due, is_own, absent_count, .. } = self;
+        (resource, lineage, deadline, is_due, is_own, absent_count.min(&ABSENT_COUNT_MIN)).hash(state);
+    }
+}
+
+/// For checkers, see [`Session::hash_state`].
+impl Hash for Told {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { resource, outcome, is_in_flight, unknown, hazard, .. } = self;
+        let absent_count = unknown.as_ref().map(|unknown| unknown.absent_count.min(ABSENT_COUNT_MIN));
+        (resource, outcome, is_in_flight, absent_count, hazard).hash(state);
+    }
 }
 
 impl Branch {

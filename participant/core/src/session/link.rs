@@ -8,6 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use synod_proto::ids::{Lineage, RequestId, ResourceId};
 use synod_proto::session::{Refusal, Request};
 
@@ -30,7 +31,7 @@ enum State {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Link {
     state: State,
     connection: ConnectionId,
@@ -43,6 +44,15 @@ pub(super) struct Link {
     hint: Option<String>,
     hop_count: u32,
     attempt_count: u32,
+}
+
+/// For checkers, see [`Session::hash_state`].
+impl Hash for Link {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        core::mem::discriminant(&self.state).hash(state);
+        let Self { connection, address, previous, registrations, next_address, hint, hop_count, .. } = self;
+        (connection, address, previous, registrations, next_address, hint, hop_count).hash(state);
+    }
 }
 
 impl Link {

@@ -35,12 +35,13 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use branches::{Branch, Resource};
+use core::hash::{Hash, Hasher};
 use link::Link;
 use questions::Pending;
 use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, UnixMillis};
 use synod_proto::session::{Request, Response};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Timer {
     Link,
     Question(RequestId),
@@ -49,7 +50,7 @@ enum Timer {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Session {
     config: Config,
     random: Random,
@@ -213,6 +214,15 @@ impl Session {
     }
 
     // ---- getters ----
+
+    /// Feeds what the session will do next to a hasher. For checkers that look whether they have met a state before:
+    /// instants, counts that only stretch a delay, and the seeded stream are left out; the order in which timers are due
+    /// is kept.
+    pub fn hash_state<H: Hasher>(&self, state: &mut H) {
+        let Self { timers, link, lineage, request_count, questions, tickets, resources, branches, .. } = self;
+        (timers, link, lineage, request_count, questions, tickets).hash(state);
+        (resources, branches, &self.settled, self.is_closing).hash(state);
+    }
 
     /// The coordinator's lineage, once a leader has registered this session.
     #[must_use]

@@ -5,6 +5,7 @@ use super::{ConnectionId, Effect, Failure, Ignored, Question, Reply, Session, Ti
 use crate::time::{Now, Timestamp};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::hash::{Hash, Hasher};
 use core::time::Duration;
 use synod_proto::ids::{Gtid, RequestId};
 use synod_proto::session::{Decision, Refusal, Request, TransactionStatus};
@@ -14,7 +15,7 @@ const REPEAT_BACKOFF: Duration = Duration::from_millis(50);
 /// See [`REPEAT_BACKOFF`].
 const REPEAT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pending {
     /// `None` once the caller has gone.
     ticket: Option<Ticket>,
@@ -27,6 +28,14 @@ pub(super) struct Pending {
     again_at: Option<Timestamp>,
     refusal_count: u32,
     last_refusal: Option<Refusal>,
+}
+
+/// For checkers, see [`Session::hash_state`].
+impl Hash for Pending {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { ticket, question, unanswered, again_at, last_refusal, .. } = self;
+        (ticket, question, unanswered, again_at.is_some(), last_refusal).hash(state);
+    }
 }
 
 impl Pending {

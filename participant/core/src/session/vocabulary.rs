@@ -10,15 +10,15 @@ use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
 use synod_proto::session::{Decision, Outcome, Refusal, Request, Response, TransactionStatus};
 
 /// One attempt at a stream to one replica; never reused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 
 /// The driver's number for a question, carried by its answer; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
 /// What a caller asks of the coordinator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Question {
     /// Propose an outcome: an encoded `Decide`.
     Decide {

@@ -15,7 +15,7 @@ pub const CALL_COUNT_MAX: usize = 1024;
 const _: () = assert!(CALL_COUNT_MAX >= BRANCH_COUNT_MAX);
 
 /// One branch's vote, as a reply carries it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BranchVote {
     /// The call.
     pub call: CallId,
@@ -44,7 +44,7 @@ impl BranchVote {
 }
 
 /// A call that failed or was left unanswered, and was not discarded: the transaction cannot commit (T4).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Doom {
     /// The call.
     pub call: CallId,
@@ -54,7 +54,7 @@ pub struct Doom {
 
 /// Everything that a reply says of the transaction: the votes of the execution and of all calls nested in it, and what
 /// dooms it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reply {
     /// Which execution of the call answers (T2).
     pub execution: ExecutionId,
@@ -68,7 +68,7 @@ pub struct Reply {
 }
 
 /// Where the transaction stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Calls may be made; dropping it aborts.
     Open,
