@@ -120,6 +120,8 @@ pub struct World {
     incarnation_count: u64,
     event_count: u64,
     drained: BTreeSet<ReplicaId>,
+    /// How often slots were read from a disk for a lagging replica.
+    pub fetch_count: u64,
     /// Sessions that the coordinator ended, for tests that ask.
     pub ended_sessions: BTreeSet<SessionId>,
 }
@@ -157,6 +159,7 @@ impl World {
             incarnation_count: 0,
             event_count: 0,
             drained: BTreeSet::new(),
+            fetch_count: 0,
             ended_sessions: BTreeSet::new(),
         };
         for id in &replicas {
@@ -423,6 +426,7 @@ impl World {
             }
         }
         for fetch in output.fetches {
+            self.fetch_count += 1;
             self.schedule.after(self.setup.sync_us, Event::Fetched { replica: id, life, fetch });
         }
         for told in output.told {

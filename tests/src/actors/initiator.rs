@@ -65,15 +65,13 @@ const CALL_TIMEOUT_US: Micros = 250_000;
 const CALL_ATTEMPTS: u32 = 3;
 /// How long a proposal may go unanswered before it is sent again.
 const DECIDE_TIMEOUT_US: Micros = 800_000;
-/// After so many unanswered proposals the session is taken for dead.
-const DECIDE_ATTEMPTS_PER_SESSION: u32 = 2;
 
 const BEGIN: u64 = 0;
 
 #[derive(Clone, Debug)]
 enum Stage {
     Calling { open: BTreeMap<CallId, ActorId>, votes: Vec<NamedBranch>, read_only_count: u32, attempts: u32 },
-    Deciding { command: Bytes, is_commit: bool, attempts: u32 },
+    Deciding { command: Bytes, is_commit: bool },
     Awaiting { attempts: u32 },
 }
 
@@ -123,6 +121,9 @@ impl Initiator {
 
     fn begin(&mut self, scene: &mut Scene<'_>) {
         let Some(lineage) = self.lineage else { return };
+        if self.begun_count >= self.habits.transaction_count {
+            return;
+        }
         self.begun_count += 1;
         self.next_token += 1;
         let mut random = [0u8; 10];
@@ -160,18 +161,16 @@ impl Initiator {
                 }
                 scene.wake_after(CALL_TIMEOUT_US, timer);
             }
-            Stage::Deciding { command, is_commit, attempts } => {
-                *attempts += 1;
+            Stage::Deciding { command, is_commit } => {
                 // T7: in doubt past its deadline, it proposes Abort, and is told what the log says.
                 if *is_commit && scene.wall > deadline.plus(2_000) {
                     return self.propose_abort(scene, token, AbortKind::Requested);
                 }
-                let is_deaf = attempts.is_multiple_of(DECIDE_ATTEMPTS_PER_SESSION + 1);
                 let command = command.clone();
-                if is_deaf && self.link.ready().is_some() {
+                if self.link.is_silent(scene.now) {
                     self.link.move_on(scene, None);
                 } else if let Some(session) = self.link.ready() {
-                    let request = self.link.number();
+                    let request = self.link.number(scene.now);
                     self.note_asked(token, request);
                     scene.ask(session, Request::Decide { request, command });
                 }
@@ -184,7 +183,7 @@ impl Initiator {
                     return;
                 }
                 if let Some(session) = self.link.ready() {
-                    let request = self.link.number();
+                    let request = self.link.number(scene.now);
                     self.note_asked(token, request);
                     let ask_outcome = scene.happens(300_000);
                     scene.ask(session, match ask_outcome {
@@ -208,7 +207,7 @@ impl Initiator {
         let is_commit = matches!(proposal, Proposal::Commit { .. });
         let Transaction { gtid, deadline, lineage, .. } = *transaction;
         let command = Decide { lineage, gtid, deadline, proposal, guards: Vec::new() }.encode();
-        transaction.stage = Stage::Deciding { command, is_commit, attempts: 0 };
+        transaction.stage = Stage::Deciding { command, is_commit };
         self.go_on(scene, token);
     }
 

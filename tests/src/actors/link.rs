@@ -8,6 +8,9 @@ use synod_proto::session::{Refusal, Request, Response};
 /// How long a registration may go unanswered before another replica is tried.
 const REGISTER_TIMEOUT_US: Micros = 600_000;
 
+/// After so much silence while something is asked, the session is taken for dead.
+const SILENCE_US: Micros = 2_000_000;
+
 /// What the link made of a response.
 #[derive(Debug)]
 pub enum Heard {
@@ -29,6 +32,8 @@ pub struct Link {
     is_registered: bool,
     next_request: u64,
     attempt: u64,
+    /// When something was asked, if nothing was heard since.
+    waiting_since: Option<Micros>,
 }
 
 impl Link {
@@ -38,7 +43,16 @@ impl Link {
     /// A link for these databases.
     #[must_use]
     pub fn new(replicas: Vec<ReplicaId>, resources: Vec<ResourceId>) -> Self {
-        Self { replicas, resources, target: 0, session: None, is_registered: false, next_request: 0, attempt: 0 }
+        Self {
+            replicas,
+            resources,
+            target: 0,
+            session: None,
+            is_registered: false,
+            next_request: 0,
+            attempt: 0,
+            waiting_since: None,
+        }
     }
 
     /// The session, if it can be used.
@@ -47,8 +61,15 @@ impl Link {
         self.session.filter(|_| self.is_registered)
     }
 
-    /// A number for the next request.
-    pub fn number(&mut self) -> RequestId {
+    /// Whether the session has said nothing for so long that one who waits for an answer should try another replica.
+    #[must_use]
+    pub fn is_silent(&self, now: Micros) -> bool {
+        self.is_registered && self.waiting_since.is_some_and(|since| now - since > SILENCE_US)
+    }
+
+    /// A number for the next request, which is about to be asked.
+    pub fn number(&mut self, now: Micros) -> RequestId {
+        self.waiting_since.get_or_insert(now);
         self.next_request += 1;
         RequestId(self.next_request)
     }
@@ -75,6 +96,7 @@ impl Link {
         if self.session != Some(session) {
             return Heard::Nothing;
         }
+        self.waiting_since = None;
         match response {
             Response::Registered { lineage, .. } => {
                 for resource in &self.resources {
@@ -102,6 +124,7 @@ impl Link {
     pub fn on_lost(&mut self, scene: &mut Scene<'_>, session: SessionId) {
         if self.session == Some(session) {
             self.session = None;
+            self.waiting_since = None;
             self.is_registered = false;
             let pause = scene.random.between(5_000, 60_000);
             self.target = (self.target + 1) % self.replicas.len();
@@ -119,7 +142,7 @@ impl Link {
         }
         let session = scene.open(self.replicas[self.target]);
         self.session = Some(session);
-        let request = self.number();
+        let request = self.number(scene.now);
         let lineage = self.resources.first().and_then(|resource| scene.databases.lineage(*resource));
         scene.ask(session, Request::Register { request, lineage, resources: self.resources.clone() });
         self.wait(scene, REGISTER_TIMEOUT_US);
@@ -129,6 +152,7 @@ impl Link {
         if let Some(session) = self.session.take() {
             scene.close(session);
         }
+        self.waiting_since = None;
         self.is_registered = false;
     }
 

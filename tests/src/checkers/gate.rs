@@ -1,5 +1,6 @@
 //! L1, L2: nothing leaves a replica that rests on a write which is not on its disk, and what was promised stays so.
 
+use super::log::LogChecker;
 use super::{Check, require};
 use crate::host::{Host, Output};
 use crate::store::Store;
@@ -32,7 +33,7 @@ impl GateChecker {
     ///
     /// # Errors
     /// A message rests on nothing that is on disk, or the promise or the count of starts on disk fell.
-    pub fn after_turn(&mut self, host: &Host, output: &Output) -> Check {
+    pub fn after_turn(&mut self, host: &Host, output: &Output, log: &LogChecker) -> Check {
         let (id, store) = (host.id(), &host.store);
         let held = self.held.entry((id, store.incarnation)).or_default();
         let meta = store.meta();
@@ -43,7 +44,7 @@ impl GateChecker {
         }
         *held = Held { promised: meta.promised, start: meta.start };
         for envelope in &output.envelopes {
-            require(is_backed(store, &envelope.message), || {
+            require(is_backed(store, &envelope.message, log), || {
                 format!("replica {id} sent {:?}, which its disk does not back ({:?})", envelope.message, store.meta())
             })?;
         }
@@ -52,19 +53,18 @@ impl GateChecker {
 }
 
 /// Whether a message says only what the disk holds.
-fn is_backed(store: &Store, message: &Message) -> bool {
+fn is_backed(store: &Store, message: &Message, log: &LogChecker) -> bool {
     let meta = store.meta();
+    // A record of a lower ballot backs a higher one once its value is decided: no ballot above can hold another.
+    let is_recorded = |slot: Slot, ballot: Ballot| {
+        slot <= meta.decided_up_to
+            || store.record(slot).is_some_and(|(held, value)| *held >= ballot || log.value(slot) == Some(value))
+    };
     match message {
         Message::Promise { ballot, accepted, .. } => {
-            let is_recorded = |slot: Slot, ballot: Ballot| {
-                store.record(slot).is_some_and(|(held, _)| *held >= ballot) || slot <= meta.decided_up_to
-            };
             meta.promised >= *ballot && accepted.iter().all(|one| is_recorded(one.slot, one.ballot))
         }
-        Message::Accepted { ballot, slot } => {
-            meta.promised >= *ballot && store.record(*slot).is_some_and(|(held, _)| held >= ballot)
-                || *slot <= meta.decided_up_to
-        }
+        Message::Accepted { ballot, slot } => meta.promised >= *ballot && is_recorded(*slot, *ballot),
         Message::Prepare { ballot, .. } => meta.start >= ballot.start,
         Message::Hello { start, promised, accepted_up_to, .. } => {
             meta.start >= *start && meta.promised >= *promised && meta.accepted_up_to >= *accepted_up_to

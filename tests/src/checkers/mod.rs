@@ -64,7 +64,7 @@ impl Checkers {
         for (gtid, record) in self.log.after_turn(hosts, host)? {
             self.outcomes.on_decided(gtid, record);
         }
-        self.gate.after_turn(host, output)?;
+        self.gate.after_turn(host, output, &self.log)?;
         self.ballots.after_turn(now, host, output)?;
         for told in &output.told {
             self.outcomes.on_told(now, told, &self.log, databases)?;

@@ -9,7 +9,7 @@ use synod_coordinator_core::effects::Told;
 use synod_coordinator_core::machine::Machine;
 use synod_coordinator_core::machine::outcomes::{Record, Verdict};
 use synod_proto::command::{Decide, NamedBranch, Proposal};
-use synod_proto::ids::{BranchId, Gtid, RequestId, SessionId};
+use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::session::{Answer, Decision, DeliveryStatus, Outcome, Request, Response, TransactionStatus};
 
 /// What the log decided, remembered longer than the register does.
@@ -90,6 +90,9 @@ impl OutcomeChecker {
                 };
                 self.check_status(now, gtid, asked_at, status, reference)
             }
+            Response::LowWater { resource, mark, unfinished } => {
+                self.check_low_water(*resource, *mark, unfinished, reference, databases)
+            }
             Response::Delivered { gtid, .. } => self.check_delivered(*gtid, databases),
             Response::Listed { transactions, .. } => {
                 transactions.iter().try_for_each(|one| self.check_status(now, one.gtid, now, &one.status, reference))
@@ -156,6 +159,29 @@ impl OutcomeChecker {
             self.told_at.entry(gtid).or_insert(now);
         }
         require(is_so, || format!("the status of {gtid} was told as {status:?}; the log says {record:?}"))
+    }
+
+    /// T13: what is not listed needs no proof of its effect any more, so it must have taken effect.
+    fn check_low_water(
+        &self,
+        resource: ResourceId,
+        mark: UnixMillis,
+        unfinished: &[Gtid],
+        reference: &Machine,
+        databases: &Databases,
+    ) -> Check {
+        require(mark <= reference.mark(), || format!("low water {mark:?} is above the log's {:?}", reference.mark()))?;
+        let below = self.records.iter().take_while(|(gtid, _)| gtid.began_at() < mark);
+        for (gtid, record) in below.filter(|(gtid, _)| !unfinished.contains(gtid)) {
+            let Verdict::Committed { branches, .. } = &record.verdict else { continue };
+            for named in branches.iter().filter(|named| named.resource == resource) {
+                let branch = branch_of(*gtid, named);
+                let is_done = databases.is_settled(branch)
+                    || databases.state(resource, branch) == Some(RowState::Committed);
+                require(is_done, || format!("low water passed {gtid}, but branch {branch} has no effect"))?;
+            }
+        }
+        Ok(())
     }
 
     /// T16: "delivered" means that every named branch has taken effect, or was settled by an operator.
