@@ -264,7 +264,7 @@ impl Replica {
             return self.ignore(Ignored::ForeignLineage);
         }
         let deadline = deadline.min(branch.gtid.began_at().plus(DEADLINE_MS_MAX));
-        if self.clock(now) < deadline {
+        if self.deadline_clock(now) < deadline {
             return effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
         }
         let limits = self.config.limits;
@@ -496,13 +496,14 @@ impl Replica {
         }
     }
 
-    /// T14: the stamp that an entry formed now would carry.
-    fn clock(&self, now: Now) -> UnixMillis {
-        match &self.role {
-            Role::Leader(leader) => {
-                leader.clock(now, self.config.quorum_count(), leader.stamp.max(self.machine.stamp()))
-            }
-            _ => self.machine.stamp(),
-        }
+    /// What a deadline is compared with: the median of a quorum's clocks, whatever the own one shows. A stamp takes the
+    /// lower of the two, since the watermark must not run ahead; but an abort is safe at any time, and under a leader
+    /// whose clock is an hour behind, a branch would hold its locks for an hour.
+    fn deadline_clock(&self, now: Now) -> UnixMillis {
+        let median = match &self.role {
+            Role::Leader(leader) => leader.median_clock(now, self.config.quorum_count()),
+            _ => None,
+        };
+        median.unwrap_or_default().max(self.machine.stamp())
     }
 }
