@@ -29,7 +29,12 @@ impl Clocks {
     #[must_use]
     pub fn new(booted_at: Micros, base: u64, drift_ppm: i32, wall_offset_ms: i64) -> Self {
         assert!(drift_ppm.abs() < 500_000, "a clock runs forward");
-        Self { booted_at, base, drift_ppm, wall_offset_ms }
+        Self {
+            booted_at,
+            base,
+            drift_ppm,
+            wall_offset_ms,
+        }
     }
 
     /// What the machine reads at `now`.
@@ -38,7 +43,10 @@ impl Clocks {
         let elapsed = i128::from(now.saturating_sub(self.booted_at));
         let shown = elapsed * i128::from(1_000_000 + self.drift_ppm) / 1_000_000;
         let monotonic = Timestamp(self.base + u64::try_from(shown).expect("a clock runs forward"));
-        Now { monotonic, wall: UnixMillis(true_wall(now).0.saturating_add_signed(self.wall_offset_ms)) }
+        Now {
+            monotonic,
+            wall: UnixMillis(true_wall(now).0.saturating_add_signed(self.wall_offset_ms)),
+        }
     }
 
     /// The first moment at which the monotonic clock shows at least `timestamp`.
@@ -46,7 +54,8 @@ impl Clocks {
     pub fn moment(&self, timestamp: Timestamp) -> Micros {
         let shown = i128::from(timestamp.0.saturating_sub(self.base));
         let elapsed = shown * 1_000_000 / i128::from(1_000_000 + self.drift_ppm) + 1;
-        self.booted_at.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+        self.booted_at
+            .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 }
 
@@ -61,7 +70,10 @@ mod tests {
             let clocks = Clocks::new(17, 1000, drift_ppm, 0);
             for due in (1000..60_000).step_by(977) {
                 let moment = clocks.moment(Timestamp(due));
-                assert!(clocks.read(moment).monotonic >= Timestamp(due), "drift {drift_ppm}, due {due}");
+                assert!(
+                    clocks.read(moment).monotonic >= Timestamp(due),
+                    "drift {drift_ppm}, due {due}"
+                );
             }
         }
     }

@@ -56,7 +56,10 @@ pub type Plan = Vec<(Micros, Fault)>;
 /// Both directions of every pair in `links`.
 #[must_use]
 pub fn topology(links: &[(u8, u8)]) -> BTreeSet<(ReplicaId, ReplicaId)> {
-    links.iter().flat_map(|(a, b)| [(ReplicaId(*a), ReplicaId(*b)), (ReplicaId(*b), ReplicaId(*a))]).collect()
+    links
+        .iter()
+        .flat_map(|(a, b)| [(ReplicaId(*a), ReplicaId(*b)), (ReplicaId(*b), ReplicaId(*a))])
+        .collect()
 }
 
 /// Draws a plan. Each seed enables its own mix of kinds (swarm testing: Groce et al., ISSTA 2012), since a kind that is
@@ -76,7 +79,11 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
             return plan;
         }
         let replica = all[random.between(0, all.len() as u64 - 1) as usize];
-        let unsynced = if random.between(0, 1) == 0 { UnsyncedWrite::Kept } else { UnsyncedWrite::Lost };
+        let unsynced = if random.between(0, 1) == 0 {
+            UnsyncedWrite::Kept
+        } else {
+            UnsyncedWrite::Lost
+        };
         let kind = random.between(0, 11) as usize;
         if enabled.get(kind) == Some(&false) {
             continue;
@@ -98,10 +105,24 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
             6 => plan.push((at, Fault::SlowDisk(replica, random.between(50, 150_000)))),
             // Only forward and a little backward: see the limits of T14 in the tests of clocks.
             7 => plan.push((at, Fault::WallClock(replica, draw_offset(random)))),
-            8 => plan.push((at, Fault::CrashActor(actors[random.between(0, actors.len() as u64 - 1) as usize]))),
-            9 => plan.push((at, if random.between(0, 1) == 0 { Fault::BreakSessions } else { Fault::Drain(replica) })),
+            8 => plan.push((
+                at,
+                Fault::CrashActor(actors[random.between(0, actors.len() as u64 - 1) as usize]),
+            )),
+            9 => plan.push((
+                at,
+                if random.between(0, 1) == 0 {
+                    Fault::BreakSessions
+                } else {
+                    Fault::Drain(replica)
+                },
+            )),
             10 => {
-                let kind = if random.between(0, 1) == 0 { WriteFailure::Full } else { WriteFailure::Broken };
+                let kind = if random.between(0, 1) == 0 {
+                    WriteFailure::Full
+                } else {
+                    WriteFailure::Broken
+                };
                 plan.push((at, Fault::FailDisk(replica, kind)));
                 let back = at + random.between(100_000, 3_000_000);
                 plan.push((back, Fault::Crash(replica, unsynced)));

@@ -78,7 +78,14 @@ impl Host {
     #[must_use]
     pub fn new(config: Config, store: Store) -> Self {
         let clocks = Clocks::new(0, 0, 0, 0);
-        Self { config, store, disk: Disk::Healthy(300), clocks, life: 0, process: None }
+        Self {
+            config,
+            store,
+            disk: Disk::Healthy(300),
+            clocks,
+            life: 0,
+            process: None,
+        }
     }
 
     /// Who it is.
@@ -146,7 +153,9 @@ impl Host {
     /// The write under way has ended.
     pub fn on_synced(&mut self, now: Micros) -> Output {
         let mut output = Output::default();
-        let Some(process) = &mut self.process else { return output };
+        let Some(process) = &mut self.process else {
+            return output;
+        };
         match self.disk {
             Disk::Healthy(_) => {
                 self.store.complete();
@@ -157,7 +166,10 @@ impl Host {
             Disk::Failing(kind) => {
                 process.is_writable = false;
                 process.group = GroupCommit::default();
-                process.inbox.push(Input::WriteFailed { text: "the disk failed".to_string(), kind });
+                process.inbox.push(Input::WriteFailed {
+                    text: "the disk failed".to_string(),
+                    kind,
+                });
                 output.is_over = kind == WriteFailure::Broken;
             }
         }
@@ -173,7 +185,11 @@ impl Host {
             let inputs = std::mem::take(&mut process.inbox);
             let effects = process.replica.step_many(now, inputs);
             self.route(effects, output);
-            if self.process.as_ref().is_none_or(|process| process.inbox.is_empty()) {
+            if self
+                .process
+                .as_ref()
+                .is_none_or(|process| process.inbox.is_empty())
+            {
                 break;
             }
         }

@@ -20,9 +20,19 @@ pub struct Weather {
 
 impl Weather {
     /// A quiet local network.
-    pub const CALM: Self = Self { delay_us: (200, 600), loss_ppm: 0, duplicate_ppm: 0, replay_us_max: 0 };
+    pub const CALM: Self = Self {
+        delay_us: (200, 600),
+        loss_ppm: 0,
+        duplicate_ppm: 0,
+        replay_us_max: 0,
+    };
     /// Every way takes the same time: for scripted runs, in which the order of events must not depend on chance.
-    pub const EVEN: Self = Self { delay_us: (500, 500), loss_ppm: 0, duplicate_ppm: 0, replay_us_max: 0 };
+    pub const EVEN: Self = Self {
+        delay_us: (500, 500),
+        loss_ppm: 0,
+        duplicate_ppm: 0,
+        replay_us_max: 0,
+    };
 }
 
 /// What a script does to one envelope.
@@ -49,7 +59,13 @@ impl Network {
     /// A network with its own stream of chance.
     #[must_use]
     pub fn new(seed: u64, weather: Weather) -> Self {
-        Self { random: Random::new(seed), weather, cut: BTreeSet::new(), script: BTreeMap::new(), sent_count: 0 }
+        Self {
+            random: Random::new(seed),
+            weather,
+            cut: BTreeSet::new(),
+            script: BTreeMap::new(),
+            sent_count: 0,
+        }
     }
 
     /// Sets the fate of the `number`-th envelope from now, from 0.

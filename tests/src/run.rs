@@ -48,7 +48,10 @@ impl Draw {
             seed,
             replica_count,
             weather: Weather::CALM,
-            lines: Lines { delay_us: (100, random.between(200, 30_000)), loss_ppm: if is_lossy { 30_000 } else { 0 } },
+            lines: Lines {
+                delay_us: (100, random.between(200, 30_000)),
+                loss_ppm: if is_lossy { 30_000 } else { 0 },
+            },
             mail_us_max: random.between(1, 3_000),
             sync_us: random.between(50, 3_000),
             detail,
@@ -57,7 +60,15 @@ impl Draw {
         let actors: Vec<ActorId> = (0..participant_count + initiator_count).map(ActorId).collect();
         let plan = faults::draw(&mut random, &replicas, &actors, faults_us);
         let transaction_count = random.between(5, 60);
-        Self { seed, setup, faults_us, plan, participant_count, initiator_count, transaction_count }
+        Self {
+            seed,
+            setup,
+            faults_us,
+            plan,
+            participant_count,
+            initiator_count,
+            transaction_count,
+        }
     }
 }
 
@@ -88,10 +99,22 @@ pub fn populate(
 ) -> (Vec<ActorId>, Vec<ActorId>) {
     let replicas = world.replicas();
     let called: Vec<ActorId> = (0..participants.0)
-        .map(|number| world.add_actor(Participant::new(resource(number), replicas.clone(), participants.1)))
+        .map(|number| {
+            world.add_actor(Participant::new(
+                resource(number),
+                replicas.clone(),
+                participants.1,
+            ))
+        })
         .collect();
     let calling = (0..initiators.0)
-        .map(|_| world.add_actor(Initiator::new(replicas.clone(), called.clone(), initiators.1.clone())))
+        .map(|_| {
+            world.add_actor(Initiator::new(
+                replicas.clone(),
+                called.clone(),
+                initiators.1.clone(),
+            ))
+        })
         .collect();
     (called, calling)
 }
@@ -115,7 +138,9 @@ pub fn run(draw: &Draw) -> Result<Report, (Violation, Option<Box<World>>)> {
     for (at, fault) in draw.plan.iter().filter(|(at, _)| *at < draw.faults_us) {
         world.plan(*at, fault.clone());
     }
-    let result = world.run_until(draw.faults_us).and_then(|()| converge(&mut world));
+    let result = world
+        .run_until(draw.faults_us)
+        .and_then(|()| converge(&mut world));
     match result {
         Ok(()) => Ok(report(&world)),
         Err(violation) => Err((violation, Some(Box::new(world)))),
@@ -141,13 +166,22 @@ pub fn converge_after(world: &mut World, watch_us: Micros) -> Check {
     world.run_for(watch_us)?;
     let is_at_rest =
         |world: &World| world.is_idle() && world.databases.prepared().next().is_none() && is_settled(world);
-    world.run_while_not(CONVERGENCE_US, "everything is decided, delivered and acknowledged", is_at_rest)?;
+    world.run_while_not(
+        CONVERGENCE_US,
+        "everything is decided, delivered and acknowledged",
+        is_at_rest,
+    )?;
     // It stays so; an idle leader writes an empty entry now and then, and followers hear of it a moment later.
     world.run_for(1_000_000)?;
     world.run_while_not(1_000_000, "a world at rest stays at rest", is_at_rest)?;
     check_final(world)?;
-    let ballots = world.checkers.ballots.begun_between(healed_at, healed_at + 60_000_000);
-    require(ballots <= BALLOTS_PER_MINUTE_MAX, || format!("{ballots} ballots in the minute after healing"))
+    let ballots = world
+        .checkers
+        .ballots
+        .begun_between(healed_at, healed_at + 60_000_000);
+    require(ballots <= BALLOTS_PER_MINUTE_MAX, || {
+        format!("{ballots} ballots in the minute after healing")
+    })
 }
 
 /// Whether all replicas stand at the same slot with nothing unfinished, under one leader.
@@ -158,13 +192,18 @@ pub fn is_settled(world: &World) -> bool {
         && world.hosts.values().all(|host| {
             host.replica().is_some_and(|replica| {
                 let status = replica.status();
-                status.applied_up_to == up_to && status.unfinished_count == 0 && status.leader == world.serving()
+                status.applied_up_to == up_to
+                    && status.unfinished_count == 0
+                    && status.leader == world.serving()
             })
         })
 }
 
 fn check_final(world: &World) -> Check {
-    world.hosts.values().try_for_each(|host| world.checkers.log.check_final(host))?;
+    world
+        .hosts
+        .values()
+        .try_for_each(|host| world.checkers.log.check_final(host))?;
     world.checkers.outcomes.check_final(&world.databases)
 }
 

@@ -15,7 +15,11 @@ pub struct Schedule<E> {
 
 impl<E> Default for Schedule<E> {
     fn default() -> Self {
-        Self { now: 0, sequence: 0, queue: BTreeMap::new() }
+        Self {
+            now: 0,
+            sequence: 0,
+            queue: BTreeMap::new(),
+        }
     }
 }
 

@@ -37,7 +37,11 @@ pub fn settled_with(
     let mut world = World::with_config(setup, adapt)?;
     world.run_while_not(ELECTION_US, "a first leader", |world| world.serving().is_some())?;
     let habits = crate::actors::initiator::Habits::single();
-    let (participants, _) = populate(&mut world, (participant_count, participant::Habits::PLAIN), (0, &habits));
+    let (participants, _) = populate(
+        &mut world,
+        (participant_count, participant::Habits::PLAIN),
+        (0, &habits),
+    );
     let is_enrolled = |world: &World| {
         (0..participant_count).all(|number| world.checkers.log.reference().is_enrolled(resource(number)))
     };
@@ -58,7 +62,10 @@ pub struct Desk {
 impl Desk {
     /// Opens a session with a replica.
     pub fn open(world: &mut World, replica: ReplicaId) -> Self {
-        Self { session: world.open_session(replica), next_request: 0 }
+        Self {
+            session: world.open_session(replica),
+            next_request: 0,
+        }
     }
 
     /// Opens a session with the replica that serves.
@@ -80,7 +87,11 @@ impl Desk {
     ///
     /// # Errors
     /// A checker found something, or no answer came within the time of an election.
-    pub fn ask(&mut self, world: &mut World, request: impl FnOnce(RequestId) -> Request) -> Result<Response, Violation> {
+    pub fn ask(
+        &mut self,
+        world: &mut World,
+        request: impl FnOnce(RequestId) -> Request,
+    ) -> Result<Response, Violation> {
         let number = self.number();
         world.ask(self.session, request(number));
         self.wait(world)
@@ -101,7 +112,10 @@ impl Desk {
     /// # Errors
     /// As [`ask`](Self::ask).
     pub fn decide(&mut self, world: &mut World, decide: &Decide) -> Result<Response, Violation> {
-        self.ask(world, |request| Request::Decide { request, command: decide.encode() })
+        self.ask(world, |request| Request::Decide {
+            request,
+            command: decide.encode(),
+        })
     }
 }
 
@@ -111,7 +125,12 @@ impl Desk {
 /// None is established yet.
 #[must_use]
 pub fn lineage(world: &World) -> Lineage {
-    world.checkers.log.reference().lineage().expect("a lineage is established")
+    world
+        .checkers
+        .log
+        .reference()
+        .lineage()
+        .expect("a lineage is established")
 }
 
 /// A gtid that begins `ahead_ms` from now by the true clock.
@@ -136,31 +155,60 @@ pub fn named(number: u64, resource: ResourceId) -> NamedBranch {
 /// The branch's full id.
 #[must_use]
 pub fn branch(gtid: Gtid, named: &NamedBranch) -> BranchId {
-    BranchId { gtid, call: named.call, execution: named.execution }
+    BranchId {
+        gtid,
+        call: named.call,
+        execution: named.execution,
+    }
 }
 
 /// A commit of these branches, with a deadline three seconds after begin.
 #[must_use]
 pub fn commit(world: &World, gtid: Gtid, branches: Vec<NamedBranch>) -> Decide {
-    propose(world, gtid, Proposal::Commit { branches, read_only_count: 0 })
+    propose(
+        world,
+        gtid,
+        Proposal::Commit {
+            branches,
+            read_only_count: 0,
+        },
+    )
 }
 
 /// An abort on request.
 #[must_use]
 pub fn abort(world: &World, gtid: Gtid) -> Decide {
     let cause = AbortCause::new(AbortKind::Requested, "the test");
-    propose(world, gtid, Proposal::Abort { cause, branches: Vec::new() })
+    propose(
+        world,
+        gtid,
+        Proposal::Abort {
+            cause,
+            branches: Vec::new(),
+        },
+    )
 }
 
 /// A proposal with a deadline three seconds after begin.
 #[must_use]
 pub fn propose(world: &World, gtid: Gtid, proposal: Proposal) -> Decide {
     let deadline = gtid.began_at().plus(3_000);
-    Decide { lineage: lineage(world), gtid, deadline, proposal, guards: Vec::new() }
+    Decide {
+        lineage: lineage(world),
+        gtid,
+        deadline,
+        proposal,
+        guards: Vec::new(),
+    }
 }
 
 /// Prepares a branch in its database, as the participant would have done.
 pub fn prepare(world: &mut World, gtid: Gtid, named: &NamedBranch) {
     let lineage = lineage(world);
-    world.databases.prepare(named.resource, branch(gtid, named), lineage, gtid.began_at().plus(3_000));
+    world.databases.prepare(
+        named.resource,
+        branch(gtid, named),
+        lineage,
+        gtid.began_at().plus(3_000),
+    );
 }

@@ -21,7 +21,7 @@ pub enum UnsyncedWrite {
 }
 
 /// One directory's content. A clone is a copy of the directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Store {
     /// The directory's identity.
     pub incarnation: Incarnation,
@@ -53,7 +53,11 @@ impl Store {
     /// The latest record of a slot that is on disk for sure and readable.
     #[must_use]
     pub fn record(&self, slot: Slot) -> Option<&(Ballot, Bytes)> {
-        if self.unreadable.contains(&slot) { None } else { self.records.get(&slot) }
+        if self.unreadable.contains(&slot) {
+            None
+        } else {
+            self.records.get(&slot)
+        }
     }
 
     /// Begins to write.
@@ -86,7 +90,10 @@ impl Store {
 
     /// The slots that hold a readable record.
     pub fn readable(&self) -> impl Iterator<Item = Slot> {
-        self.records.keys().copied().filter(|slot| !self.unreadable.contains(slot))
+        self.records
+            .keys()
+            .copied()
+            .filter(|slot| !self.unreadable.contains(slot))
     }
 
     /// What a starting process finds: the summary, and the readable values in ascending order.
@@ -96,7 +103,11 @@ impl Store {
             .readable()
             .filter_map(|slot| {
                 let (ballot, value) = self.record(slot)?;
-                Some(Accepted { slot, ballot: *ballot, value: value.clone() })
+                Some(Accepted {
+                    slot,
+                    ballot: *ballot,
+                    value: value.clone(),
+                })
             })
             .collect();
         let recovered = Recovered {
@@ -113,7 +124,9 @@ impl Store {
         let mut values = Vec::new();
         let mut slot = fetch.first;
         while slot <= fetch.up_to {
-            let Some((_, value)) = self.record(slot) else { break };
+            let Some((_, value)) = self.record(slot) else {
+                break;
+            };
             values.push(value.clone());
             slot = slot.next();
         }

@@ -25,7 +25,12 @@ impl Trace {
     /// An empty trace.
     #[must_use]
     pub fn new(detail: Detail) -> Self {
-        Self { detail, hash: 0xcbf2_9ce4_8422_2325, count: 0, lines: Vec::new() }
+        Self {
+            detail,
+            hash: 0xcbf2_9ce4_8422_2325,
+            count: 0,
+            lines: Vec::new(),
+        }
     }
 
     /// Notes one event. `line` is formatted only where lines are kept.

@@ -23,16 +23,48 @@ use synod_proto::session::{Request, Response};
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Envelope(Envelope),
-    Wake { replica: ReplicaId, life: u64, at: Micros },
-    Synced { replica: ReplicaId, life: u64 },
-    Fetched { replica: ReplicaId, life: u64, fetch: Fetch },
-    Connected { replica: ReplicaId, peer: ReplicaId },
-    Request { session: SessionId, request: Request },
-    SessionClosed { session: SessionId },
-    Response { session: SessionId, response: Response },
-    SessionLost { session: SessionId },
-    Speech { from: ActorId, to: ActorId, speech: Speech },
-    ActorWake { actor: ActorId, life: u64, token: u64 },
+    Wake {
+        replica: ReplicaId,
+        life: u64,
+        at: Micros,
+    },
+    Synced {
+        replica: ReplicaId,
+        life: u64,
+    },
+    Fetched {
+        replica: ReplicaId,
+        life: u64,
+        fetch: Fetch,
+    },
+    Connected {
+        replica: ReplicaId,
+        peer: ReplicaId,
+    },
+    Request {
+        session: SessionId,
+        request: Request,
+    },
+    SessionClosed {
+        session: SessionId,
+    },
+    Response {
+        session: SessionId,
+        response: Response,
+    },
+    SessionLost {
+        session: SessionId,
+    },
+    Speech {
+        from: ActorId,
+        to: ActorId,
+        speech: Speech,
+    },
+    ActorWake {
+        actor: ActorId,
+        life: u64,
+        token: u64,
+    },
     Fault(crate::faults::Fault),
 }
 
@@ -72,7 +104,10 @@ impl Setup {
             seed,
             replica_count,
             weather: Weather::EVEN,
-            lines: Lines { delay_us: (300, 300), loss_ppm: 0 },
+            lines: Lines {
+                delay_us: (300, 300),
+                loss_ppm: 0,
+            },
             mail_us_max: 0,
             sync_us: 200,
             detail: Detail::Hash,
@@ -179,8 +214,16 @@ impl World {
     /// Adds a service and starts it.
     pub fn add_actor(&mut self, actor: impl Actor + 'static) -> ActorId {
         let id = ActorId(u32::try_from(self.actors.len()).expect("few actors"));
-        self.actors.insert(id, Cast { actor: Box::new(actor), life: 1, wall_offset_ms: 0 });
-        self.with_actor(id, |actor, scene| actor.on_start(scene)).expect("a start says nothing that is checked");
+        self.actors.insert(
+            id,
+            Cast {
+                actor: Box::new(actor),
+                life: 1,
+                wall_offset_ms: 0,
+            },
+        );
+        self.with_actor(id, |actor, scene| actor.on_start(scene))
+            .expect("a start says nothing that is checked");
         id
     }
 
@@ -205,7 +248,10 @@ impl World {
     /// The replica that serves, in the highest ballot if several believe they do.
     #[must_use]
     pub fn serving(&self) -> Option<ReplicaId> {
-        let running = self.hosts.values().filter_map(|host| Some((host.id(), host.replica()?.status())));
+        let running = self
+            .hosts
+            .values()
+            .filter_map(|host| Some((host.id(), host.replica()?.status())));
         running
             .filter(|(_, status)| status.role == RoleName::Serving)
             .max_by_key(|(_, status)| status.ballot)
@@ -258,7 +304,9 @@ impl World {
         let end = self.now() + length;
         while !condition(self) {
             let is_due = self.schedule.next_at().is_some_and(|at| at <= end);
-            require(is_due, || format!("{what}: not within {length} us of {}", end - length))?;
+            require(is_due, || {
+                format!("{what}: not within {length} us of {}", end - length)
+            })?;
             self.run_one()?;
         }
         Ok(())
@@ -269,7 +317,9 @@ impl World {
     /// # Errors
     /// A checker found something.
     pub fn run_one(&mut self) -> Check {
-        let Some(event) = self.schedule.pop() else { return Ok(()) };
+        let Some(event) = self.schedule.pop() else {
+            return Ok(());
+        };
         self.event_count += 1;
         let now = self.now();
         self.trace.note(now, kind(&event), format_args!("{event:?}"));
@@ -308,7 +358,11 @@ impl World {
             }
             Event::SessionClosed { session } => {
                 let replica = self.sessions[&session].replica;
-                if self.hosts[&replica].process.as_ref().is_some_and(|one| one.sessions.contains(&session)) {
+                if self.hosts[&replica]
+                    .process
+                    .as_ref()
+                    .is_some_and(|one| one.sessions.contains(&session))
+                {
                     self.post(replica, Input::SessionClosed(session));
                 }
                 Ok(())
@@ -346,7 +400,13 @@ impl World {
         for peer in self.replicas() {
             if peer != id {
                 self.schedule.after(1_000, Event::Connected { replica: id, peer });
-                self.schedule.after(1_000, Event::Connected { replica: peer, peer: id });
+                self.schedule.after(
+                    1_000,
+                    Event::Connected {
+                        replica: peer,
+                        peer: id,
+                    },
+                );
             }
         }
         self.on_output(id, output)
@@ -368,14 +428,23 @@ impl World {
         let at = at.max(process.paused_until);
         if process.wake_at.is_none_or(|arranged| at < arranged) {
             process.wake_at = Some(at);
-            self.schedule.at(at, Event::Wake { replica: id, life, at });
+            self.schedule.at(
+                at,
+                Event::Wake {
+                    replica: id,
+                    life,
+                    at,
+                },
+            );
         }
     }
 
     fn on_wake(&mut self, id: ReplicaId, life: u64, at: Micros) -> Check {
         let now = self.now();
         let host = self.hosts.get_mut(&id).expect("a replica of this world");
-        let Some(process) = &mut host.process else { return Ok(()) };
+        let Some(process) = &mut host.process else {
+            return Ok(());
+        };
         if host.life != life || process.wake_at != Some(at) {
             return Ok(());
         }
@@ -391,7 +460,9 @@ impl World {
     fn on_synced(&mut self, id: ReplicaId, life: u64) -> Check {
         let now = self.now();
         let host = self.hosts.get_mut(&id).expect("a replica of this world");
-        let Some(process) = &host.process else { return Ok(()) };
+        let Some(process) = &host.process else {
+            return Ok(());
+        };
         if host.life != life {
             return Ok(());
         }
@@ -406,7 +477,8 @@ impl World {
 
     fn on_output(&mut self, id: ReplicaId, output: Output) -> Check {
         let now = self.now();
-        self.checkers.after_turn(now, &self.hosts, id, &output, &self.databases)?;
+        self.checkers
+            .after_turn(now, &self.hosts, id, &output, &self.databases)?;
         let host = &self.hosts[&id];
         let life = host.life;
         if output.write_began {
@@ -414,11 +486,17 @@ impl World {
                 Disk::Healthy(sync_us) => sync_us,
                 Disk::Failing(_) => self.setup.sync_us,
             };
-            let jitter = if self.setup.mail_us_max == 0 { 0 } else { self.random.between(0, sync_us) };
-            self.schedule.after(sync_us + jitter, Event::Synced { replica: id, life });
+            let jitter = if self.setup.mail_us_max == 0 {
+                0
+            } else {
+                self.random.between(0, sync_us)
+            };
+            self.schedule
+                .after(sync_us + jitter, Event::Synced { replica: id, life });
         }
         for notice in &output.notices {
-            self.trace.note(now, 100, format_args!("replica {id}: {notice:?}"));
+            self.trace
+                .note(now, 100, format_args!("replica {id}: {notice:?}"));
         }
         for envelope in output.envelopes {
             for delay in self.network.carry(envelope.from, envelope.to) {
@@ -427,10 +505,20 @@ impl World {
         }
         for fetch in output.fetches {
             self.fetch_count += 1;
-            self.schedule.after(self.setup.sync_us, Event::Fetched { replica: id, life, fetch });
+            self.schedule.after(
+                self.setup.sync_us,
+                Event::Fetched {
+                    replica: id,
+                    life,
+                    fetch,
+                },
+            );
         }
         for told in output.told {
-            self.carry(Event::Response { session: told.session, response: told.response });
+            self.carry(Event::Response {
+                session: told.session,
+                response: told.response,
+            });
         }
         for session in output.ended {
             self.ended_sessions.insert(session);
@@ -440,10 +528,14 @@ impl World {
             self.crash(id, crate::store::UnsyncedWrite::Lost);
             return Ok(());
         }
-        let timeout = self.hosts[&id].replica().and_then(|replica| replica.next_timeout());
+        let timeout = self.hosts[&id]
+            .replica()
+            .and_then(|replica| replica.next_timeout());
         if let Some(timeout) = timeout {
             let clocks = self.hosts[&id].clocks;
-            require(timeout > clocks.read(now).monotonic, || format!("replica {id}: its timer stands still"))?;
+            require(timeout > clocks.read(now).monotonic, || {
+                format!("replica {id}: its timer stands still")
+            })?;
             self.arrange_wake(id, clocks.moment(timeout));
         }
         Ok(())
@@ -455,7 +547,14 @@ impl World {
     pub fn open_session(&mut self, replica: ReplicaId) -> SessionId {
         self.next_session += 1;
         let session = SessionId(self.next_session);
-        self.sessions.insert(session, Session { owner: None, replica, is_open: true });
+        self.sessions.insert(
+            session,
+            Session {
+                owner: None,
+                replica,
+                is_open: true,
+            },
+        );
         session
     }
 
@@ -481,13 +580,15 @@ impl World {
         if let Some(one) = self.sessions.get_mut(&session) {
             one.is_open = false;
         }
-        self.schedule.after(self.setup.lines.delay_us.0, Event::SessionClosed { session });
+        self.schedule
+            .after(self.setup.lines.delay_us.0, Event::SessionClosed { session });
     }
 
     fn carry(&mut self, event: Event) {
         let lines = self.setup.lines;
         let delay = self.random.between(lines.delay_us.0, lines.delay_us.1);
-        let is_lost = self.random.between(0, 999_999) < lines.loss_ppm && !matches!(event, Event::SessionLost { .. });
+        let is_lost =
+            self.random.between(0, 999_999) < lines.loss_ppm && !matches!(event, Event::SessionLost { .. });
         if !is_lost {
             self.schedule.after(delay, event);
         }
@@ -495,9 +596,11 @@ impl World {
 
     fn on_response(&mut self, session: SessionId, response: Response) -> Check {
         match self.sessions.get(&session).copied() {
-            Some(Session { owner: Some(owner), is_open: true, .. }) => {
-                self.with_actor(owner, |actor, scene| actor.on_response(scene, session, response))
-            }
+            Some(Session {
+                owner: Some(owner),
+                is_open: true,
+                ..
+            }) => self.with_actor(owner, |actor, scene| actor.on_response(scene, session, response)),
             Some(Session { owner: None, .. }) => {
                 self.mailboxes.entry(session).or_default().push(response);
                 Ok(())
@@ -507,7 +610,9 @@ impl World {
     }
 
     fn on_session_lost(&mut self, session: SessionId) -> Check {
-        let Some(one) = self.sessions.get_mut(&session) else { return Ok(()) };
+        let Some(one) = self.sessions.get_mut(&session) else {
+            return Ok(());
+        };
         if !std::mem::replace(&mut one.is_open, false) {
             return Ok(());
         }
@@ -539,12 +644,26 @@ impl World {
         for command in commands {
             match command {
                 Command::Open(session, replica) => {
-                    self.sessions.insert(session, Session { owner: Some(id), replica, is_open: true });
+                    self.sessions.insert(
+                        session,
+                        Session {
+                            owner: Some(id),
+                            replica,
+                            is_open: true,
+                        },
+                    );
                 }
                 Command::Close(session) => self.close_session(session),
                 Command::Ask(session, request) => self.ask(session, request),
                 Command::Say(to, speech) => self.carry(Event::Speech { from: id, to, speech }),
-                Command::Wake(delay, token) => self.schedule.after(delay, Event::ActorWake { actor: id, life, token }),
+                Command::Wake(delay, token) => self.schedule.after(
+                    delay,
+                    Event::ActorWake {
+                        actor: id,
+                        life,
+                        token,
+                    },
+                ),
             }
         }
         Ok(())

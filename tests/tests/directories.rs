@@ -17,7 +17,11 @@ fn stage(seed: u64) -> (World, Vec<ActorId>, ReplicaId, Vec<ReplicaId>) {
     let (mut world, participants) = settled(Setup::scripted(seed, 3), 2).expect("settles");
     let replicas = world.replicas();
     let leader = world.serving().expect("a leader");
-    world.add_actor(Initiator::new(replicas.clone(), participants.clone(), Habits::single()));
+    world.add_actor(Initiator::new(
+        replicas.clone(),
+        participants.clone(),
+        Habits::single(),
+    ));
     world.run_for(500_000).expect("a transaction runs");
     let followers = replicas.into_iter().filter(|one| *one != leader).collect();
     (world, participants, leader, followers)
@@ -51,17 +55,39 @@ fn l10_a_wiped_replica_learns_but_does_not_count() {
     world.run_for(1_000_000).expect("nothing is wrong");
     assert!(contradiction(&world, followers[0]).contains("wiped or replaced"));
     let status = world.hosts[&followers[0]].replica().expect("runs").status();
-    assert_eq!(status.decided_up_to, world.checkers.log.decided_up_to(), "it learns");
-    assert_eq!(world.hosts[&followers[0]].store.meta().promised, Ballot::ZERO, "it promised nothing");
+    assert_eq!(
+        status.decided_up_to,
+        world.checkers.log.decided_up_to(),
+        "it learns"
+    );
+    assert_eq!(
+        world.hosts[&followers[0]].store.meta().promised,
+        Ballot::ZERO,
+        "it promised nothing"
+    );
     // Two replicas still decide ...
     let decide = one_branch(&mut world, 1);
     let mut desk = Desk::open(&mut world, leader);
-    assert!(matches!(desk.decide(&mut world, &decide), Ok(Response::Decided { decision: Decision::Committed, .. })));
+    assert!(matches!(
+        desk.decide(&mut world, &decide),
+        Ok(Response::Decided {
+            decision: Decision::Committed,
+            ..
+        })
+    ));
     // ... and without the last sound follower nobody does.
-    world.on_fault(Fault::Crash(followers[1], UnsyncedWrite::Lost)).expect("crash");
+    world
+        .on_fault(Fault::Crash(followers[1], UnsyncedWrite::Lost))
+        .expect("crash");
     let decide = one_branch(&mut world, 2);
     let answer = desk.decide(&mut world, &decide);
-    let is_refused = matches!(&answer, Ok(Response::Refused { refusal: Refusal::NotLeader { .. }, .. }));
+    let is_refused = matches!(
+        &answer,
+        Ok(Response::Refused {
+            refusal: Refusal::NotLeader { .. },
+            ..
+        })
+    );
     assert!(is_refused || answer.is_err(), "{answer:?}");
     world.run_for(3_000_000).expect("nothing is wrong");
     assert_eq!(world.serving(), None);
@@ -78,7 +104,12 @@ fn l10_a_directory_put_back_from_a_copy_is_refused() {
     world.add_actor(Initiator::new(replicas, participants, Habits::single()));
     world.run_for(1_000_000).expect("a transaction runs");
     // Only the leader, to which it acknowledged, can know.
-    world.on_fault(Fault::Topology(topology(&[(leader.0, followers[0].0), (leader.0, followers[1].0)]))).expect("cut");
+    world
+        .on_fault(Fault::Topology(topology(&[
+            (leader.0, followers[0].0),
+            (leader.0, followers[1].0),
+        ])))
+        .expect("cut");
     world.on_fault(Fault::Rollback(followers[0])).expect("put back");
     world.run_for(1_000_000).expect("nothing is wrong");
     assert!(contradiction(&world, followers[0]).contains("lost what was synced"));
@@ -91,11 +122,18 @@ fn l10_an_old_count_of_starts_is_refused_by_every_peer() {
     let (mut world, _, leader, followers) = stage(3);
     world.on_fault(Fault::Backup(followers[0])).expect("copied");
     for _ in 0..2 {
-        world.on_fault(Fault::Crash(followers[0], UnsyncedWrite::Lost)).expect("crash");
+        world
+            .on_fault(Fault::Crash(followers[0], UnsyncedWrite::Lost))
+            .expect("crash");
         world.on_fault(Fault::Start(followers[0])).expect("start");
         world.run_for(300_000).expect("nothing is wrong");
     }
-    world.on_fault(Fault::Topology(topology(&[(followers[0].0, followers[1].0), (leader.0, followers[1].0)]))).expect("cut");
+    world
+        .on_fault(Fault::Topology(topology(&[
+            (followers[0].0, followers[1].0),
+            (leader.0, followers[1].0),
+        ])))
+        .expect("cut");
     world.on_fault(Fault::Rollback(followers[0])).expect("put back");
     world.run_for(1_000_000).expect("nothing is wrong");
     assert!(contradiction(&world, followers[0]).contains("older copy"));
@@ -107,10 +145,15 @@ fn l10_an_old_count_of_starts_is_refused_by_every_peer() {
 fn l10_swapped_directories_are_refused() {
     let (mut world, _, _, followers) = stage(4);
     for id in &followers {
-        world.on_fault(Fault::Crash(*id, UnsyncedWrite::Lost)).expect("crash");
+        world
+            .on_fault(Fault::Crash(*id, UnsyncedWrite::Lost))
+            .expect("crash");
     }
     let first = world.hosts[&followers[0]].store.clone();
-    let second = std::mem::replace(&mut world.hosts.get_mut(&followers[1]).expect("a host").store, first);
+    let second = std::mem::replace(
+        &mut world.hosts.get_mut(&followers[1]).expect("a host").store,
+        first,
+    );
     world.hosts.get_mut(&followers[0]).expect("a host").store = second;
     for id in &followers {
         world.on_fault(Fault::Start(*id)).expect("start");
@@ -121,13 +164,22 @@ fn l10_swapped_directories_are_refused() {
     }
     // Changed back, they are what they were.
     for id in &followers {
-        world.on_fault(Fault::Crash(*id, UnsyncedWrite::Lost)).expect("crash");
+        world
+            .on_fault(Fault::Crash(*id, UnsyncedWrite::Lost))
+            .expect("crash");
     }
     let first = world.hosts[&followers[0]].store.clone();
-    let second = std::mem::replace(&mut world.hosts.get_mut(&followers[1]).expect("a host").store, first);
+    let second = std::mem::replace(
+        &mut world.hosts.get_mut(&followers[1]).expect("a host").store,
+        first,
+    );
     world.hosts.get_mut(&followers[0]).expect("a host").store = second;
     converge_after(&mut world, 1_000_000).expect("comes to rest");
-    assert!(followers.iter().all(|id| admission(&world, *id) == Admission::Admitted));
+    assert!(
+        followers
+            .iter()
+            .all(|id| admission(&world, *id) == Admission::Admitted)
+    );
 }
 
 /// A10: a rotten record of a decided slot is learned again from a peer.
@@ -137,7 +189,9 @@ fn l3_an_unreadable_decided_slot_is_repaired_from_a_peer() {
     let slots: Vec<Slot> = world.hosts[&followers[0]].store.readable().collect();
     assert!(slots.len() >= 4);
     for place in 0..slots.len() as u64 {
-        world.on_fault(Fault::Corrupt(followers[0], place)).expect("corrupt");
+        world
+            .on_fault(Fault::Corrupt(followers[0], place))
+            .expect("corrupt");
         world.on_fault(Fault::Start(followers[0])).expect("start");
         world.run_for(1_500_000).expect("nothing is wrong");
         let status = world.hosts[&followers[0]].replica().expect("runs").status();
@@ -157,11 +211,21 @@ fn l3_an_unreadable_decided_slot_is_repaired_from_a_peer() {
 fn l3_nothing_is_decided_over_a_record_that_cannot_be_read() {
     let (mut world, _, leader, followers) = stage(6);
     let (holder, away) = (followers[0], followers[1]);
-    world.on_fault(Fault::Topology(topology(&[(leader.0, holder.0)]))).expect("cut");
+    world
+        .on_fault(Fault::Topology(topology(&[(leader.0, holder.0)])))
+        .expect("cut");
     let decide = one_branch(&mut world, 1);
     let mut desk = Desk::open(&mut world, leader);
-    assert!(matches!(desk.decide(&mut world, &decide), Ok(Response::Decided { decision: Decision::Committed, .. })));
-    world.on_fault(Fault::Crash(leader, UnsyncedWrite::Kept)).expect("crash");
+    assert!(matches!(
+        desk.decide(&mut world, &decide),
+        Ok(Response::Decided {
+            decision: Decision::Committed,
+            ..
+        })
+    ));
+    world
+        .on_fault(Fault::Crash(leader, UnsyncedWrite::Kept))
+        .expect("crash");
     let last = world.hosts[&holder].store.readable().last().expect("a record");
     let place = world.hosts[&holder].store.readable().count() as u64 - 1;
     world.on_fault(Fault::Corrupt(holder, place)).expect("corrupt");
@@ -171,21 +235,35 @@ fn l3_nothing_is_decided_over_a_record_that_cannot_be_read() {
     assert_eq!(world.serving(), None);
     for id in [holder, away] {
         let status = world.hosts[&id].replica().expect("runs").status();
-        assert!(status.decided_up_to < last, "replica {id} decided slot {last}: {status:?}");
+        assert!(
+            status.decided_up_to < last,
+            "replica {id} decided slot {last}: {status:?}"
+        );
     }
     world.on_fault(Fault::Start(leader)).expect("start");
     converge_after(&mut world, 1_000_000).expect("comes to rest");
-    assert!(world.checkers.outcomes.committed_branches(decide.gtid).is_some(), "what was told stayed so");
+    assert!(
+        world.checkers.outcomes.committed_branches(decide.gtid).is_some(),
+        "what was told stayed so"
+    );
 }
 
 /// L9: a follower with a full disk stays up, acknowledges nothing, says so, and the cluster goes on.
 #[test]
 fn l9_a_full_disk_leaves_a_replica_up_and_read_only() {
     let (mut world, _, leader, followers) = stage(7);
-    world.on_fault(Fault::FailDisk(followers[0], WriteFailure::Full)).expect("full");
+    world
+        .on_fault(Fault::FailDisk(followers[0], WriteFailure::Full))
+        .expect("full");
     let decide = one_branch(&mut world, 1);
     let mut desk = Desk::open(&mut world, leader);
-    assert!(matches!(desk.decide(&mut world, &decide), Ok(Response::Decided { decision: Decision::Committed, .. })));
+    assert!(matches!(
+        desk.decide(&mut world, &decide),
+        Ok(Response::Decided {
+            decision: Decision::Committed,
+            ..
+        })
+    ));
     world.run_for(1_000_000).expect("nothing is wrong");
     let status = world.hosts[&followers[0]].replica().expect("runs").status();
     assert_eq!(status.failure.as_deref(), Some("the disk failed"));
@@ -201,9 +279,17 @@ fn l9_a_leader_whose_disk_fails_leads_no_more() {
         let decide = one_branch(&mut world, 1);
         let mut desk = Desk::open(&mut world, leader);
         let number = desk.number();
-        world.ask(desk.session, Request::Decide { request: number, command: decide.encode() });
+        world.ask(
+            desk.session,
+            Request::Decide {
+                request: number,
+                command: decide.encode(),
+            },
+        );
         let has_another = |world: &World| world.serving().is_some_and(|id| id != leader);
-        world.run_while_not(ELECTION_US, "another leader", has_another).expect("elected");
+        world
+            .run_while_not(ELECTION_US, "another leader", has_another)
+            .expect("elected");
         if kind == WriteFailure::Full {
             let mut desk = Desk::open(&mut world, leader);
             let answer = desk.decide(&mut world, &decide).expect("an answer");
@@ -211,7 +297,16 @@ fn l9_a_leader_whose_disk_fails_leads_no_more() {
         }
         let mut desk = Desk::at_leader(&mut world);
         let answer = desk.decide(&mut world, &decide).expect("an answer");
-        assert!(matches!(answer, Response::Decided { decision: Decision::Committed, .. }), "{answer:?}");
+        assert!(
+            matches!(
+                answer,
+                Response::Decided {
+                    decision: Decision::Committed,
+                    ..
+                }
+            ),
+            "{answer:?}"
+        );
         converge_after(&mut world, 1_000_000).expect("comes to rest");
     }
 }

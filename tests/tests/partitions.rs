@@ -3,8 +3,8 @@
 
 use synod_coordinator_core::replica::{RoleName, Timing};
 use synod_proto::ids::ReplicaId;
-use synod_tests::actors::initiator::{Habits, Initiator};
 use synod_tests::actors::ActorId;
+use synod_tests::actors::initiator::{Habits, Initiator};
 use synod_tests::checkers::Check;
 use synod_tests::faults::{Fault, topology};
 use synod_tests::run::{BALLOTS_PER_MINUTE_MAX, converge_after};
@@ -14,7 +14,11 @@ use synod_tests::world::{Setup, World};
 
 /// A busy initiator: twenty to thirty transactions a second, for ever.
 fn busy(world: &mut World, participants: &[ActorId]) {
-    let habits = Habits { transaction_count: u64::MAX / 2, pause_us: (30_000, 50_000), ..Habits::single() };
+    let habits = Habits {
+        transaction_count: u64::MAX / 2,
+        pause_us: (30_000, 50_000),
+        ..Habits::single()
+    };
     let replicas = world.replicas();
     world.add_actor(Initiator::new(replicas, participants.to_vec(), habits));
 }
@@ -22,22 +26,38 @@ fn busy(world: &mut World, participants: &[ActorId]) {
 /// Renumbers a link plan so that `leader` plays replica 1 of it and `hub` replica 2.
 fn cast(world: &World, leader: ReplicaId, hub: ReplicaId, links: &[(u8, u8)]) -> Fault {
     let mut roles = vec![leader, hub];
-    roles.extend(world.replicas().into_iter().filter(|one| *one != leader && *one != hub));
-    let links: Vec<(u8, u8)> =
-        links.iter().map(|(a, b)| (roles[usize::from(*a) - 1].0, roles[usize::from(*b) - 1].0)).collect();
+    roles.extend(
+        world
+            .replicas()
+            .into_iter()
+            .filter(|one| *one != leader && *one != hub),
+    );
+    let links: Vec<(u8, u8)> = links
+        .iter()
+        .map(|(a, b)| (roles[usize::from(*a) - 1].0, roles[usize::from(*b) - 1].0))
+        .collect();
     Fault::Topology(topology(&links))
 }
 
 fn other_than(world: &World, not: ReplicaId) -> ReplicaId {
-    world.replicas().into_iter().find(|one| *one != not).expect("more than one replica")
+    world
+        .replicas()
+        .into_iter()
+        .find(|one| *one != not)
+        .expect("more than one replica")
 }
 
 /// The log grows by ten slots within a few seconds, and for a minute there are few ballots.
 fn goes_on_calmly(world: &mut World) -> Check {
     let (began_at, from) = (world.now(), world.checkers.log.decided_up_to());
-    world.run_while_not(3 * ELECTION_US, "decisions", |world| world.checkers.log.decided_up_to().0 >= from.0 + 10)?;
+    world.run_while_not(3 * ELECTION_US, "decisions", |world| {
+        world.checkers.log.decided_up_to().0 >= from.0 + 10
+    })?;
     world.run_until(began_at + 60_000_000)?;
-    let ballots = world.checkers.ballots.begun_between(began_at, began_at + 60_000_000);
+    let ballots = world
+        .checkers
+        .ballots
+        .begun_between(began_at, began_at + 60_000_000);
     let slots = world.checkers.log.decided_up_to().0 - from.0;
     assert!(ballots <= BALLOTS_PER_MINUTE_MAX, "{ballots} ballots in a minute");
     assert!(slots > 500, "only {slots} slots in a minute");
@@ -52,7 +72,9 @@ fn quorum_loss_the_hub_takes_over_from_a_leader_it_still_hears() {
     busy(&mut world, &participants);
     let leader = world.serving().expect("a leader");
     let hub = other_than(&world, leader);
-    world.on_fault(cast(&world, leader, hub, &[(2, 1), (2, 3), (2, 4), (2, 5)])).expect("cut");
+    world
+        .on_fault(cast(&world, leader, hub, &[(2, 1), (2, 3), (2, 4), (2, 5)]))
+        .expect("cut");
     goes_on_calmly(&mut world).expect("nothing is wrong");
     assert_eq!(world.serving(), Some(hub));
     converge_after(&mut world, 1_000_000).expect("comes to rest");
@@ -67,14 +89,18 @@ fn constrained_election_a_lagging_replica_wins_and_catches_up() {
     let leader = world.serving().expect("a leader");
     let hub = other_than(&world, leader);
     let without_hub = [(1, 3), (1, 4), (1, 5), (3, 4), (3, 5), (4, 5)];
-    world.on_fault(cast(&world, leader, hub, &without_hub)).expect("cut");
+    world
+        .on_fault(cast(&world, leader, hub, &without_hub))
+        .expect("cut");
     world.run_for(5_000_000).expect("nothing is wrong");
     let lag = |world: &World| {
         let hub = world.hosts[&hub].replica().expect("runs").status().decided_up_to;
         world.checkers.log.decided_up_to().0 - hub.0
     };
     assert!(lag(&world) > 100, "the hub lags by {} slots", lag(&world));
-    world.on_fault(cast(&world, leader, hub, &[(2, 3), (2, 4), (2, 5)])).expect("cut");
+    world
+        .on_fault(cast(&world, leader, hub, &[(2, 3), (2, 4), (2, 5)]))
+        .expect("cut");
     goes_on_calmly(&mut world).expect("nothing is wrong");
     assert_eq!(world.serving(), Some(hub));
     converge_after(&mut world, 1_000_000).expect("comes to rest");
@@ -88,15 +114,30 @@ fn chained_the_end_that_hears_no_leader_deposes_nobody() {
     busy(&mut world, &participants);
     let leader = world.serving().expect("a leader");
     let middle = other_than(&world, leader);
-    world.on_fault(cast(&world, leader, middle, &[(1, 2), (2, 3)])).expect("cut");
+    world
+        .on_fault(cast(&world, leader, middle, &[(1, 2), (2, 3)]))
+        .expect("cut");
     let from = world.now();
     goes_on_calmly(&mut world).expect("nothing is wrong");
-    assert_eq!(world.serving(), Some(leader), "the leader had its quorum all the time");
+    assert_eq!(
+        world.serving(),
+        Some(leader),
+        "the leader had its quorum all the time"
+    );
     assert_eq!(world.checkers.ballots.begun_between(from, world.now()), 0);
     // The cut-off end still learns, from the middle.
-    let end = world.replicas().into_iter().find(|one| *one != leader && *one != middle).expect("an end");
+    let end = world
+        .replicas()
+        .into_iter()
+        .find(|one| *one != leader && *one != middle)
+        .expect("an end");
     let behind = world.checkers.log.decided_up_to().0
-        - world.hosts[&end].replica().expect("runs").status().decided_up_to.0;
+        - world.hosts[&end]
+            .replica()
+            .expect("runs")
+            .status()
+            .decided_up_to
+            .0;
     assert!(behind < 500, "the end lags by {behind} slots");
     converge_after(&mut world, 1_000_000).expect("comes to rest");
 }
@@ -113,7 +154,13 @@ fn one_way_a_deaf_follower_raises_no_ballots() {
     }
     let from = world.now();
     goes_on_calmly(&mut world).expect("nothing is wrong");
-    assert_eq!((world.serving(), world.checkers.ballots.begun_between(from, world.now())), (Some(leader), 0));
+    assert_eq!(
+        (
+            world.serving(),
+            world.checkers.ballots.begun_between(from, world.now())
+        ),
+        (Some(leader), 0)
+    );
     converge_after(&mut world, 1_000_000).expect("comes to rest");
 }
 
@@ -122,14 +169,24 @@ fn one_way_a_deaf_follower_raises_no_ballots() {
 fn a_leader_without_a_quorum_steps_down_and_ends_its_sessions() {
     let (mut world, _) = settled(Setup::scripted(5, 3), 2).expect("settles");
     let leader = world.serving().expect("a leader");
-    let others: Vec<ReplicaId> = world.replicas().into_iter().filter(|one| *one != leader).collect();
-    world.on_fault(Fault::Topology(topology(&[(others[0].0, others[1].0)]))).expect("cut");
+    let others: Vec<ReplicaId> = world
+        .replicas()
+        .into_iter()
+        .filter(|one| *one != leader)
+        .collect();
+    world
+        .on_fault(Fault::Topology(topology(&[(others[0].0, others[1].0)])))
+        .expect("cut");
     let timing = Timing::default();
-    world.run_for(timing.election_timeout_us_max + 3 * timing.heartbeat_us).expect("nothing is wrong");
+    world
+        .run_for(timing.election_timeout_us_max + 3 * timing.heartbeat_us)
+        .expect("nothing is wrong");
     let status = world.hosts[&leader].replica().expect("runs").status();
     assert_eq!((status.role, status.leader), (RoleName::Follower, None));
     assert_eq!(world.ended_sessions.len(), 2, "both participants were sent away");
-    world.run_while_not(ELECTION_US, "another leader", |world| world.serving().is_some()).expect("elected");
+    world
+        .run_while_not(ELECTION_US, "another leader", |world| world.serving().is_some())
+        .expect("elected");
     assert_ne!(world.serving(), Some(leader));
     converge_after(&mut world, 1_000_000).expect("comes to rest");
 }
@@ -143,7 +200,9 @@ fn a_replica_that_was_away_for_hundreds_of_slots_catches_up_from_a_disk() {
     busy(&mut world, &participants);
     let leader = world.serving().expect("a leader");
     let away = other_than(&world, leader);
-    world.on_fault(Fault::Crash(away, UnsyncedWrite::Lost)).expect("crash");
+    world
+        .on_fault(Fault::Crash(away, UnsyncedWrite::Lost))
+        .expect("crash");
     world.run_for(15_000_000).expect("nothing is wrong");
     assert!(world.checkers.log.decided_up_to().0 > 500);
     world.on_fault(Fault::Start(away)).expect("start");
@@ -151,7 +210,9 @@ fn a_replica_that_was_away_for_hundreds_of_slots_catches_up_from_a_disk() {
         let own = world.hosts[&away].replica().expect("runs").status().decided_up_to;
         world.checkers.log.decided_up_to().0 < own.0 + 20
     };
-    world.run_while_not(2_000_000, "it catches up", is_current).expect("catches up");
+    world
+        .run_while_not(2_000_000, "it catches up", is_current)
+        .expect("catches up");
     assert!(world.fetch_count > 0, "old slots came from a disk");
     converge_after(&mut world, 1_000_000).expect("comes to rest");
 }

@@ -30,7 +30,9 @@ fn run_seed(seed: u64, detail: Detail) -> Result<Report, String> {
         }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+            let text = text
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("a panic");
             Err(format!("seed {seed}: {text}\n{replay}"))
         }
     }
@@ -40,7 +42,10 @@ fn run_seed(seed: u64, detail: Detail) -> Result<Report, String> {
 fn random_faults_break_nothing_and_healed_clusters_come_to_rest() {
     let (seeds, detail) = match variable("SYNOD_SEED") {
         Some(seed) => (seed..=seed, Detail::Lines),
-        None => (1..=variable("SYNOD_SEEDS").unwrap_or(SEED_COUNT_DEFAULT), Detail::Hash),
+        None => (
+            1..=variable("SYNOD_SEEDS").unwrap_or(SEED_COUNT_DEFAULT),
+            Detail::Hash,
+        ),
     };
     let (mut events, mut virtual_us, mut outcomes, mut effects, mut told, mut led) = (0, 0, 0, 0, 0, 0);
     let mut failures = Vec::new();
@@ -61,7 +66,12 @@ fn random_faults_break_nothing_and_healed_clusters_come_to_rest() {
         "{events} events, {} virtual minutes, {outcomes} outcomes, {effects} effects, {told} answers compared, {led} leaders",
         virtual_us / 60_000_000
     );
-    assert!(failures.is_empty(), "{} seeds failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} seeds failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 /// A seed is a bug report: the same one does the same, to the byte.
@@ -71,6 +81,11 @@ fn the_same_seed_leaves_the_same_trace() {
         let first = run_seed(seed, Detail::Lines).expect("the seed passes");
         let second = run_seed(seed, Detail::Lines).expect("the seed passes");
         assert_eq!(first, second);
-        assert_ne!(first.trace_hash, run_seed(seed + 1, Detail::Lines).expect("the seed passes").trace_hash);
+        assert_ne!(
+            first.trace_hash,
+            run_seed(seed + 1, Detail::Lines)
+                .expect("the seed passes")
+                .trace_hash
+        );
     }
 }

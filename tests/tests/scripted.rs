@@ -34,24 +34,34 @@ fn is_over(world: &World) -> bool {
 fn quiet_run() -> (u64, u64) {
     let (mut world, _) = stage(3).expect("settles");
     let (events, envelopes) = (world.event_count(), world.network.sent_count());
-    world.run_while_not(3_000_000, "the transaction ends", is_over).expect("ends");
-    (world.event_count() - events, world.network.sent_count() - envelopes)
+    world
+        .run_while_not(3_000_000, "the transaction ends", is_over)
+        .expect("ends");
+    (
+        world.event_count() - events,
+        world.network.sent_count() - envelopes,
+    )
 }
 
 fn expect_committed(world: &World) -> Check {
     let records: Vec<_> = world.checkers.outcomes.records().values().collect();
-    let is_committed =
-        matches!(records[..], [record] if matches!(&record.verdict, Verdict::Committed { branches, .. } if branches.len() == 2));
+    let is_committed = matches!(records[..], [record] if matches!(&record.verdict, Verdict::Committed { branches, .. } if branches.len() == 2));
     if is_committed && world.databases.committed_count() == 2 {
         return Ok(());
     }
-    Err(Violation(format!("{} effects, records {records:?}", world.databases.committed_count())))
+    Err(Violation(format!(
+        "{} effects, records {records:?}",
+        world.databases.committed_count()
+    )))
 }
 
 /// Runs `fault` before event number `k`, for every `k` of the quiet run, and expects a commit every time.
 fn before_every_event(name: &str, fault: impl Fn(&mut World, &[ActorId]) -> Check) {
     let (event_count, _) = quiet_run();
-    assert!(event_count > 60, "the run holds the whole transaction: {event_count} events");
+    assert!(
+        event_count > 60,
+        "the run holds the whole transaction: {event_count} events"
+    );
     for k in 0..=event_count {
         let result = stage(3).and_then(|(mut world, participants)| {
             for _ in 0..k {
@@ -178,8 +188,12 @@ fn every_single_envelope_is_lost_or_repeated() {
 fn every_envelope_comes_twice() {
     let (mut world, _) = stage(3).expect("settles");
     (0..10_000).for_each(|number| world.network.set_fate(number, Fate::Repeated(700)));
-    world.run_while_not(3_000_000, "the transaction ends", is_over).expect("ends");
-    converge_after(&mut world, 1_500_000).and_then(|()| expect_committed(&world)).expect("one outcome");
+    world
+        .run_while_not(3_000_000, "the transaction ends", is_over)
+        .expect("ends");
+    converge_after(&mut world, 1_500_000)
+        .and_then(|()| expect_committed(&world))
+        .expect("one outcome");
 }
 
 /// B2, C1: whichever service dies at whichever moment, its prepared branches get the log's outcome. The transaction may
@@ -205,6 +219,8 @@ fn participants_and_initiators_crash_before_every_event() {
 #[test]
 fn the_quiet_run_commits() {
     let (mut world, _) = stage(3).expect("settles");
-    world.run_while_not(3_000_000, "the transaction ends", is_over).expect("ends");
+    world
+        .run_while_not(3_000_000, "the transaction ends", is_over)
+        .expect("ends");
     expect_committed(&world).expect("committed");
 }

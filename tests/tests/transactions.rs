@@ -37,7 +37,10 @@ fn refusal(world: &mut World, desk: &mut Desk, proposal: &Decide) -> Refusal {
 }
 
 fn status(world: &mut World, desk: &mut Desk, gtid: Gtid) -> TransactionStatus {
-    match desk.ask(world, |request| Request::Outcome { request, gtid }).expect("an answer") {
+    match desk
+        .ask(world, |request| Request::Outcome { request, gtid })
+        .expect("an answer")
+    {
         Response::Status { status, .. } => status,
         other => panic!("{other:?}"),
     }
@@ -46,7 +49,15 @@ fn status(world: &mut World, desk: &mut Desk, gtid: Gtid) -> TransactionStatus {
 fn inquire(world: &mut World, desk: &Desk, gtid: Gtid, named: &NamedBranch) -> Answer {
     let (branch, lineage) = (branch(gtid, named), lineage(world));
     let deadline = gtid.began_at().plus(3_000);
-    world.ask(desk.session, Request::Inquire { branch, resource: named.resource, lineage, deadline });
+    world.ask(
+        desk.session,
+        Request::Inquire {
+            branch,
+            resource: named.resource,
+            lineage,
+            deadline,
+        },
+    );
     match desk.wait(world).expect("an answer") {
         Response::Answered { answer, .. } => answer,
         other => panic!("{other:?}"),
@@ -67,8 +78,13 @@ fn is_invalid(refusal: &Refusal, part: &str) -> bool {
 /// The test's own session registers a database that never acknowledges.
 fn register_silent(world: &mut World, desk: &mut Desk) -> ResourceId {
     let silent = resource(99);
-    let answer =
-        desk.ask(world, |request| Request::Register { request, lineage: None, resources: vec![silent] }).expect("an answer");
+    let answer = desk
+        .ask(world, |request| Request::Register {
+            request,
+            lineage: None,
+            resources: vec![silent],
+        })
+        .expect("an answer");
     assert!(matches!(answer, Response::Registered { .. }), "{answer:?}");
     silent
 }
@@ -84,13 +100,23 @@ fn t5_a_commit_of_other_branches_is_a_mismatch_and_of_the_same_a_retry() {
     assert_eq!(decide(&mut world, &mut desk, &both), Decision::Committed);
     let one = commit(&world, gtid, branches[..1].to_vec());
     assert_eq!(decide(&mut world, &mut desk, &one), Decision::Mismatch);
-    let counted = propose(&world, gtid, Proposal::Commit { branches: branches.clone(), read_only_count: 1 });
+    let counted = propose(
+        &world,
+        gtid,
+        Proposal::Commit {
+            branches: branches.clone(),
+            read_only_count: 1,
+        },
+    );
     assert_eq!(decide(&mut world, &mut desk, &counted), Decision::Mismatch);
     // B7: an abort that comes second is told what the log says.
     let late_abort = abort(&world, gtid);
     assert_eq!(decide(&mut world, &mut desk, &late_abort), Decision::Committed);
     // T5: an execution that the record does not name is told Aborted.
-    let unnamed = NamedBranch { execution: ExecutionId(7), ..branches[0].clone() };
+    let unnamed = NamedBranch {
+        execution: ExecutionId(7),
+        ..branches[0].clone()
+    };
     assert_eq!(inquire(&mut world, &desk, gtid, &unnamed), Answer::Aborted);
     assert_eq!(inquire(&mut world, &desk, gtid, &branches[0]), Answer::Committed);
     converge_after(&mut world, 500_000).expect("comes to rest");
@@ -103,11 +129,20 @@ fn b8_a_repeated_proposal_gets_the_same_answer_from_the_next_leader() {
     let gtid = gtid(&world, 1, 0);
     let branches = two_branches(&mut world, gtid);
     let first = abort(&world, gtid);
-    let Decision::Aborted(cause) = decide(&mut world, &mut desk, &first) else { panic!("aborted") };
+    let Decision::Aborted(cause) = decide(&mut world, &mut desk, &first) else {
+        panic!("aborted")
+    };
     let late = commit(&world, gtid, branches);
-    assert_eq!(decide(&mut world, &mut desk, &late), Decision::Aborted(cause.clone()));
-    world.on_fault(Fault::CrashLeader(UnsyncedWrite::Lost)).expect("crash");
-    world.run_while_not(ELECTION_US, "another leader", |world| world.serving().is_some()).expect("elected");
+    assert_eq!(
+        decide(&mut world, &mut desk, &late),
+        Decision::Aborted(cause.clone())
+    );
+    world
+        .on_fault(Fault::CrashLeader(UnsyncedWrite::Lost))
+        .expect("crash");
+    world
+        .run_while_not(ELECTION_US, "another leader", |world| world.serving().is_some())
+        .expect("elected");
     let mut desk = Desk::at_leader(&mut world);
     assert_eq!(decide(&mut world, &mut desk, &late), Decision::Aborted(cause));
     converge_after(&mut world, 500_000).expect("comes to rest");
@@ -119,12 +154,27 @@ fn t6_an_abort_is_told_to_the_branches_it_names() {
     let (mut world, mut desk) = stage(3);
     let gtid = gtid(&world, 1, 0);
     let branches = two_branches(&mut world, gtid);
-    let Proposal::Abort { cause, .. } = abort(&world, gtid).proposal else { panic!("an abort") };
-    let proposal = propose(&world, gtid, Proposal::Abort { cause, branches: branches.clone() });
-    assert!(matches!(decide(&mut world, &mut desk, &proposal), Decision::Aborted(_)));
+    let Proposal::Abort { cause, .. } = abort(&world, gtid).proposal else {
+        panic!("an abort")
+    };
+    let proposal = propose(
+        &world,
+        gtid,
+        Proposal::Abort {
+            cause,
+            branches: branches.clone(),
+        },
+    );
+    assert!(matches!(
+        decide(&mut world, &mut desk, &proposal),
+        Decision::Aborted(_)
+    ));
     world.run_for(5_000).expect("nothing is wrong");
     for one in &branches {
-        assert_eq!(world.databases.state(one.resource, branch(gtid, one)), Some(RowState::Aborted));
+        assert_eq!(
+            world.databases.state(one.resource, branch(gtid, one)),
+            Some(RowState::Aborted)
+        );
     }
 }
 
@@ -141,17 +191,46 @@ fn t6_an_inquiry_past_the_deadline_aborts_through_the_log() {
     let lineage = lineage(&world);
     let slots = world.checkers.log.decided_up_to().0;
     for execution in 0..20 {
-        let branch = synod_tests::script::branch(gtid, &NamedBranch { execution: ExecutionId(execution), ..branch.clone() });
+        let branch = synod_tests::script::branch(
+            gtid,
+            &NamedBranch {
+                execution: ExecutionId(execution),
+                ..branch.clone()
+            },
+        );
         let deadline = gtid.began_at().plus(3_000);
-        world.ask(desk.session, Request::Inquire { branch, resource: ResourceId([9; 16]), lineage, deadline });
+        world.ask(
+            desk.session,
+            Request::Inquire {
+                branch,
+                resource: ResourceId([9; 16]),
+                lineage,
+                deadline,
+            },
+        );
     }
     world.run_for(100_000).expect("nothing is wrong");
     let answers = world.take_responses(desk.session);
     assert_eq!(answers.len(), 20);
-    assert!(answers.iter().all(|one| matches!(one, Response::Answered { answer: Answer::Aborted, .. })), "{answers:?}");
-    assert_eq!(world.checkers.log.decided_up_to().0, slots + 1, "one proposal for all of them");
+    assert!(
+        answers.iter().all(|one| matches!(
+            one,
+            Response::Answered {
+                answer: Answer::Aborted,
+                ..
+            }
+        )),
+        "{answers:?}"
+    );
+    assert_eq!(
+        world.checkers.log.decided_up_to().0,
+        slots + 1,
+        "one proposal for all of them"
+    );
     let late = commit(&world, gtid, vec![named(1, resource(0))]);
-    let Decision::Aborted(cause) = decide(&mut world, &mut desk, &late) else { panic!("aborted") };
+    let Decision::Aborted(cause) = decide(&mut world, &mut desk, &late) else {
+        panic!("aborted")
+    };
     assert_eq!(cause.kind, AbortKind::Deadline);
 }
 
@@ -163,27 +242,59 @@ fn what_breaks_a_rule_is_refused_by_name_and_leaves_no_trace() {
     let good = commit(&world, ours, vec![named(1, resource(0))]);
     let slots = world.checkers.log.decided_up_to();
 
-    let foreign = Decide { lineage: Lineage([7; 16]), ..good.clone() };
+    let foreign = Decide {
+        lineage: Lineage([7; 16]),
+        ..good.clone()
+    };
     let expected = lineage(&world);
-    assert_eq!(refusal(&mut world, &mut desk, &foreign), Refusal::ForeignLineage { expected });
+    assert_eq!(
+        refusal(&mut world, &mut desk, &foreign),
+        Refusal::ForeignLineage { expected }
+    );
 
-    let guarded = Decide { guards: vec![Guard { name: Bytes::from_static(b"lock"), token: 1 }], ..good.clone() };
+    let guarded = Decide {
+        guards: vec![Guard {
+            name: Bytes::from_static(b"lock"),
+            token: 1,
+        }],
+        ..good.clone()
+    };
     assert!(is_invalid(&refusal(&mut world, &mut desk, &guarded), "guards"));
 
-    let unknown = Decide { proposal: commit(&world, ours, vec![named(1, resource(50))]).proposal, ..good.clone() };
-    assert!(is_invalid(&refusal(&mut world, &mut desk, &unknown), "never registered"));
+    let unknown = Decide {
+        proposal: commit(&world, ours, vec![named(1, resource(50))]).proposal,
+        ..good.clone()
+    };
+    assert!(is_invalid(
+        &refusal(&mut world, &mut desk, &unknown),
+        "never registered"
+    ));
 
     let empty = commit(&world, ours, vec![]);
-    assert!(is_invalid(&refusal(&mut world, &mut desk, &empty), "at least one branch"));
+    assert!(is_invalid(
+        &refusal(&mut world, &mut desk, &empty),
+        "at least one branch"
+    ));
 
-    let endless = Decide { deadline: ours.began_at().plus(300_001), ..good.clone() };
+    let endless = Decide {
+        deadline: ours.began_at().plus(300_001),
+        ..good.clone()
+    };
     assert!(is_invalid(&refusal(&mut world, &mut desk, &endless), "deadline"));
 
     let future = gtid(&world, 2, 11_000);
     let early = commit(&world, future, vec![named(1, resource(0))]);
-    assert!(matches!(refusal(&mut world, &mut desk, &early), Refusal::FromFuture { ahead_ms: 10_900..=11_000 }));
+    assert!(matches!(
+        refusal(&mut world, &mut desk, &early),
+        Refusal::FromFuture {
+            ahead_ms: 10_900..=11_000
+        }
+    ));
 
-    let answer = desk.ask(&mut world, |request| Request::Decide { request, command: Bytes::from_static(b"\x02") });
+    let answer = desk.ask(&mut world, |request| Request::Decide {
+        request,
+        command: Bytes::from_static(b"\x02"),
+    });
     assert!(matches!(answer, Ok(Response::Refused { refusal, .. }) if is_invalid(&refusal, "malformed")));
 
     let answer = desk.ask(&mut world, |request| Request::Register {
@@ -191,11 +302,31 @@ fn what_breaks_a_rule_is_refused_by_name_and_leaves_no_trace() {
         lineage: Some(Lineage([7; 16])),
         resources: vec![resource(0)],
     });
-    assert!(matches!(answer, Ok(Response::Refused { refusal: Refusal::ForeignLineage { .. }, .. })), "{answer:?}");
-    assert_eq!(world.checkers.log.decided_up_to(), slots, "nothing entered the log");
+    assert!(
+        matches!(
+            answer,
+            Ok(Response::Refused {
+                refusal: Refusal::ForeignLineage { .. },
+                ..
+            })
+        ),
+        "{answer:?}"
+    );
+    assert_eq!(
+        world.checkers.log.decided_up_to(),
+        slots,
+        "nothing entered the log"
+    );
 
     // T5: a commit of read-only votes alone is logged, with their count.
-    let read_only = propose(&world, ours, Proposal::Commit { branches: vec![], read_only_count: 2 });
+    let read_only = propose(
+        &world,
+        ours,
+        Proposal::Commit {
+            branches: vec![],
+            read_only_count: 2,
+        },
+    );
     assert_eq!(decide(&mut world, &mut desk, &read_only), Decision::Committed);
 }
 
@@ -205,12 +336,23 @@ fn t14_a_full_register_refuses_new_gtids_as_overloaded() {
     let adapt = |config: &mut synod_coordinator_core::replica::Config| config.limits.register_count_max = 3;
     let (mut world, _) = settled_with(Setup::scripted(6, 3), 1, adapt).expect("settles");
     let mut desk = Desk::at_leader(&mut world);
-    let proposals: Vec<Decide> = (1..=4).map(|number| abort(&world, gtid(&world, number, 0))).collect();
+    let proposals: Vec<Decide> = (1..=4)
+        .map(|number| abort(&world, gtid(&world, number, 0)))
+        .collect();
     for proposal in &proposals[..3] {
-        assert!(matches!(decide(&mut world, &mut desk, proposal), Decision::Aborted(_)));
+        assert!(matches!(
+            decide(&mut world, &mut desk, proposal),
+            Decision::Aborted(_)
+        ));
     }
-    assert!(matches!(refusal(&mut world, &mut desk, &proposals[3]), Refusal::Overloaded { .. }));
-    assert!(matches!(decide(&mut world, &mut desk, &proposals[0]), Decision::Aborted(_)));
+    assert!(matches!(
+        refusal(&mut world, &mut desk, &proposals[3]),
+        Refusal::Overloaded { .. }
+    ));
+    assert!(matches!(
+        decide(&mut world, &mut desk, &proposals[0]),
+        Decision::Aborted(_)
+    ));
 }
 
 /// A20: a queue of one, a pipeline of one: the third at a time is told so, at once.
@@ -229,7 +371,15 @@ fn a_full_queue_refuses_as_overloaded() {
     }
     world.run_for(100_000).expect("nothing is wrong");
     let answers = world.take_responses(desk.session);
-    let refused = answers.iter().filter(|one| matches!(one, Response::Refused { refusal: Refusal::Overloaded { .. }, .. }));
+    let refused = answers.iter().filter(|one| {
+        matches!(
+            one,
+            Response::Refused {
+                refusal: Refusal::Overloaded { .. },
+                ..
+            }
+        )
+    });
     assert_eq!((answers.len(), refused.count()), (3, 2), "{answers:?}");
 }
 
@@ -243,15 +393,37 @@ fn a5_a_follower_tells_positive_facts_only() {
     decide(&mut world, &mut desk, &proposal);
     world.run_for(200_000).expect("nothing is wrong");
     let leader = world.serving();
-    let follower = world.replicas().into_iter().find(|one| Some(*one) != leader).expect("a follower");
+    let follower = world
+        .replicas()
+        .into_iter()
+        .find(|one| Some(*one) != leader)
+        .expect("a follower");
     let mut desk = Desk::open(&mut world, follower);
-    assert!(matches!(status(&mut world, &mut desk, known), TransactionStatus::Aborted(_)));
-    let answer = desk.ask(&mut world, |request| Request::Outcome { request, gtid: unknown }).expect("an answer");
-    assert!(matches!(&answer, Response::Refused { refusal: Refusal::NotLeader { leader: told }, .. } if *told == leader));
-    let listed = desk
-        .ask(&mut world, |request| Request::List { request, after: None, unfinished_only: false, count_max: 10 })
+    assert!(matches!(
+        status(&mut world, &mut desk, known),
+        TransactionStatus::Aborted(_)
+    ));
+    let answer = desk
+        .ask(&mut world, |request| Request::Outcome {
+            request,
+            gtid: unknown,
+        })
         .expect("an answer");
-    assert!(matches!(&listed, Response::Listed { transactions, .. } if transactions.len() == 1), "{listed:?}");
+    assert!(
+        matches!(&answer, Response::Refused { refusal: Refusal::NotLeader { leader: told }, .. } if *told == leader)
+    );
+    let listed = desk
+        .ask(&mut world, |request| Request::List {
+            request,
+            after: None,
+            unfinished_only: false,
+            count_max: 10,
+        })
+        .expect("an answer");
+    assert!(
+        matches!(&listed, Response::Listed { transactions, .. } if transactions.len() == 1),
+        "{listed:?}"
+    );
 }
 
 /// T8, B10, J7: a hazard is no acknowledgement; the branch stays open until its database acknowledges or an operator,
@@ -265,36 +437,113 @@ fn j7_an_operator_settles_a_branch_that_never_acknowledges() {
     let id = branch(gtid, &named);
     let proposal = commit(&world, gtid, vec![named]);
     let request = desk.number();
-    world.ask(desk.session, Request::Decide { request, command: proposal.encode() });
+    world.ask(
+        desk.session,
+        Request::Decide {
+            request,
+            command: proposal.encode(),
+        },
+    );
     world.run_for(50_000).expect("nothing is wrong");
     let told = world.take_responses(desk.session);
-    let delivery = Response::Deliver { branch: id, resource: silent, outcome: Outcome::Committed };
-    assert_eq!(told, vec![delivery, Response::Decided { request, decision: Decision::Committed }]);
+    let delivery = Response::Deliver {
+        branch: id,
+        resource: silent,
+        outcome: Outcome::Committed,
+    };
+    assert_eq!(
+        told,
+        vec![
+            delivery,
+            Response::Decided {
+                request,
+                decision: Decision::Committed
+            }
+        ]
+    );
 
-    world.ask(desk.session, Request::Hazard { branch: id, resource: silent, text: "row lock lost".to_string() });
-    let TransactionStatus::Committed { branches, .. } = status(&mut world, &mut desk, gtid) else { panic!("committed") };
-    assert_eq!(branches[0].delivery, DeliveryStatus::Hazard("row lock lost".to_string()));
+    world.ask(
+        desk.session,
+        Request::Hazard {
+            branch: id,
+            resource: silent,
+            text: "row lock lost".to_string(),
+        },
+    );
+    let TransactionStatus::Committed { branches, .. } = status(&mut world, &mut desk, gtid) else {
+        panic!("committed")
+    };
+    assert_eq!(
+        branches[0].delivery,
+        DeliveryStatus::Hazard("row lock lost".to_string())
+    );
 
     let settle = |author: &str, branch| {
         let (author, reason) = (author.to_string(), "looked at the database".to_string());
-        move |request| Request::Settle { request, branch, author, reason }
+        move |request| Request::Settle {
+            request,
+            branch,
+            author,
+            reason,
+        }
     };
     let anonymous = desk.ask(&mut world, settle(" ", id)).expect("an answer");
-    assert!(matches!(anonymous, Response::Refused { refusal: Refusal::Invalid { .. }, .. }), "{anonymous:?}");
-    let other = synod_proto::ids::BranchId { execution: ExecutionId(0), ..id };
+    assert!(
+        matches!(
+            anonymous,
+            Response::Refused {
+                refusal: Refusal::Invalid { .. },
+                ..
+            }
+        ),
+        "{anonymous:?}"
+    );
+    let other = synod_proto::ids::BranchId {
+        execution: ExecutionId(0),
+        ..id
+    };
     let unknown = desk.ask(&mut world, settle("ann", other)).expect("an answer");
-    assert!(matches!(unknown, Response::Refused { refusal: Refusal::NotFound { .. }, .. }), "{unknown:?}");
+    assert!(
+        matches!(
+            unknown,
+            Response::Refused {
+                refusal: Refusal::NotFound { .. },
+                ..
+            }
+        ),
+        "{unknown:?}"
+    );
 
     let waiting = desk.number();
-    world.ask(desk.session, Request::AwaitDelivery { request: waiting, gtid });
+    world.ask(
+        desk.session,
+        Request::AwaitDelivery {
+            request: waiting,
+            gtid,
+        },
+    );
     world.databases.note_settled(id);
     let settling = desk.number();
     world.ask(desk.session, settle("ann", id)(settling));
     world.run_for(200_000).expect("nothing is wrong");
     let told = world.take_responses(desk.session);
-    assert!(told.contains(&Response::Delivered { request: waiting, gtid }), "{told:?}");
-    assert!(told.contains(&Response::Decided { request: settling, decision: Decision::Settled }), "{told:?}");
-    let TransactionStatus::Committed { branches, .. } = status(&mut world, &mut desk, gtid) else { panic!("committed") };
+    assert!(
+        told.contains(&Response::Delivered {
+            request: waiting,
+            gtid
+        }),
+        "{told:?}"
+    );
+    assert!(
+        told.contains(&Response::Decided {
+            request: settling,
+            decision: Decision::Settled
+        }),
+        "{told:?}"
+    );
+    let TransactionStatus::Committed { branches, .. } = status(&mut world, &mut desk, gtid) else {
+        panic!("committed")
+    };
     assert_eq!(branches[0].delivery, DeliveryStatus::Settled);
     converge_after(&mut world, 500_000).expect("nothing is unfinished");
 }
@@ -310,32 +559,81 @@ fn t16_waiting_for_delivery_goes_on_at_the_next_leader() {
     prepare(&mut world, gtid, &named);
     let proposal = commit(&world, gtid, vec![named]);
     let request = desk.number();
-    world.ask(desk.session, Request::Decide { request, command: proposal.encode() });
+    world.ask(
+        desk.session,
+        Request::Decide {
+            request,
+            command: proposal.encode(),
+        },
+    );
     world.run_for(50_000).expect("nothing is wrong");
     let waiting = desk.number();
-    world.ask(desk.session, Request::AwaitDelivery { request: waiting, gtid });
+    world.ask(
+        desk.session,
+        Request::AwaitDelivery {
+            request: waiting,
+            gtid,
+        },
+    );
     world.run_for(50_000).expect("nothing is wrong");
     world.take_responses(desk.session);
     let old = world.serving().expect("a leader");
     world.on_fault(Fault::Drain(old)).expect("resigns");
     world.run_for(50_000).expect("nothing is wrong");
-    let refused = Response::Refused { request: waiting, refusal: Refusal::NotLeader { leader: None } };
+    let refused = Response::Refused {
+        request: waiting,
+        refusal: Refusal::NotLeader { leader: None },
+    };
     assert_eq!(world.take_responses(desk.session), vec![refused]);
     assert!(world.ended_sessions.contains(&desk.session));
 
-    world.run_while_not(ELECTION_US, "another leader", |world| world.serving().is_some()).expect("elected");
+    world
+        .run_while_not(ELECTION_US, "another leader", |world| world.serving().is_some())
+        .expect("elected");
     let mut desk = Desk::at_leader(&mut world);
     let waiting = desk.number();
-    world.ask(desk.session, Request::AwaitDelivery { request: waiting, gtid });
+    world.ask(
+        desk.session,
+        Request::AwaitDelivery {
+            request: waiting,
+            gtid,
+        },
+    );
     let registering = desk.number();
     let lineage = Some(lineage(&world));
-    world.ask(desk.session, Request::Register { request: registering, lineage, resources: vec![silent] });
+    world.ask(
+        desk.session,
+        Request::Register {
+            request: registering,
+            lineage,
+            resources: vec![silent],
+        },
+    );
     world.run_for(50_000).expect("nothing is wrong");
     let told = world.take_responses(desk.session);
-    assert!(told.contains(&Response::Deliver { branch: id, resource: silent, outcome: Outcome::Committed }), "{told:?}");
+    assert!(
+        told.contains(&Response::Deliver {
+            branch: id,
+            resource: silent,
+            outcome: Outcome::Committed
+        }),
+        "{told:?}"
+    );
     world.databases.finish(silent, id, Outcome::Committed);
-    world.ask(desk.session, Request::Acknowledge { branch: id, resource: silent });
-    assert_eq!(desk.wait(&mut world), Ok(Response::Delivered { request: waiting, gtid }));
+    world.ask(
+        desk.session,
+        Request::Acknowledge {
+            branch: id,
+            resource: silent,
+        },
+    );
+    assert_eq!(
+        desk.wait(&mut world),
+        Ok(Response::Delivered {
+            request: waiting,
+            gtid
+        })
+    );
     converge_after(&mut world, 500_000).expect("comes to rest");
 }
 
@@ -352,26 +650,54 @@ fn t9_the_watermark_passes_what_is_finished_and_keeps_what_is_not() {
     prepare(&mut world, open, &left);
     let second = commit(&world, open, vec![left.clone()]);
     let request = desk.number();
-    world.ask(desk.session, Request::Decide { request, command: second.encode() });
+    world.ask(
+        desk.session,
+        Request::Decide {
+            request,
+            command: second.encode(),
+        },
+    );
     world.run_for(620_000_000).expect("nothing is wrong");
     world.take_responses(desk.session);
 
     let slots = world.checkers.log.decided_up_to();
-    assert_eq!(status(&mut world, &mut desk, finished), TransactionStatus::Expired);
+    assert_eq!(
+        status(&mut world, &mut desk, finished),
+        TransactionStatus::Expired
+    );
     assert_eq!(decide(&mut world, &mut desk, &first), Decision::Expired);
     // Every branch that a commit names had acknowledged, so whoever still asks is not named.
-    assert_eq!(inquire(&mut world, &desk, finished, &named(77, resource(0))), Answer::Aborted);
+    assert_eq!(
+        inquire(&mut world, &desk, finished, &named(77, resource(0))),
+        Answer::Aborted
+    );
     let unheard_of = Gtid::new(finished.began_at(), [200; 10]);
     let late = commit(&world, unheard_of, branches);
     assert_eq!(decide(&mut world, &mut desk, &late), Decision::Expired);
-    assert_eq!(world.checkers.log.decided_up_to(), slots, "nothing of this entered the log");
+    assert_eq!(
+        world.checkers.log.decided_up_to(),
+        slots,
+        "nothing of this entered the log"
+    );
 
     assert_eq!(inquire(&mut world, &desk, open, &left), Answer::Committed);
     assert_eq!(decide(&mut world, &mut desk, &second), Decision::Committed);
-    world.databases.finish(silent, branch(open, &left), Outcome::Committed);
-    world.ask(desk.session, Request::Acknowledge { branch: branch(open, &left), resource: silent });
+    world
+        .databases
+        .finish(silent, branch(open, &left), Outcome::Committed);
+    world.ask(
+        desk.session,
+        Request::Acknowledge {
+            branch: branch(open, &left),
+            resource: silent,
+        },
+    );
     world.run_for(200_000).expect("nothing is wrong");
-    assert_eq!(world.checkers.log.reference().outcomes().count(), 0, "the register is empty");
+    assert_eq!(
+        world.checkers.log.reference().outcomes().count(),
+        0,
+        "the register is empty"
+    );
     converge_after(&mut world, 500_000).expect("comes to rest");
 }
 
@@ -383,7 +709,11 @@ fn t14_one_lying_clock_moves_no_watermark() {
         for lies_at_leader in [true, false] {
             let (mut world, mut desk) = stage(12);
             let leader = world.serving().expect("a leader");
-            let liar = world.replicas().into_iter().find(|one| (*one == leader) == lies_at_leader).expect("a replica");
+            let liar = world
+                .replicas()
+                .into_iter()
+                .find(|one| (*one == leader) == lies_at_leader)
+                .expect("a replica");
             world.on_fault(Fault::WallClock(liar, offset_ms)).expect("lies");
             world.run_for(500_000).expect("nothing is wrong");
             let gtid = gtid(&world, 1, 0);
@@ -392,7 +722,10 @@ fn t14_one_lying_clock_moves_no_watermark() {
             assert_eq!(decide(&mut world, &mut desk, &proposal), Decision::Committed);
             let truth = synod_tests::clocks::true_wall(world.now());
             let reference = world.checkers.log.reference();
-            assert!(reference.stamp() <= truth.plus(100), "offset {offset_ms} at leader: {lies_at_leader}");
+            assert!(
+                reference.stamp() <= truth.plus(100),
+                "offset {offset_ms} at leader: {lies_at_leader}"
+            );
             assert!(reference.mark() <= UnixMillis(truth.0 - 599_000));
             let record = reference.outcomes().record(gtid).expect("a record");
             assert!(matches!(record.verdict, Verdict::Committed { .. }));
@@ -407,11 +740,19 @@ fn t14_one_lying_clock_moves_no_watermark() {
 fn t14_a_slow_clock_at_the_leader_keeps_no_branch_in_doubt() {
     let (mut world, mut desk) = stage(13);
     let leader = world.serving().expect("a leader");
-    world.on_fault(Fault::WallClock(leader, -3_600_000)).expect("lies");
+    world
+        .on_fault(Fault::WallClock(leader, -3_600_000))
+        .expect("lies");
     let gtid = gtid(&world, 1, 0);
     let left = named(1, resource(0));
     prepare(&mut world, gtid, &left);
     world.run_for(6_000_000).expect("nothing is wrong");
-    assert_eq!(world.databases.state(resource(0), branch(gtid, &left)), Some(RowState::Aborted));
-    assert!(matches!(status(&mut world, &mut desk, gtid), TransactionStatus::Aborted(_)));
+    assert_eq!(
+        world.databases.state(resource(0), branch(gtid, &left)),
+        Some(RowState::Aborted)
+    );
+    assert!(matches!(
+        status(&mut world, &mut desk, gtid),
+        TransactionStatus::Aborted(_)
+    ));
 }

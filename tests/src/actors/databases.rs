@@ -52,8 +52,18 @@ impl Databases {
     }
 
     /// Makes a branch durable and able to commit.
-    pub fn prepare(&mut self, resource: ResourceId, branch: BranchId, lineage: Lineage, deadline: UnixMillis) {
-        let row = Row { state: RowState::Prepared, lineage, deadline };
+    pub fn prepare(
+        &mut self,
+        resource: ResourceId,
+        branch: BranchId,
+        lineage: Lineage,
+        deadline: UnixMillis,
+    ) {
+        let row = Row {
+            state: RowState::Prepared,
+            lineage,
+            deadline,
+        };
         let replaced = self.rows.insert((resource, branch), row);
         assert!(replaced.is_none(), "T2: an execution runs once");
     }
@@ -81,19 +91,28 @@ impl Databases {
     /// The prepared branches of one database: its own list (T12).
     #[must_use]
     pub fn in_doubt(&self, resource: ResourceId) -> Vec<(BranchId, Row)> {
-        let rows = self.rows.iter().filter(|((one, _), row)| *one == resource && row.state == RowState::Prepared);
+        let rows = self
+            .rows
+            .iter()
+            .filter(|((one, _), row)| *one == resource && row.state == RowState::Prepared);
         rows.map(|((_, branch), row)| (*branch, *row)).collect()
     }
 
     /// Every prepared branch.
     pub fn prepared(&self) -> impl Iterator<Item = (ResourceId, BranchId)> {
-        self.rows.iter().filter(|(_, row)| row.state == RowState::Prepared).map(|((resource, branch), _)| (*resource, *branch))
+        self.rows
+            .iter()
+            .filter(|(_, row)| row.state == RowState::Prepared)
+            .map(|((resource, branch), _)| (*resource, *branch))
     }
 
     /// How many branches took effect.
     #[must_use]
     pub fn committed_count(&self) -> usize {
-        self.rows.values().filter(|row| row.state == RowState::Committed).count()
+        self.rows
+            .values()
+            .filter(|row| row.state == RowState::Committed)
+            .count()
     }
 
     /// An operator has taken the branch's delivery as settled.

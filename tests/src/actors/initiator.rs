@@ -70,9 +70,19 @@ const BEGIN: u64 = 0;
 
 #[derive(Clone, Debug)]
 enum Stage {
-    Calling { open: BTreeMap<CallId, ActorId>, votes: Vec<NamedBranch>, read_only_count: u32, attempts: u32 },
-    Deciding { command: Bytes, is_commit: bool },
-    Awaiting { attempts: u32 },
+    Calling {
+        open: BTreeMap<CallId, ActorId>,
+        votes: Vec<NamedBranch>,
+        read_only_count: u32,
+        attempts: u32,
+    },
+    Deciding {
+        command: Bytes,
+        is_commit: bool,
+    },
+    Awaiting {
+        attempts: u32,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -129,24 +139,46 @@ impl Initiator {
         let mut random = [0u8; 10];
         random.copy_from_slice(&scene.random.bytes16()[..10]);
         let gtid = Gtid::new(scene.wall, random);
-        let deadline = scene.wall.plus(scene.random.between(self.habits.deadline_ms.0, self.habits.deadline_ms.1));
+        let deadline = scene.wall.plus(
+            scene
+                .random
+                .between(self.habits.deadline_ms.0, self.habits.deadline_ms.1),
+        );
         let call_count = match self.habits.call_count_max {
             count @ 0..=2 => count,
             count => scene.random.between(1, count),
         };
         let mut open = BTreeMap::new();
         for number in 0..call_count {
-            let place = (scene.random.next_u64() % self.participants.len() as u64 + number) % self.participants.len() as u64;
+            let place = (scene.random.next_u64() % self.participants.len() as u64 + number)
+                % self.participants.len() as u64;
             open.insert(CallId(scene.random.next_u64()), self.participants[place as usize]);
         }
-        let stage = Stage::Calling { open, votes: Vec::new(), read_only_count: 0, attempts: 0 };
-        self.transactions.insert(self.next_token, Transaction { gtid, deadline, lineage, stage, asked: None, turn: 0 });
+        let stage = Stage::Calling {
+            open,
+            votes: Vec::new(),
+            read_only_count: 0,
+            attempts: 0,
+        };
+        self.transactions.insert(
+            self.next_token,
+            Transaction {
+                gtid,
+                deadline,
+                lineage,
+                stage,
+                asked: None,
+                turn: 0,
+            },
+        );
         self.go_on(scene, self.next_token);
     }
 
     /// Does, or does again, what the transaction waits for.
     fn go_on(&mut self, scene: &mut Scene<'_>, token: u64) {
-        let Some(transaction) = self.transactions.get_mut(&token) else { return };
+        let Some(transaction) = self.transactions.get_mut(&token) else {
+            return;
+        };
         transaction.turn += 1;
         let timer = token + (transaction.turn << TURN_SHIFT);
         let (gtid, deadline, lineage) = (transaction.gtid, transaction.deadline, transaction.lineage);
@@ -157,7 +189,15 @@ impl Initiator {
                     return self.propose_abort(scene, token, AbortKind::Doomed);
                 }
                 for (call, participant) in open {
-                    scene.say(*participant, Speech::Call { gtid, call: *call, deadline, lineage });
+                    scene.say(
+                        *participant,
+                        Speech::Call {
+                            gtid,
+                            call: *call,
+                            deadline,
+                            lineage,
+                        },
+                    );
                 }
                 scene.wake_after(CALL_TIMEOUT_US, timer);
             }
@@ -186,10 +226,13 @@ impl Initiator {
                     let request = self.link.number(scene.now);
                     self.note_asked(token, request);
                     let ask_outcome = scene.happens(300_000);
-                    scene.ask(session, match ask_outcome {
-                        true => Request::Outcome { request, gtid },
-                        false => Request::AwaitDelivery { request, gtid },
-                    });
+                    scene.ask(
+                        session,
+                        match ask_outcome {
+                            true => Request::Outcome { request, gtid },
+                            false => Request::AwaitDelivery { request, gtid },
+                        },
+                    );
                 }
                 scene.wake_after(DECIDE_TIMEOUT_US, timer);
             }
@@ -203,28 +246,62 @@ impl Initiator {
     }
 
     fn propose(&mut self, scene: &mut Scene<'_>, token: u64, proposal: Proposal) {
-        let Some(transaction) = self.transactions.get_mut(&token) else { return };
+        let Some(transaction) = self.transactions.get_mut(&token) else {
+            return;
+        };
         let is_commit = matches!(proposal, Proposal::Commit { .. });
-        let Transaction { gtid, deadline, lineage, .. } = *transaction;
-        let command = Decide { lineage, gtid, deadline, proposal, guards: Vec::new() }.encode();
+        let Transaction {
+            gtid,
+            deadline,
+            lineage,
+            ..
+        } = *transaction;
+        let command = Decide {
+            lineage,
+            gtid,
+            deadline,
+            proposal,
+            guards: Vec::new(),
+        }
+        .encode();
         transaction.stage = Stage::Deciding { command, is_commit };
         self.go_on(scene, token);
     }
 
     fn propose_abort(&mut self, scene: &mut Scene<'_>, token: u64, kind: AbortKind) {
-        let Some(transaction) = self.transactions.get(&token) else { return };
+        let Some(transaction) = self.transactions.get(&token) else {
+            return;
+        };
         let mut branches = match &transaction.stage {
             Stage::Calling { votes, .. } => votes.clone(),
             _ => Vec::new(),
         };
         branches.sort_unstable();
-        self.propose(scene, token, Proposal::Abort { cause: AbortCause::new(kind, "initiator"), branches });
+        self.propose(
+            scene,
+            token,
+            Proposal::Abort {
+                cause: AbortCause::new(kind, "initiator"),
+                branches,
+            },
+        );
     }
 
     fn on_reply(&mut self, scene: &mut Scene<'_>, gtid: Gtid, call: CallId, vote: CallVote) {
-        let Some((token, transaction)) = self.transactions.iter_mut().find(|(_, one)| one.gtid == gtid) else { return };
+        let Some((token, transaction)) = self.transactions.iter_mut().find(|(_, one)| one.gtid == gtid)
+        else {
+            return;
+        };
         let token = *token;
-        let Stage::Calling { open, votes, read_only_count, .. } = &mut transaction.stage else { return };
+        let Stage::Calling {
+            open,
+            votes,
+            read_only_count,
+            ..
+        } = &mut transaction.stage
+        else {
+            return;
+        };
         // T2: the first execution that answers a call counts; a later one stays unnamed.
         if open.remove(&call).is_none() {
             return;
@@ -244,12 +321,21 @@ impl Initiator {
         } else if scene.happens(self.habits.abort_ppm) {
             self.propose_abort(scene, token, AbortKind::Requested);
         } else {
-            self.propose(scene, token, Proposal::Commit { branches, read_only_count });
+            self.propose(
+                scene,
+                token,
+                Proposal::Commit {
+                    branches,
+                    read_only_count,
+                },
+            );
         }
     }
 
     fn on_decision(&mut self, scene: &mut Scene<'_>, token: u64, decision: Decision) {
-        let Some(transaction) = self.transactions.get_mut(&token) else { return };
+        let Some(transaction) = self.transactions.get_mut(&token) else {
+            return;
+        };
         self.told.push((transaction.gtid, decision.clone()));
         if decision == Decision::Committed && scene.happens(self.habits.ask_after_ppm) {
             transaction.stage = Stage::Awaiting { attempts: 0 };
@@ -259,12 +345,17 @@ impl Initiator {
     }
 
     fn token_of(&self, request: RequestId) -> Option<u64> {
-        self.transactions.iter().find(|(_, one)| one.asked == Some(request)).map(|(token, _)| *token)
+        self.transactions
+            .iter()
+            .find(|(_, one)| one.asked == Some(request))
+            .map(|(token, _)| *token)
     }
 
     fn pause(&mut self, scene: &mut Scene<'_>) {
         if self.begun_count < self.habits.transaction_count {
-            let pause = scene.random.between(self.habits.pause_us.0, self.habits.pause_us.1);
+            let pause = scene
+                .random
+                .between(self.habits.pause_us.0, self.habits.pause_us.1);
             scene.wake_after(pause.max(1_000), BEGIN);
         }
     }
@@ -283,7 +374,8 @@ impl Actor for Initiator {
             Heard::Registered(lineage) => {
                 self.lineage = Some(lineage);
                 for token in self.transactions.keys().copied().collect::<Vec<_>>() {
-                    if let Some(Stage::Deciding { .. }) = self.transactions.get(&token).map(|one| &one.stage) {
+                    if let Some(Stage::Deciding { .. }) = self.transactions.get(&token).map(|one| &one.stage)
+                    {
                         self.go_on(scene, token);
                     }
                 }
@@ -329,7 +421,11 @@ impl Actor for Initiator {
             }
             timer => {
                 let token = timer & ((1 << TURN_SHIFT) - 1);
-                if self.transactions.get(&token).is_some_and(|one| one.turn == timer >> TURN_SHIFT) {
+                if self
+                    .transactions
+                    .get(&token)
+                    .is_some_and(|one| one.turn == timer >> TURN_SHIFT)
+                {
                     self.go_on(scene, token);
                 }
             }

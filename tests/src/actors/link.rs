@@ -87,7 +87,11 @@ impl Link {
     pub fn start(&mut self, scene: &mut Scene<'_>) {
         let (replicas, resources, attempt) = (self.replicas.clone(), self.resources.clone(), self.attempt);
         let target = scene.random.between(0, replicas.len() as u64 - 1) as usize;
-        *self = Self { target, attempt, ..Self::new(replicas, resources) };
+        *self = Self {
+            target,
+            attempt,
+            ..Self::new(replicas, resources)
+        };
         self.wait(scene, 0);
     }
 
@@ -108,11 +112,17 @@ impl Link {
                 self.is_registered = true;
                 Heard::Registered(lineage)
             }
-            Response::Refused { refusal: Refusal::NotLeader { leader }, .. } => {
+            Response::Refused {
+                refusal: Refusal::NotLeader { leader },
+                ..
+            } => {
                 self.move_on(scene, leader);
                 Heard::Nothing
             }
-            Response::Refused { refusal: Refusal::ReadOnly { .. }, .. } => {
+            Response::Refused {
+                refusal: Refusal::ReadOnly { .. },
+                ..
+            } => {
                 self.move_on(scene, None);
                 Heard::Nothing
             }
@@ -143,8 +153,18 @@ impl Link {
         let session = scene.open(self.replicas[self.target]);
         self.session = Some(session);
         let request = self.number(scene.now);
-        let lineage = self.resources.first().and_then(|resource| scene.databases.lineage(*resource));
-        scene.ask(session, Request::Register { request, lineage, resources: self.resources.clone() });
+        let lineage = self
+            .resources
+            .first()
+            .and_then(|resource| scene.databases.lineage(*resource));
+        scene.ask(
+            session,
+            Request::Register {
+                request,
+                lineage,
+                resources: self.resources.clone(),
+            },
+        );
         self.wait(scene, REGISTER_TIMEOUT_US);
     }
 

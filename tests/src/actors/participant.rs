@@ -28,9 +28,17 @@ pub struct Habits {
 
 impl Habits {
     /// Commits everything, acknowledges everything.
-    pub const PLAIN: Self = Self { read_only_ppm: 0, abort_ppm: 0, forget_ppm: 0 };
+    pub const PLAIN: Self = Self {
+        read_only_ppm: 0,
+        abort_ppm: 0,
+        forget_ppm: 0,
+    };
     /// A little of everything.
-    pub const MIXED: Self = Self { read_only_ppm: 100_000, abort_ppm: 50_000, forget_ppm: 100_000 };
+    pub const MIXED: Self = Self {
+        read_only_ppm: 100_000,
+        abort_ppm: 50_000,
+        forget_ppm: 100_000,
+    };
 }
 
 const LOOK: u64 = 1;
@@ -49,13 +57,28 @@ impl Participant {
     /// A service over one database.
     #[must_use]
     pub fn new(resource: ResourceId, replicas: Vec<ReplicaId>, habits: Habits) -> Self {
-        Self { resource, habits, link: Link::new(replicas, vec![resource]), is_fresh: true }
+        Self {
+            resource,
+            habits,
+            link: Link::new(replicas, vec![resource]),
+            is_fresh: true,
+        }
     }
 
-    fn on_call(&mut self, scene: &mut Scene<'_>, branch: BranchId, lineage: Lineage, deadline: UnixMillis) -> CallVote {
+    fn on_call(
+        &mut self,
+        scene: &mut Scene<'_>,
+        branch: BranchId,
+        lineage: Lineage,
+        deadline: UnixMillis,
+    ) -> CallVote {
         let known = scene.databases.lineage(self.resource);
         let is_ahead = branch.gtid.began_at() > scene.wall.plus(CLOCK_SKEW_MS_MAX);
-        if known != Some(lineage) || is_ahead || scene.wall >= deadline || scene.happens(self.habits.abort_ppm) {
+        if known != Some(lineage)
+            || is_ahead
+            || scene.wall >= deadline
+            || scene.happens(self.habits.abort_ppm)
+        {
             return CallVote::Abort;
         }
         if scene.happens(self.habits.read_only_ppm) {
@@ -64,7 +87,13 @@ impl Participant {
         scene.databases.prepare(self.resource, branch, lineage, deadline);
         let BranchId { call, execution, .. } = branch;
         let database_transaction = Bytes::new();
-        CallVote::Commit(NamedBranch { call, execution, resource: self.resource, digest: 0, database_transaction })
+        CallVote::Commit(NamedBranch {
+            call,
+            execution,
+            resource: self.resource,
+            digest: 0,
+            database_transaction,
+        })
     }
 
     fn inquire(&mut self, scene: &mut Scene<'_>) {
@@ -72,7 +101,15 @@ impl Participant {
         for (branch, row) in scene.databases.in_doubt(self.resource) {
             if self.is_fresh || scene.wall >= row.deadline {
                 let (resource, lineage, deadline) = (self.resource, row.lineage, row.deadline);
-                scene.ask(session, Request::Inquire { branch, resource, lineage, deadline });
+                scene.ask(
+                    session,
+                    Request::Inquire {
+                        branch,
+                        resource,
+                        lineage,
+                        deadline,
+                    },
+                );
             }
         }
         self.is_fresh = false;
@@ -81,7 +118,13 @@ impl Participant {
     fn on_outcome(&mut self, scene: &mut Scene<'_>, session: SessionId, branch: BranchId, outcome: Outcome) {
         scene.databases.finish(self.resource, branch, outcome);
         if outcome == Outcome::Committed && !scene.happens(self.habits.forget_ppm) {
-            scene.ask(session, Request::Acknowledge { branch, resource: self.resource });
+            scene.ask(
+                session,
+                Request::Acknowledge {
+                    branch,
+                    resource: self.resource,
+                },
+            );
         }
     }
 }
@@ -96,7 +139,9 @@ impl Actor for Participant {
     fn on_response(&mut self, scene: &mut Scene<'_>, session: SessionId, response: Response) {
         match self.link.on_response(scene, session, response) {
             Heard::Registered(_) => self.inquire(scene),
-            Heard::Response(Response::Deliver { branch, outcome, .. }) => self.on_outcome(scene, session, branch, outcome),
+            Heard::Response(Response::Deliver { branch, outcome, .. }) => {
+                self.on_outcome(scene, session, branch, outcome)
+            }
             Heard::Response(Response::Answered { branch, answer }) => match answer {
                 Answer::Committed => self.on_outcome(scene, session, branch, Outcome::Committed),
                 Answer::Aborted => self.on_outcome(scene, session, branch, Outcome::Aborted),
@@ -111,8 +156,18 @@ impl Actor for Participant {
     }
 
     fn on_speech(&mut self, scene: &mut Scene<'_>, from: ActorId, speech: Speech) {
-        if let Speech::Call { gtid, call, deadline, lineage } = speech {
-            let branch = BranchId { gtid, call, execution: ExecutionId(scene.random.next_u64()) };
+        if let Speech::Call {
+            gtid,
+            call,
+            deadline,
+            lineage,
+        } = speech
+        {
+            let branch = BranchId {
+                gtid,
+                call,
+                execution: ExecutionId(scene.random.next_u64()),
+            };
             let vote = self.on_call(scene, branch, lineage, deadline);
             scene.say(from, Speech::Reply { gtid, call, vote });
         }

@@ -43,10 +43,17 @@ impl BallotChecker {
                     self.stood.entry(*ballot).or_insert(now);
                     self.check_owner(*ballot, host)?;
                 }
-                Message::Accept { ballot, slot, value, .. } => {
+                Message::Accept {
+                    ballot, slot, value, ..
+                } => {
                     self.check_owner(*ballot, host)?;
-                    let first = self.proposed.entry((*ballot, *slot)).or_insert_with(|| value.clone());
-                    require(first == value, || format!("replica {id} proposed two values in slot {slot}, ballot {ballot}"))?;
+                    let first = self
+                        .proposed
+                        .entry((*ballot, *slot))
+                        .or_insert_with(|| value.clone());
+                    require(first == value, || {
+                        format!("replica {id} proposed two values in slot {slot}, ballot {ballot}")
+                    })?;
                 }
                 _ => {}
             }
@@ -54,7 +61,9 @@ impl BallotChecker {
         for notice in &output.notices {
             if let Notice::Leading(ballot) = notice {
                 let is_new = self.led.insert(*ballot, now).is_none();
-                require(is_new && ballot.replica == id, || format!("replica {id} leads in ballot {ballot} as a second one"))?;
+                require(is_new && ballot.replica == id, || {
+                    format!("replica {id} leads in ballot {ballot} as a second one")
+                })?;
             }
         }
         Ok(())
@@ -63,7 +72,11 @@ impl BallotChecker {
     fn check_owner(&mut self, ballot: Ballot, host: &Host) -> Check {
         let life = *self.owners.entry(ballot).or_insert(host.life);
         require(ballot.replica == host.id() && life == host.life, || {
-            format!("process {} of replica {} proposes in ballot {ballot} of process {life}", host.life, host.id())
+            format!(
+                "process {} of replica {} proposes in ballot {ballot} of process {life}",
+                host.life,
+                host.id()
+            )
         })
     }
 }

@@ -42,10 +42,17 @@ impl GateChecker {
                 format!("replica {id}: its promise or start on disk fell: {held:?}, now {meta:?}")
             })?;
         }
-        *held = Held { promised: meta.promised, start: meta.start };
+        *held = Held {
+            promised: meta.promised,
+            start: meta.start,
+        };
         for envelope in &output.envelopes {
             require(is_backed(store, &envelope.message, log), || {
-                format!("replica {id} sent {:?}, which its disk does not back ({:?})", envelope.message, store.meta())
+                format!(
+                    "replica {id} sent {:?}, which its disk does not back ({:?})",
+                    envelope.message,
+                    store.meta()
+                )
             })?;
         }
         Ok(())
@@ -58,7 +65,9 @@ fn is_backed(store: &Store, message: &Message, log: &LogChecker) -> bool {
     // A record of a lower ballot backs a higher one once its value is decided: no ballot above can hold another.
     let is_recorded = |slot: Slot, ballot: Ballot| {
         slot <= meta.decided_up_to
-            || store.record(slot).is_some_and(|(held, value)| *held >= ballot || log.value(slot) == Some(value))
+            || store
+                .record(slot)
+                .is_some_and(|(held, value)| *held >= ballot || log.value(slot) == Some(value))
     };
     match message {
         Message::Promise { ballot, accepted, .. } => {
@@ -66,9 +75,12 @@ fn is_backed(store: &Store, message: &Message, log: &LogChecker) -> bool {
         }
         Message::Accepted { ballot, slot } => meta.promised >= *ballot && is_recorded(*slot, *ballot),
         Message::Prepare { ballot, .. } => meta.start >= ballot.start,
-        Message::Hello { start, promised, accepted_up_to, .. } => {
-            meta.start >= *start && meta.promised >= *promised && meta.accepted_up_to >= *accepted_up_to
-        }
+        Message::Hello {
+            start,
+            promised,
+            accepted_up_to,
+            ..
+        } => meta.start >= *start && meta.promised >= *promised && meta.accepted_up_to >= *accepted_up_to,
         _ => true,
     }
 }

@@ -74,22 +74,32 @@ impl LogChecker {
         hosts: &BTreeMap<ReplicaId, Host>,
         host: &Host,
     ) -> Result<Vec<(Gtid, Record)>, Violation> {
-        let Some(replica) = host.replica() else { return Ok(Vec::new()) };
+        let Some(replica) = host.replica() else {
+            return Ok(Vec::new());
+        };
         let id = host.id();
         let seen = self.seen.entry(id).or_default();
         if seen.life != host.life {
-            *seen = Seen { life: host.life, decided_up_to: Slot::ZERO };
+            *seen = Seen {
+                life: host.life,
+                decided_up_to: Slot::ZERO,
+            };
         }
         let from = seen.decided_up_to;
         let status = replica.status();
         require(status.decided_up_to >= from, || {
-            format!("replica {id}: the decided prefix fell from {from} to {}", status.decided_up_to)
+            format!(
+                "replica {id}: the decided prefix fell from {from} to {}",
+                status.decided_up_to
+            )
         })?;
         seen.decided_up_to = status.decided_up_to;
         let mut fresh = Vec::new();
         for slot in (from.0 + 1..=status.decided_up_to.0).map(Slot) {
             // Values that no longer lie in memory are on disk.
-            let held = replica.decided_value(slot).or_else(|| host.store.record(slot).map(|(_, value)| value));
+            let held = replica
+                .decided_value(slot)
+                .or_else(|| host.store.record(slot).map(|(_, value)| value));
             let Some(value) = held else { continue };
             match self.values.get(&slot) {
                 Some(known) => require(known == value, || {
@@ -104,14 +114,26 @@ impl LogChecker {
             }
         }
         let machine = replica.machine();
-        require(status.failure.is_some() || machine.applied_up_to() == status.decided_up_to, || {
-            format!("replica {id} decided up to {} but applied up to {}", status.decided_up_to, machine.applied_up_to())
-        })?;
+        require(
+            status.failure.is_some() || machine.applied_up_to() == status.decided_up_to,
+            || {
+                format!(
+                    "replica {id} decided up to {} but applied up to {}",
+                    status.decided_up_to,
+                    machine.applied_up_to()
+                )
+            },
+        )?;
         // Comparing takes time: once per slot at which the replica stops.
         if status.decided_up_to > from
             && let Some(expected) = self.checkpoints.get(&machine.applied_up_to())
         {
-            require(machine == expected, || format!("replica {id}: another state after slot {}", machine.applied_up_to()))?;
+            require(machine == expected, || {
+                format!(
+                    "replica {id}: another state after slot {}",
+                    machine.applied_up_to()
+                )
+            })?;
         }
         Ok(fresh)
     }
@@ -121,7 +143,9 @@ impl LogChecker {
     /// # Errors
     /// It does not.
     pub fn check_final(&self, host: &Host) -> super::Check {
-        let Some(replica) = host.replica() else { return Ok(()) };
+        let Some(replica) = host.replica() else {
+            return Ok(());
+        };
         require(replica.machine() == &self.reference, || {
             format!(
                 "replica {} ended at slot {} with another state than the log gives at slot {}",
@@ -140,22 +164,33 @@ impl LogChecker {
         slot: Slot,
         value: &Bytes,
     ) -> Result<(), Violation> {
-        let holders = hosts.values().filter(|one| one.store.record(slot).is_some_and(|(_, held)| held == value));
+        let holders = hosts
+            .values()
+            .filter(|one| one.store.record(slot).is_some_and(|(_, held)| held == value));
         let count = holders.count();
-        require(!self.disks_are_whole || count >= host.config.quorum_count(), || {
-            format!("slot {slot}: replica {} decided a value that {count} disks hold", host.id())
-        })
+        require(
+            !self.disks_are_whole || count >= host.config.quorum_count(),
+            || {
+                format!(
+                    "slot {slot}: replica {} decided a value that {count} disks hold",
+                    host.id()
+                )
+            },
+        )
     }
 
     fn take(&mut self, slot: Slot, value: &Bytes) -> Result<Vec<(Gtid, Record)>, Violation> {
-        let applied = self
-            .reference
-            .apply(slot, value)
-            .map_err(|error| Violation(format!("slot {slot}: a value that is no entry was decided: {error}")))?;
+        let applied = self.reference.apply(slot, value).map_err(|error| {
+            Violation(format!(
+                "slot {slot}: a value that is no entry was decided: {error}"
+            ))
+        })?;
         let mut fresh = Vec::new();
         for one in applied {
             // A record may be finished, and gone below the watermark, within the entry that made it.
-            if let Applied::Decided { decide, first: true, .. } = one
+            if let Applied::Decided {
+                decide, first: true, ..
+            } = one
                 && let Some(record) = self.reference.outcomes().record(decide.gtid)
             {
                 fresh.push((decide.gtid, record.clone()));

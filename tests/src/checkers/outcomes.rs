@@ -55,23 +55,40 @@ impl OutcomeChecker {
 
     fn question(&self, session: SessionId, request: RequestId) -> Result<(Micros, Request), Violation> {
         let asked = self.asked.get(&(session, request)).cloned();
-        asked.ok_or_else(|| Violation(format!("session {session} was told an answer to request {request}, never asked")))
+        asked.ok_or_else(|| {
+            Violation(format!(
+                "session {session} was told an answer to request {request}, never asked"
+            ))
+        })
     }
 
     /// Compares one answer or delivery with the log.
-    pub(super) fn on_told(&mut self, now: Micros, told: &Told, log: &LogChecker, databases: &Databases) -> Check {
+    pub(super) fn on_told(
+        &mut self,
+        now: Micros,
+        told: &Told,
+        log: &LogChecker,
+        databases: &Databases,
+    ) -> Check {
         self.told_count += 1;
         let reference = log.reference();
         match &told.response {
             Response::Decided { request, decision } => {
                 let (_, question) = self.question(told.session, *request)?;
                 let Request::Decide { command, .. } = question else {
-                    return require(*decision == Decision::Settled, || format!("a settlement was answered {decision:?}"));
+                    return require(*decision == Decision::Settled, || {
+                        format!("a settlement was answered {decision:?}")
+                    });
                 };
-                let decide = Decide::decode(&command).map_err(|error| Violation(format!("decided: {error}")))?;
+                let decide =
+                    Decide::decode(&command).map_err(|error| Violation(format!("decided: {error}")))?;
                 self.told_at.entry(decide.gtid).or_insert(now);
                 require(self.is_decision(&decide, decision, reference), || {
-                    format!("{} was answered {decision:?}; the log says {:?}", decide.gtid, self.records.get(&decide.gtid))
+                    format!(
+                        "{} was answered {decision:?}; the log says {:?}",
+                        decide.gtid,
+                        self.records.get(&decide.gtid)
+                    )
                 })
             }
             Response::Answered { branch, answer } => self.check_answer(now, *branch, *answer, reference),
@@ -81,7 +98,9 @@ impl OutcomeChecker {
                     Outcome::Committed => self.names(*branch),
                     Outcome::Aborted => self.is_aborted(branch.gtid),
                 };
-                require(is_so, || format!("branch {branch} was delivered {outcome}; the log says otherwise"))
+                require(is_so, || {
+                    format!("branch {branch} was delivered {outcome}; the log says otherwise")
+                })
             }
             Response::Status { request, status } => {
                 let (asked_at, question) = self.question(told.session, *request)?;
@@ -90,13 +109,15 @@ impl OutcomeChecker {
                 };
                 self.check_status(now, gtid, asked_at, status, reference)
             }
-            Response::LowWater { resource, mark, unfinished } => {
-                self.check_low_water(*resource, *mark, unfinished, reference, databases)
-            }
+            Response::LowWater {
+                resource,
+                mark,
+                unfinished,
+            } => self.check_low_water(*resource, *mark, unfinished, reference, databases),
             Response::Delivered { gtid, .. } => self.check_delivered(*gtid, databases),
-            Response::Listed { transactions, .. } => {
-                transactions.iter().try_for_each(|one| self.check_status(now, one.gtid, now, &one.status, reference))
-            }
+            Response::Listed { transactions, .. } => transactions
+                .iter()
+                .try_for_each(|one| self.check_status(now, one.gtid, now, &one.status, reference)),
             Response::Registered { lineage, .. } => require(Some(*lineage) == reference.lineage(), || {
                 format!("session {} was told lineage {lineage}", told.session)
             }),
@@ -108,7 +129,10 @@ impl OutcomeChecker {
     fn is_decision(&self, decide: &Decide, decision: &Decision, reference: &Machine) -> bool {
         let is_gone =
             reference.outcomes().record(decide.gtid).is_none() && reference.is_below_mark(decide.gtid);
-        let recorded = self.records.get(&decide.gtid).map(|record| record.decision_for(&decide.proposal));
+        let recorded = self
+            .records
+            .get(&decide.gtid)
+            .map(|record| record.decision_for(&decide.proposal));
         recorded.as_ref() == Some(decision) || (is_gone && *decision == Decision::Expired)
     }
 
@@ -126,7 +150,10 @@ impl OutcomeChecker {
             self.told_at.entry(branch.gtid).or_insert(now);
         }
         require(is_so, || {
-            format!("branch {branch} was answered {answer:?}; the log says {:?}", self.records.get(&branch.gtid))
+            format!(
+                "branch {branch} was answered {answer:?}; the log says {:?}",
+                self.records.get(&branch.gtid)
+            )
         })
     }
 
@@ -141,24 +168,39 @@ impl OutcomeChecker {
         let record = self.records.get(&gtid);
         let is_so = match (status, record.map(|record| &record.verdict)) {
             // T10: linearizable. Nobody had been told an outcome when the question was asked.
-            (TransactionStatus::Undecided, _) => self.told_at.get(&gtid).is_none_or(|told_at| *told_at > asked_at),
+            (TransactionStatus::Undecided, _) => {
+                self.told_at.get(&gtid).is_none_or(|told_at| *told_at > asked_at)
+            }
             (TransactionStatus::Aborted(told), Some(Verdict::Aborted(cause))) => told == cause,
             (TransactionStatus::Expired, _) => reference.is_below_mark(gtid),
             (
-                TransactionStatus::Committed { branches: told, read_only_count: told_count },
-                Some(Verdict::Committed { branches, read_only_count, .. }),
+                TransactionStatus::Committed {
+                    branches: told,
+                    read_only_count: told_count,
+                },
+                Some(Verdict::Committed {
+                    branches,
+                    read_only_count,
+                    ..
+                }),
             ) => {
                 let named = branches.iter().map(|one| (one.call, one.execution, one.resource));
-                told.iter().map(|one| (one.call, one.execution, one.resource)).eq(named)
+                told.iter()
+                    .map(|one| (one.call, one.execution, one.resource))
+                    .eq(named)
                     && told_count == read_only_count
-                    && told.iter().all(|one| !matches!(&one.delivery, DeliveryStatus::Hazard(text) if text.is_empty()))
+                    && told
+                        .iter()
+                        .all(|one| !matches!(&one.delivery, DeliveryStatus::Hazard(text) if text.is_empty()))
             }
             _ => false,
         };
         if *status != TransactionStatus::Undecided {
             self.told_at.entry(gtid).or_insert(now);
         }
-        require(is_so, || format!("the status of {gtid} was told as {status:?}; the log says {record:?}"))
+        require(is_so, || {
+            format!("the status of {gtid} was told as {status:?}; the log says {record:?}")
+        })
     }
 
     /// T13: what is not listed needs no proof of its effect any more, so it must have taken effect.
@@ -170,15 +212,21 @@ impl OutcomeChecker {
         reference: &Machine,
         databases: &Databases,
     ) -> Check {
-        require(mark <= reference.mark(), || format!("low water {mark:?} is above the log's {:?}", reference.mark()))?;
+        require(mark <= reference.mark(), || {
+            format!("low water {mark:?} is above the log's {:?}", reference.mark())
+        })?;
         let below = self.records.iter().take_while(|(gtid, _)| gtid.began_at() < mark);
         for (gtid, record) in below.filter(|(gtid, _)| !unfinished.contains(gtid)) {
-            let Verdict::Committed { branches, .. } = &record.verdict else { continue };
+            let Verdict::Committed { branches, .. } = &record.verdict else {
+                continue;
+            };
             for named in branches.iter().filter(|named| named.resource == resource) {
                 let branch = branch_of(*gtid, named);
                 let is_done = databases.is_settled(branch)
                     || databases.state(resource, branch) == Some(RowState::Committed);
-                require(is_done, || format!("low water passed {gtid}, but branch {branch} has no effect"))?;
+                require(is_done, || {
+                    format!("low water passed {gtid}, but branch {branch} has no effect")
+                })?;
             }
         }
         Ok(())
@@ -186,14 +234,19 @@ impl OutcomeChecker {
 
     /// T16: "delivered" means that every named branch has taken effect, or was settled by an operator.
     fn check_delivered(&self, gtid: Gtid, databases: &Databases) -> Check {
-        let Some(Verdict::Committed { branches, .. }) = self.records.get(&gtid).map(|record| &record.verdict) else {
-            return Err(Violation(format!("{gtid} was called delivered, but it is not committed")));
+        let Some(Verdict::Committed { branches, .. }) = self.records.get(&gtid).map(|record| &record.verdict)
+        else {
+            return Err(Violation(format!(
+                "{gtid} was called delivered, but it is not committed"
+            )));
         };
         for named in branches {
             let branch = branch_of(gtid, named);
             let is_done = databases.is_settled(branch)
                 || databases.state(named.resource, branch) == Some(RowState::Committed);
-            require(is_done, || format!("{gtid} was called delivered, but branch {branch} has no effect"))?;
+            require(is_done, || {
+                format!("{gtid} was called delivered, but branch {branch} has no effect")
+            })?;
         }
         Ok(())
     }
@@ -208,7 +261,9 @@ impl OutcomeChecker {
                         && (self.records.contains_key(&branch.gtid) || reference.is_below_mark(branch.gtid))
                 }
             };
-            require(is_so, || format!("branch {branch} was {outcome} in its database; the log says otherwise"))?;
+            require(is_so, || {
+                format!("branch {branch} was {outcome} in its database; the log says otherwise")
+            })?;
         }
         Ok(())
     }
@@ -224,21 +279,29 @@ impl OutcomeChecker {
             }
         }
         databases.prepared().next().map_or(Ok(()), |(resource, branch)| {
-            Err(Violation(format!("branch {branch} of {resource} is still prepared at the end")))
+            Err(Violation(format!(
+                "branch {branch} of {resource} is still prepared at the end"
+            )))
         })
     }
 
     fn names(&self, branch: BranchId) -> bool {
         match self.records.get(&branch.gtid).map(|record| &record.verdict) {
-            Some(Verdict::Committed { branches, .. }) => {
-                branches.iter().any(|named| (named.call, named.execution) == (branch.call, branch.execution))
-            }
+            Some(Verdict::Committed { branches, .. }) => branches
+                .iter()
+                .any(|named| (named.call, named.execution) == (branch.call, branch.execution)),
             _ => false,
         }
     }
 
     fn is_aborted(&self, gtid: Gtid) -> bool {
-        matches!(self.records.get(&gtid), Some(Record { verdict: Verdict::Aborted(_), .. }))
+        matches!(
+            self.records.get(&gtid),
+            Some(Record {
+                verdict: Verdict::Aborted(_),
+                ..
+            })
+        )
     }
 
     /// What was proposed for a gtid and answered Committed must be all of the work asked for.
@@ -254,7 +317,11 @@ impl OutcomeChecker {
 /// The id of a branch that a record names.
 #[must_use]
 pub fn branch_of(gtid: Gtid, named: &NamedBranch) -> BranchId {
-    BranchId { gtid, call: named.call, execution: named.execution }
+    BranchId {
+        gtid,
+        call: named.call,
+        execution: named.execution,
+    }
 }
 
 /// Whether a proposal is a commit.

@@ -110,8 +110,9 @@ impl World {
         self.setup.lines.loss_ppm = 0;
         let sync_us = self.setup.sync_us;
         for id in self.replicas() {
-            let needs_restart =
-                self.hosts[&id].replica().is_some_and(|replica| replica.status().failure.is_some() || self.is_drained(id));
+            let needs_restart = self.hosts[&id]
+                .replica()
+                .is_some_and(|replica| replica.status().failure.is_some() || self.is_drained(id));
             if needs_restart {
                 self.crash(id, UnsyncedWrite::Kept);
             }
@@ -166,8 +167,20 @@ impl World {
             for to in &all {
                 if is_open(*from, *to) {
                     if self.network.mend(*from, *to) {
-                        self.schedule.after(20_000, Event::Connected { replica: *from, peer: *to });
-                        self.schedule.after(20_000, Event::Connected { replica: *to, peer: *from });
+                        self.schedule.after(
+                            20_000,
+                            Event::Connected {
+                                replica: *from,
+                                peer: *to,
+                            },
+                        );
+                        self.schedule.after(
+                            20_000,
+                            Event::Connected {
+                                replica: *to,
+                                peer: *from,
+                            },
+                        );
                     }
                 } else {
                     self.network.cut(*from, *to);
