@@ -21,12 +21,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use synod_coordinator_core::effects::{Effects, GroupCommit, Notice, Synced, Unsynced};
 use synod_coordinator_core::paxos::Envelope;
 use synod_coordinator_core::replica::{Input, Replica, RoleName, WriteFailure};
 use synod_coordinator_core::time::{Now, Timestamp};
-use synod_proto::ids::{ReplicaId, UnixMillis};
+use synod_proto::environment::WallClock;
+use synod_proto::ids::ReplicaId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::StreamExt as _;
@@ -68,21 +69,21 @@ impl fmt::Display for StorageBroken {
 }
 
 /// Both clocks of this machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Clock {
     base: Instant,
+    wall: WallClock,
 }
 
 impl Clock {
-    fn now(self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    fn now(&self) -> Now {
         Now {
             monotonic: Timestamp(u64::try_from(self.base.elapsed().as_micros()).unwrap_or(u64::MAX)),
-            wall: UnixMillis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
+            wall: self.wall.now(),
         }
     }
 
-    fn instant(self, timestamp: Timestamp) -> Instant {
+    fn instant(&self, timestamp: Timestamp) -> Instant {
         self.base + Duration::from_micros(timestamp.0)
     }
 }
@@ -113,6 +114,7 @@ impl Driver {
         own: ReplicaId,
         replica: Replica,
         storage: Storage,
+        wall: WallClock,
         health: watch::Sender<Health>,
     ) -> Self {
         Self {
@@ -123,7 +125,10 @@ impl Driver {
             writing: None,
             reading: FuturesUnordered::new(),
             is_writable: true,
-            clock: Clock { base: Instant::now() },
+            clock: Clock {
+                base: Instant::now(),
+                wall,
+            },
             links: BTreeMap::new(),
             sessions: Sessions::default(),
             inputs: Vec::new(),

@@ -5,12 +5,14 @@ use crate::config::Settings;
 use crate::directory::{Directory, DirectoryError};
 use crate::driver::{Driver, Health, Inbox, StorageBroken, chain};
 use crate::links::{self, Incoming, LINK_MESSAGE_BYTES_MAX};
-use crate::log::{FileDisk, Log, LogError, Opened, Options, ReadError, Storage};
+use crate::log::{Disk, FileDisk, Log, LogError, Opened, Options, ReadError, Storage};
 use crate::service::{EVENT_COUNT_MAX, Service};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use synod_coordinator_core::durable::Recovered;
 use synod_coordinator_core::replica::{Config, Replica};
+use synod_proto::environment::{Connector, Io, WallClock};
 use synod_proto::ids::Incarnation;
 use synod_proto::limits::MESSAGE_BYTES_MAX;
 use synod_proto::v1::FILE_DESCRIPTOR_SET;
@@ -20,9 +22,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tonic_health::ServingStatus;
 
 /// How long clients may take to read their last replies before their connections are cut.
@@ -87,8 +90,30 @@ pub async fn run(
     let opened = tokio::task::spawn_blocking(move || open(&opening)).await;
     let (replica, log, incarnation) =
         opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    let storage = Storage::start(log).map_err(RunError::Thread)?;
-    serve(&settings, replica, incarnation, storage, listener, shutdown).await
+    let platform = Platform {
+        incarnation,
+        storage: Storage::start(log).map_err(RunError::Thread)?,
+        clock: WallClock::system(),
+        connector: Connector::tcp(),
+        incoming: TcpIncoming::from(listener).with_nodelay(Some(true)),
+    };
+    run_on(platform, &settings, replica, shutdown).await
+}
+
+/// What a replica stands on: the log's storage, a wall clock and a network. [`run`] takes this machine's; a simulation
+/// gives its own, and tokio's virtual time.
+#[derive(Debug)]
+pub struct Platform<I> {
+    /// That of the data directory (L10).
+    pub incarnation: Incarnation,
+    /// The log that the replica was [loaded](load) from.
+    pub storage: Storage,
+    /// What stamps are made of (T14).
+    pub clock: WallClock,
+    /// The way to the peers.
+    pub connector: Connector,
+    /// Connections of peers and clients, as a listener yields them.
+    pub incoming: I,
 }
 
 /// Opens the directory and the log, and loads the replica.
@@ -104,6 +129,22 @@ fn open(settings: &Settings) -> Result<(Replica, Log<FileDisk>, Incarnation), Ru
         report,
     } = Log::open(directory.disk(), directory.identity().clone(), options)?;
     report.trace();
+    let replica = load(settings, &log, recovered, incarnation, seed()?)?;
+    Ok((replica, log, incarnation))
+}
+
+/// Makes the replica's core from what the log holds. `seed` is its chance: for election timeouts, and for the lineage of a
+/// coordinator that is born. Replicas and coordinators must differ in it.
+///
+/// # Errors
+/// A value cannot be read.
+pub fn load<D: Disk>(
+    settings: &Settings,
+    log: &Log<D>,
+    recovered: Recovered,
+    incarnation: Incarnation,
+    seed: u64,
+) -> Result<Replica, ReadError> {
     let mut config = Config::new(
         settings.replica,
         settings.peers.keys().copied().collect(),
@@ -113,25 +154,36 @@ fn open(settings: &Settings) -> Result<(Replica, Log<FileDisk>, Incarnation), Ru
     config.timing.election_timeout_us_min = settings.election_timeout_ms_min * 1_000;
     config.timing.election_timeout_us_max = settings.election_timeout_ms_max * 1_000;
     config.watermark_lag_ms = settings.watermark_lag_ms;
-    let mut replica = Replica::new(config, recovered, seed()?);
+    let mut replica = Replica::new(config, recovered, seed);
     log.load(|accepted| replica.load(accepted))?;
-    Ok((replica, log, incarnation))
+    Ok(replica)
 }
 
-/// Chance for election timeouts, and for the lineage of a coordinator that is born: replicas and coordinators must
-/// differ.
 fn seed() -> Result<u64, RunError> {
     getrandom::u64().map_err(|error| RunError::Random(error.to_string()))
 }
 
-async fn serve(
+/// As [`run`], on a platform of the caller's own.
+///
+/// # Errors
+/// The server failed, or the log cannot be written.
+pub async fn run_on<I, S>(
+    platform: Platform<I>,
     settings: &Settings,
     replica: Replica,
-    incarnation: Incarnation,
-    storage: Storage,
-    listener: TcpListener,
     shutdown: CancellationToken,
-) -> Result<(), RunError> {
+) -> Result<(), RunError>
+where
+    I: Stream<Item = std::io::Result<S>> + Send + 'static,
+    S: Io + Connected + 'static,
+{
+    let Platform {
+        incarnation,
+        storage,
+        clock,
+        connector,
+        incoming: connections,
+    } = platform;
     // Two moments: no more requests are taken; and the driver has ended, so streams may close.
     let stopping = shutdown;
     let stopped = CancellationToken::new();
@@ -155,6 +207,7 @@ async fn serve(
     {
         tasks.spawn(links::keep_link(
             identity.clone(),
+            connector.clone(),
             *peer,
             address.clone(),
             link_events.clone(),
@@ -173,14 +226,14 @@ async fn serve(
         service,
         incoming,
         health_changes,
-        listener,
+        connections,
         stopped.clone(),
         &mut tasks,
     );
     let mut server = tokio::spawn(server);
     let abort_server = AbortOnDrop(server.abort_handle());
 
-    let mut driver = Driver::new(settings.replica, replica, storage, health);
+    let mut driver = Driver::new(settings.replica, replica, storage, clock, health);
     let mut inbox = Inbox { links, sessions };
     let mut result = tokio::select! {
         result = driver.run(&mut inbox, &stopping) => result.map_err(storage_error),
@@ -221,14 +274,18 @@ fn server_end(ended: Result<Result<(), tonic::transport::Error>, tokio::task::Jo
 }
 
 /// Every gRPC service of a replica, on one port.
-fn server(
+fn server<I, S>(
     service: Service,
     incoming: Incoming,
     mut health_changes: watch::Receiver<Health>,
-    listener: TcpListener,
+    connections: I,
     stopped: CancellationToken,
     tasks: &mut JoinSet<()>,
-) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<> {
+) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<I, S>
+where
+    I: Stream<Item = std::io::Result<S>> + Send + 'static,
+    S: Io + Connected + 'static,
+{
     let coordinator = CoordinatorServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(usize::MAX);
@@ -265,7 +322,7 @@ fn server(
         .add_service(replication)
         .add_service(reflection)
         .add_service(health)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+        .serve_with_incoming_shutdown(connections, async move {
             stopped.cancelled().await;
         })
 }

@@ -276,3 +276,26 @@ async fn when_the_storage_is_gone_its_directory_is_free() {
         }
     }
 }
+
+/// Without a thread: a batch is written when it is awaited, after the latency in virtual time; one that nobody awaits is lost, as
+/// by a crash; after the stop nothing is.
+#[tokio::test(start_paused = true)]
+async fn inline_storage_writes_what_is_awaited() {
+    let disk = MemoryDisk::default();
+    let shared = Arc::new(disk.clone());
+    Log::create(&shared, &identity(), segments_of(8)).expect("creates");
+    let opened = Log::open(shared, identity(), segments_of(8)).expect("opens");
+    let latency = Duration::from_millis(7);
+    let storage = Storage::inline(opened.log, latency);
+    let started = tokio::time::Instant::now();
+    drop(storage.append(one(1)));
+    let operation_count = disk.operation_count();
+    in_time(storage.append(one(2))).await.expect("written");
+    assert_eq!(started.elapsed(), latency);
+    assert!(disk.operation_count() > operation_count);
+    let read = in_time(storage.read_range(Slot(1)..=Slot(2), usize::MAX)).await;
+    assert_eq!(read.expect("readable"), [accepted(2, 1, "value 2".to_owned())]);
+    let late = storage.append(one(3));
+    in_time(storage.stop()).await.expect("closes");
+    assert!(matches!(in_time(late).await, Err(LogError::Stopped)));
+}

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::channel::BoundChannel;
 use crate::error::{BoxError, BranchError, BranchFailure};
-use crate::participant::{Participant, unix_now};
+use crate::participant::Participant;
 use crate::resource::{BranchContext, Prepared, ResourceManager};
 use crate::scope::{OpenCall, Scope};
 use crate::server::Joined;
@@ -265,7 +265,7 @@ where
     if caller_is_gone.is_cancelled() {
         return Err(BranchFailure::Abandoned);
     }
-    if unix_now() >= scope.deadline() {
+    if scope.participant().now() >= scope.deadline() {
         return Err(BranchFailure::DeadlineExceeded { gtid });
     }
     let prepared = resource.manager.prepare(&context, tx).await?;

@@ -1,8 +1,9 @@
 //! The entrance: one [`Participant`] per process, connected to one coordinator.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use synod_proto::environment::{Connector, WallClock};
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
 use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX};
 use synod_proto::session::TransactionStatus;
@@ -34,6 +35,7 @@ pub struct Participant {
 struct Inner {
     session: SessionHandle,
     lineage: Lineage,
+    clock: WallClock,
 }
 
 impl std::fmt::Debug for Participant {
@@ -50,6 +52,8 @@ pub struct ParticipantBuilder {
     coordinators: Vec<String>,
     connect_timeout: Duration,
     decide_timeout: Duration,
+    clock: WallClock,
+    connector: Connector,
 }
 
 impl ParticipantBuilder {
@@ -76,6 +80,21 @@ impl ParticipantBuilder {
         self
     }
 
+    /// The wall clock that deadlines are compared with; the system's by default.
+    #[must_use]
+    pub fn clock(mut self, clock: WallClock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// How the coordinator is reached; by TCP unless told otherwise. Calls to other participants go through
+    /// channels of the caller's own.
+    #[must_use]
+    pub fn connector(mut self, connector: Connector) -> Self {
+        self.connector = connector;
+        self
+    }
+
     /// Opens the session, and learns the coordinator's lineage. From then on the session is kept up in the
     /// background, across leader changes and restarts of replicas.
     ///
@@ -89,15 +108,21 @@ impl ParticipantBuilder {
             });
         }
         let options = SessionOptions {
-            endpoints: self.coordinators,
             decide_timeout: self.decide_timeout,
+            clock: self.clock.clone(),
+            connector: self.connector,
         };
-        let session = SessionHandle::start(options).map_err(|error| ConnectError::Invalid {
-            text: error.to_string(),
-        })?;
+        let session =
+            SessionHandle::start(self.coordinators, options).map_err(|error| ConnectError::Invalid {
+                text: error.to_string(),
+            })?;
         match session.ready(self.connect_timeout).await {
             Ok(lineage) => Ok(Participant {
-                inner: Arc::new(Inner { session, lineage }),
+                inner: Arc::new(Inner {
+                    session,
+                    lineage,
+                    clock: self.clock,
+                }),
             }),
             Err(source) => {
                 session.shutdown().await;
@@ -145,6 +170,8 @@ impl Participant {
             coordinators: Vec::new(),
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             decide_timeout: DECIDE_TIMEOUT_DEFAULT,
+            clock: WallClock::system(),
+            connector: Connector::tcp(),
         }
     }
 
@@ -155,7 +182,7 @@ impl Participant {
 
     /// Begins a global transaction.
     pub fn begin_with(&self, options: TransactionOptions) -> Transaction {
-        let now = unix_now();
+        let now = self.now();
         let mut random = [0; 10];
         fill_random(&mut random);
         let deadline_ms = u64::try_from(options.deadline.as_millis())
@@ -247,6 +274,11 @@ impl Participant {
         &self.inner.session
     }
 
+    /// By this machine's clock, or what was given for it (T14).
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.inner.clock.now()
+    }
+
     /// What a call's context must satisfy before any work is done under it (T11, T14).
     #[allow(clippy::result_large_err, reason = "gRPC's own error type")]
     pub(crate) fn check(&self, context: &CallContext, now: UnixMillis) -> Result<(), Status> {
@@ -286,12 +318,6 @@ impl Participant {
         }
         Ok(())
     }
-}
-
-/// The wall clock. Deadlines are in its terms because they are shared by several machines (T14).
-pub(crate) fn unix_now() -> UnixMillis {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMillis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A fresh random number from the operating system: ids must not repeat in forked or restored processes (T2).

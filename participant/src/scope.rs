@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::context::CallContext;
 use crate::error::{BranchFailure, CommitError, UnknownCall, is_retryable_code};
-use crate::participant::{Participant, random_u64, unix_now};
+use crate::participant::{Participant, random_u64};
 
 pub(crate) struct Scope {
     participant: Participant,
@@ -121,7 +121,7 @@ impl Scope {
 
     /// Until the deadline, by this machine's clock (T14).
     pub(crate) fn remaining(&self) -> Duration {
-        Duration::from_millis(self.deadline.0.saturating_sub(unix_now().0))
+        Duration::from_millis(self.deadline.0.saturating_sub(self.participant.now().0))
     }
 
     /// Never held across an await; a panic inside cannot leave the ledger half changed.

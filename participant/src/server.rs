@@ -18,7 +18,7 @@ use crate::branch::{self, BranchTransaction, Resource};
 use crate::channel::{BoundChannel, MessageCounter};
 use crate::context::{CallContext, write_votes};
 use crate::error::{BranchFailure, UnknownCall};
-use crate::participant::{Participant, unix_now};
+use crate::participant::Participant;
 use crate::resource::ResourceManager;
 use crate::scope::Scope;
 
@@ -79,7 +79,7 @@ where
                 );
             }
         };
-        if let Err(status) = self.participant.check(&context, unix_now()) {
+        if let Err(status) = self.participant.check(&context, self.participant.now()) {
             return Box::pin(async move { Ok(status.into_http()) });
         }
         let scope = Scope::arrived(self.participant.clone(), &context);

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use synod_coordinator_core::replica::Config;
 use synod_proto::command::{Decide, Proposal};
-use synod_proto::ids::{Gtid, Incarnation, Lineage, RequestId, SessionId};
+use synod_proto::ids::{Gtid, Incarnation, Lineage, RequestId, SessionId, UnixMillis};
 use synod_proto::session::{AbortCause, AbortKind, Decision, Refusal, Request, Response};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -50,7 +50,7 @@ impl Alone {
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let running = tokio::spawn(async move {
-            let mut driver = Driver::new(own, replica, storage, published);
+            let mut driver = Driver::new(own, replica, storage, WallClock::system(), published);
             let mut inbox = Inbox { links, sessions };
             let result = driver.run(&mut inbox, &stop).await;
             result.and(driver.close().await)
@@ -120,7 +120,7 @@ impl Alone {
     }
 
     fn clock(&self) -> UnixMillis {
-        Clock { base: Instant::now() }.now().wall
+        WallClock::system().now()
     }
 
     async fn end(self) -> Result<(), StorageBroken> {

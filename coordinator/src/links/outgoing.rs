@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use synod_coordinator_core::paxos::Message;
+use synod_proto::environment::Connector;
 use synod_proto::ids::ReplicaId;
 use synod_proto::v1;
 use synod_proto::v1::replication_client::ReplicationClient;
@@ -174,6 +175,7 @@ impl fmt::Display for LinkError {
 /// Keeps a stream to `peer`, until the driver is gone.
 pub(crate) async fn keep_link(
     identity: Identity,
+    connector: Connector,
     peer: ReplicaId,
     address: String,
     events: mpsc::Sender<LinkEvent>,
@@ -182,7 +184,7 @@ pub(crate) async fn keep_link(
     // Written once per change, so that a peer that is down for an hour is one line in the trace.
     let mut told = String::new();
     loop {
-        match connect(&identity, peer, &address).await {
+        match connect(&identity, &connector, peer, &address).await {
             Ok((sender, mut answers)) => {
                 backoff_ms = BACKOFF_MS_MIN;
                 told.clear();
@@ -230,6 +232,7 @@ fn jittered(backoff_ms: u64) -> u64 {
 
 async fn connect(
     identity: &Identity,
+    connector: &Connector,
     peer: ReplicaId,
     address: &str,
 ) -> Result<(LinkSender, tonic::Streaming<v1::LinkMessage>), LinkError> {
@@ -242,7 +245,7 @@ async fn connect(
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
-    let channel = timeout(CONNECT_TIMEOUT, endpoint.connect())
+    let channel = timeout(CONNECT_TIMEOUT, connector.connect(&endpoint))
         .await
         .map_err(|_| LinkError::Late)?;
     let mut client = ReplicationClient::new(channel.map_err(LinkError::Connect)?)

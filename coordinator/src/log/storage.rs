@@ -7,11 +7,15 @@
 //! The thread starts before the replica does, and whoever stops it waits until nothing writes any more
 //! (traps A18): only then may another be started on the same directory.
 
+mod inline;
+
 use super::disk::Disk;
 use super::segment::Segment;
 use super::{Log, LogError, ReadError, ReadPlan};
+use inline::Inline;
 use std::io;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,8 +31,15 @@ const PREPARE_RETRY: Duration = Duration::from_secs(1);
 /// A running storage thread. Dropping it stops the thread, and waits until it has ended.
 #[derive(Debug)]
 pub struct Storage {
-    commands: mpsc::Sender<Command>,
+    to: To,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Who carries the commands out.
+#[derive(Debug)]
+enum To {
+    Thread(mpsc::Sender<Command>),
+    Caller(Arc<Inline>),
 }
 
 #[derive(Debug)]
@@ -74,9 +85,19 @@ impl Storage {
             }
         })?;
         Ok(Self {
-            commands,
+            to: To::Thread(commands),
             thread: Some(thread),
         })
+    }
+
+    /// Without a thread: each batch is written by the task that awaits it, after `latency` of tokio's time. For a
+    /// simulation, whose virtual time would run ahead of a thread. A write whose future is dropped before is lost, as by a
+    /// crash.
+    pub fn inline<D: Disk>(log: Log<D>, latency: Duration) -> Self {
+        Self {
+            to: To::Caller(Arc::new(Inline::new(log, latency))),
+            thread: None,
+        }
     }
 
     /// Writes and syncs a batch. The future may be dropped; the write goes on. Batches are written in the order of the
@@ -89,9 +110,15 @@ impl Storage {
         batch: Batch,
     ) -> impl Future<Output = Result<(), LogError>> + Send + 'static + use<> {
         let (answer, receiver) = oneshot::channel();
-        self.commands.send(Command::Append { batch, answer }).ok();
-        // A command that was not taken drops its sender, as a panic does.
-        async move { receiver.await.unwrap_or(Err(LogError::Stopped)) }
+        let command = Command::Append { batch, answer };
+        let later = self.give(command);
+        async move {
+            if let Some((inline, command)) = later {
+                inline.run(command).await;
+            }
+            // A command that was not taken drops its sender, as a panic does.
+            receiver.await.unwrap_or(Err(LogError::Stopped))
+        }
     }
 
     /// Reads the values of the slots of `range` that have one, as [`Log::read_range`], beside the writes.
@@ -104,14 +131,28 @@ impl Storage {
         bytes_max: usize,
     ) -> impl Future<Output = Result<Vec<Accepted>, ReadError>> + Send + 'static + use<> {
         let (answer, receiver) = oneshot::channel();
-        self.commands
-            .send(Command::Read {
-                range,
-                bytes_max,
-                answer,
-            })
-            .ok();
-        async move { receiver.await.unwrap_or(Err(ReadError::Stopped)) }
+        let later = self.give(Command::Read {
+            range,
+            bytes_max,
+            answer,
+        });
+        async move {
+            if let Some((inline, command)) = later {
+                inline.run(command).await;
+            }
+            receiver.await.unwrap_or(Err(ReadError::Stopped))
+        }
+    }
+
+    /// Hands a command to the thread, or gives it back to be run by the caller.
+    fn give(&self, command: Command) -> Option<(Arc<Inline>, Command)> {
+        match &self.to {
+            To::Thread(commands) => {
+                commands.send(command).ok();
+                None
+            }
+            To::Caller(inline) => Some((inline.clone(), command)),
+        }
     }
 
     /// Finishes the writes asked for, marks the orderly end ([`Log::close`]) and stops the thread. When it returns, every
@@ -121,7 +162,9 @@ impl Storage {
     /// The log failed, now or earlier.
     pub async fn stop(mut self) -> Result<(), LogError> {
         let (answer, receiver) = oneshot::channel();
-        self.commands.send(Command::Stop { answer: Some(answer) }).ok();
+        if let Some((inline, command)) = self.give(Command::Stop { answer: Some(answer) }) {
+            inline.run(command).await;
+        }
         let result = receiver.await.unwrap_or(Err(LogError::Stopped));
         // It has answered as its last act, or panicked: this does not block for long.
         self.join();
@@ -138,7 +181,8 @@ impl Storage {
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        self.commands.send(Command::Stop { answer: None }).ok();
+        // Inline nothing goes on by itself, so there is nothing to stop.
+        let _ = self.give(Command::Stop { answer: None });
         self.join();
     }
 }

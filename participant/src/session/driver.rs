@@ -3,7 +3,7 @@
 use super::handle::unpoisoned;
 use super::resource::ErasedResource;
 use super::stream::{self, StreamEvent, What};
-use crate::participant::{random_u64, unix_now};
+use crate::participant::random_u64;
 use crate::resource::LowWater;
 use futures::FutureExt;
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use synod_participant_core::session::{
     Config, ConnectionId, Effect, Finished, Input, ListedBranch, Notice, Question, Reply, Session, Ticket,
 };
 use synod_participant_core::{Now, Timestamp};
+use synod_proto::environment::{Connector, WallClock};
 use synod_proto::ids::{BranchId, Lineage, ResourceId};
 use synod_proto::limits::RESOURCE_COUNT_MAX;
 use synod_proto::session::{Outcome, Refusal, Request};
@@ -67,6 +68,7 @@ pub(super) struct Shared {
     core: Mutex<Session>,
     resources: Mutex<BTreeMap<ResourceId, Arc<dyn ErasedResource>>>,
     started_at: Instant,
+    clock: WallClock,
     ticket_count: AtomicU64,
 }
 
@@ -79,7 +81,7 @@ impl Shared {
         let elapsed = u64::try_from(self.started_at.elapsed().as_micros()).unwrap_or(u64::MAX);
         Now {
             monotonic: Timestamp(elapsed),
-            wall: unix_now(),
+            wall: self.clock.now(),
         }
     }
 
@@ -113,7 +115,7 @@ type Spawned = (
 );
 
 /// Starts the task. It ends with a `Shutdown`, or when every sender of commands is dropped.
-pub(super) fn spawn(config: Config) -> Spawned {
+pub(super) fn spawn(config: Config, clock: WallClock, connector: Connector) -> Spawned {
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let (events, event_receiver) = mpsc::channel(EVENT_COUNT_MAX);
     let (results, result_receiver) = mpsc::unbounded_channel();
@@ -122,10 +124,12 @@ pub(super) fn spawn(config: Config) -> Spawned {
         core: Mutex::new(Session::new(config, random_u64())),
         resources: Mutex::default(),
         started_at: Instant::now(),
+        clock,
         ticket_count: AtomicU64::new(1),
     });
     let driver = Driver {
         shared: shared.clone(),
+        connector,
         commands: command_receiver,
         event_receiver,
         events,
@@ -156,6 +160,7 @@ struct Shutdown {
 
 struct Driver {
     shared: Arc<Shared>,
+    connector: Connector,
     commands: mpsc::UnboundedReceiver<Command>,
     event_receiver: mpsc::Receiver<StreamEvent>,
     events: mpsc::Sender<StreamEvent>,
@@ -339,6 +344,7 @@ impl Driver {
         tracing::debug!(%address, "connecting to the coordinator");
         let (requests, request_receiver) = mpsc::unbounded_channel();
         let task = tokio::spawn(stream::run(
+            self.connector.clone(),
             connection,
             address,
             request_receiver,
@@ -401,12 +407,18 @@ impl Driver {
     }
 
     fn forget(&self, id: ResourceId, low_water: LowWater) {
-        let Some(store) = self.shared.resource(id) else { return };
+        let Some(store) = self.shared.resource(id) else {
+            return;
+        };
         tokio::spawn(async move {
             match store.forget_below(low_water).await {
-                Ok(count) => tracing::debug!(resource = %id, count, "deleted proofs below the low-water mark"),
+                Ok(count) => {
+                    tracing::debug!(resource = %id, count, "deleted proofs below the low-water mark")
+                }
                 // The coordinator says it again; rows that stay are only space.
-                Err(error) => tracing::warn!(resource = %id, %error, "proofs below the low-water mark were not deleted"),
+                Err(error) => {
+                    tracing::warn!(resource = %id, %error, "proofs below the low-water mark were not deleted")
+                }
             }
         });
     }

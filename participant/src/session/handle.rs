@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use synod_participant_core::session::{Config, Failure, Input, Question, Reply, Ticket};
 use synod_proto::command::Decide;
+use synod_proto::environment::{Connector, WallClock};
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId};
 use synod_proto::limits::RESOURCE_COUNT_MAX;
 use synod_proto::session::{Decision, Refusal, TransactionStatus};
@@ -24,10 +25,12 @@ const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
 /// How a session is started.
 #[derive(Clone, Debug)]
 pub(crate) struct SessionOptions {
-    /// The replicas, each as `http://host:port`.
-    pub(crate) endpoints: Vec<String>,
     /// How long a decision is waited for before it is in doubt.
     pub(crate) decide_timeout: Duration,
+    /// The wall clock.
+    pub(crate) clock: WallClock,
+    /// The way to the replicas.
+    pub(crate) connector: Connector,
 }
 
 /// Why a session did not answer. Nothing here says that something was *not* done, except where it does.
@@ -124,16 +127,15 @@ pub(crate) struct SessionHandle {
 }
 
 impl SessionHandle {
-    /// Starts the session's task. It connects in the background, and for ever.
+    /// Starts the session's task, with the replicas' addresses as `http://host:port`. It connects in the background, and for ever.
     ///
     /// # Errors
     /// [`SessionError::Address`]; nothing was started.
-    pub(crate) fn start(options: SessionOptions) -> Result<Self, SessionError> {
-        let decide_timeout = options.decide_timeout;
-        Self::start_with(Config::new(options.endpoints), decide_timeout)
+    pub(crate) fn start(addresses: Vec<String>, options: SessionOptions) -> Result<Self, SessionError> {
+        Self::start_with(Config::new(addresses), options)
     }
 
-    pub(crate) fn start_with(config: Config, decide_timeout: Duration) -> Result<Self, SessionError> {
+    pub(crate) fn start_with(config: Config, options: SessionOptions) -> Result<Self, SessionError> {
         if config.addresses.is_empty() {
             return Err(SessionError::Address {
                 address: String::new(),
@@ -146,12 +148,12 @@ impl SessionHandle {
                 reason,
             })?;
         }
-        let (commands, shared, lineage) = driver::spawn(config);
+        let (commands, shared, lineage) = driver::spawn(config, options.clock, options.connector);
         Ok(Self {
             commands,
             shared,
             lineage,
-            decide_timeout,
+            decide_timeout: options.decide_timeout,
         })
     }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use synod_participant_core::session::ConnectionId;
+use synod_proto::environment::Connector;
 use synod_proto::limits::MESSAGE_BYTES_MAX;
 use synod_proto::session::{Request, Response};
 use synod_proto::v1::coordinator_client::CoordinatorClient;
@@ -77,12 +78,13 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
 /// Opens the stream and reads it until it ends. The last event is `Lost`, unless the task is aborted. The stream is
 /// closed in good order when the sender of `requests` is dropped.
 pub(super) async fn run(
+    connector: Connector,
     connection: ConnectionId,
     address: String,
     requests: mpsc::UnboundedReceiver<Request>,
     events: mpsc::Sender<StreamEvent>,
 ) {
-    let reason = match converse(connection, &address, requests, &events).await {
+    let reason = match converse(&connector, connection, &address, requests, &events).await {
         Ok(()) => "the replica closed the stream".to_owned(),
         Err(reason) => reason,
     };
@@ -95,13 +97,14 @@ pub(super) async fn run(
 }
 
 async fn converse(
+    connector: &Connector,
     connection: ConnectionId,
     address: &str,
     requests: mpsc::UnboundedReceiver<Request>,
     events: &mpsc::Sender<StreamEvent>,
 ) -> Result<(), String> {
-    let channel = endpoint(address)?
-        .connect()
+    let channel = connector
+        .connect(&endpoint(address)?)
         .await
         .map_err(|error| describe(&error))?;
     let opened = StreamEvent {

@@ -2,12 +2,13 @@
 
 mod fake;
 
-use super::handle::{DecideError, SessionError, SessionHandle};
+use super::handle::{DecideError, SessionError, SessionHandle, SessionOptions};
 use crate::resource::{BranchContext, LowWater};
 use fake::{Fake, LINEAGE, RESOURCE, Store, branch, decide, gtid, within};
 use std::sync::Arc;
 use std::time::Duration;
 use synod_participant_core::session::{Config, Finished, ListedBranch};
+use synod_proto::environment::{Connector, WallClock};
 use synod_proto::ids::{BranchId, ExecutionId, RequestId, UnixMillis};
 use synod_proto::session::{
     AbortCause, AbortKind, Answer, Decision, Outcome, Refusal, Request, Response, TransactionStatus,
@@ -26,8 +27,16 @@ fn config(addresses: &[&str]) -> Config {
     }
 }
 
+fn options(decide_timeout: Duration) -> SessionOptions {
+    SessionOptions {
+        decide_timeout,
+        clock: WallClock::system(),
+        connector: Connector::tcp(),
+    }
+}
+
 fn start(addresses: &[&str]) -> SessionHandle {
-    SessionHandle::start_with(config(addresses), PATIENCE).expect("a session starts")
+    SessionHandle::start_with(config(addresses), options(PATIENCE)).expect("a session starts")
 }
 
 fn committed(request: RequestId) -> Response {
@@ -211,7 +220,7 @@ async fn a_redirect_leads_to_the_leader() {
 async fn the_end_of_the_patience_says_whether_it_was_handed_over() {
     let mut fake = Fake::start().await;
     let impatient = Duration::from_millis(300);
-    let session = SessionHandle::start_with(config(&[&fake.address]), impatient).unwrap();
+    let session = SessionHandle::start_with(config(&[&fake.address]), options(impatient)).unwrap();
     let waiting = within(session.decide(decide(1))).await;
     assert!(
         matches!(
@@ -308,7 +317,13 @@ async fn t13_a_low_water_mark_reaches_the_store() {
     let store = Store::new();
     let (_session, stream) = serving(&mut fake, &store).await;
     let (mark, unfinished) = (UnixMillis(500), vec![gtid(1)]);
-    stream.say(Response::LowWater { resource: RESOURCE, mark, unfinished: unfinished.clone() }).await;
+    stream
+        .say(Response::LowWater {
+            resource: RESOURCE,
+            mark,
+            unfinished: unfinished.clone(),
+        })
+        .await;
     within(async {
         while store.forgotten().is_empty() {
             tokio::task::yield_now().await;
@@ -462,14 +477,14 @@ async fn a_shutdown_finishes_what_is_in_flight() {
 #[tokio::test]
 async fn an_address_that_is_none_is_refused_at_the_start() {
     for address in ["", "localhost", "http://", "ftp://a:1"] {
-        let started = SessionHandle::start_with(Config::new(vec![address.to_owned()]), PATIENCE);
+        let started = SessionHandle::start(vec![address.to_owned()], options(PATIENCE));
         assert!(
             matches!(started, Err(SessionError::Address { .. })),
             "{address}: {started:?}"
         );
     }
     assert!(matches!(
-        SessionHandle::start_with(Config::new(vec![]), PATIENCE),
+        SessionHandle::start(vec![], options(PATIENCE)),
         Err(SessionError::Address { .. })
     ));
 }
