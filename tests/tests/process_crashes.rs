@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use synod_proto::ids::Gtid;
-use synod_tests::process::bank::{TransferReply, Verdict};
+use synod_tests::process::bank::{TransferReply, TransferRequest, Verdict};
 use synod_tests::process::stage::{LONG_MS, SHORT_MS, Stage};
 use synod_tests::process::{Point, account, eventually, ledger, within};
 
@@ -77,7 +77,7 @@ async fn kill_at(stage: &mut Stage, victim: Victim, point: Point, name: &str, in
         &mut stage.there
     };
     office.arm(point).await;
-    let transfer = stage.transfer(name, index, deadline_ms);
+    let mut transfer = stage.transfer(name, index, deadline_ms);
     let office = if point.is_initiators() {
         &mut stage.here
     } else {
@@ -88,6 +88,12 @@ async fn kill_at(stage: &mut Stage, victim: Victim, point: Point, name: &str, in
     if point == Point::Requested && is_initiator_gone {
         // Handed over is not decided: a kill right now may find the request anywhere. Here it has arrived.
         assert!(stage.is_committed(gtid).await, "{name}");
+    }
+
+    let mut answer = None;
+    if point >= Point::Delivered {
+        // T16: the answer comes at the decision, whoever else still waits for the delivery.
+        answer = Some((&mut transfer).await.expect("no panic"));
     }
 
     let killed = kill(stage, victim).await;
@@ -104,7 +110,10 @@ async fn kill_at(stage: &mut Stage, victim: Victim, point: Point, name: &str, in
         };
         office.go().await;
     }
-    let answer = transfer.await.expect("no panic");
+    let answer = match answer {
+        Some(answer) => answer,
+        None => transfer.await.expect("no panic"),
+    };
     if is_initiator_gone && point < Point::Delivered {
         assert!(answer.is_err(), "{name}: nobody was there to answer: {answer:?}");
     } else {
@@ -201,4 +210,92 @@ async fn the_initiator_is_killed_at_every_step() {
 #[tokio::test]
 async fn everything_is_killed_at_every_step() {
     kill_at_every_point(Victim::Everything).await;
+}
+
+/// T8, C1: the process that voted is gone, its vote stands. Started again it is in doubt with its locks, before it takes new
+/// work, and gives them back with the outcome.
+#[tokio::test]
+async fn a_branch_in_doubt_keeps_its_locks_over_a_restart() {
+    within(async {
+        let mut stage = Stage::start("locks").await;
+        stage.here.arm(Point::Voted).await;
+        let first = stage.transfer("first", 0, LONG_MS);
+        stage.here.paused(Point::Voted).await;
+        stage.there.kill().await;
+        stage.there.start().await;
+        eventually("the branch is in doubt again", async || {
+            (stage.there.in_doubt_count().await? == 1).then_some(())
+        })
+        .await;
+
+        // The other way round, so that the lock that is met first is the one that must have survived.
+        let request = |transfer: &str| TransferRequest {
+            transfer: transfer.to_owned(),
+            account: account(0),
+            amount: 1,
+            deadline_ms: LONG_MS,
+            extra_branch_count: 0,
+        };
+        let refused = stage
+            .there
+            .transfer(request("second"))
+            .await
+            .expect("no panic")
+            .expect("an answer");
+        assert_eq!(refused.verdict(), Verdict::Refused, "{}", refused.text);
+        assert!(refused.text.contains("stayed locked"), "{}", refused.text);
+
+        stage.here.go().await;
+        let first = first.await.expect("no panic").expect("an answer");
+        assert_eq!(first.verdict(), Verdict::Committed, "{}", first.text);
+        stage.settled().await;
+        let third = stage
+            .there
+            .transfer(request("third"))
+            .await
+            .expect("no panic")
+            .expect("an answer");
+        assert_eq!(third.verdict(), Verdict::Committed, "{}", third.text);
+        stage.settled().await;
+        let (here, there) = stage.close_offices().await;
+        let booked = ledger::check(&here, &there, |_| account(0));
+        assert_eq!(booked, ["first", "third"].map(str::to_owned).into());
+    })
+    .await;
+}
+
+/// T7: the initiator dies with its request anywhere between its own memory and the log. Either outcome is right; half of one is
+/// not, and no branch may wait for ever.
+#[tokio::test]
+async fn an_initiator_dies_with_its_request_on_the_way() {
+    within(async {
+        let mut stage = Stage::start("on-the-way").await;
+        let mut transactions = Vec::new();
+        for index in 0..6 {
+            let name = format!("t-{index}");
+            stage.here.arm(Point::Requested).await;
+            let transfer = stage.transfer(&name, index, SHORT_MS);
+            transactions.push((stage.here.paused(Point::Requested).await, name));
+            stage.here.kill().await;
+            assert!(
+                transfer.await.expect("no panic").is_err(),
+                "nobody was there to answer"
+            );
+            stage.here.start().await;
+        }
+        stage.settled().await;
+        let mut committed = BTreeSet::new();
+        for (gtid, name) in transactions {
+            if stage.is_committed(gtid).await {
+                committed.insert(name);
+            }
+        }
+        let (here, there) = stage.close_offices().await;
+        let index = |name: &str| name[2..].parse().expect("a number");
+        assert_eq!(
+            ledger::check(&here, &there, |name| account(index(name))),
+            committed
+        );
+    })
+    .await;
 }

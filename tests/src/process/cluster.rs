@@ -167,11 +167,9 @@ impl Cluster {
                 views.push(self.status(*id).await?);
             }
             let leader = views.iter().find(|view| view.role == "leader")?;
-            let is_whole = views.iter().all(|view| {
-                view.leader == leader.replica
-                    && view.ballot == leader.ballot
-                    && view.applied_up_to >= leader.applied_up_to
-            });
+            let is_whole = views
+                .iter()
+                .all(|view| view.leader == leader.replica && view.applied_up_to >= leader.applied_up_to);
             is_whole.then_some(leader.replica)
         })
         .await
