@@ -19,6 +19,7 @@ pub mod checkers;
 pub mod clocks;
 pub mod faults;
 pub mod host;
+pub mod linearizability;
 pub mod network;
 pub mod process;
 pub mod run;

@@ -204,6 +204,7 @@ fn check_final(world: &World) -> Check {
         .hosts
         .values()
         .try_for_each(|host| world.checkers.log.check_final(host))?;
+    world.checkers.histories.check_final()?;
     world.checkers.outcomes.check_final(&world.databases)
 }
 

@@ -7,7 +7,7 @@
 use super::{Check, Violation, require};
 use crate::linearizability::register::{Input, Output, RegisterModel};
 use crate::linearizability::{Conclusion, Operation, check};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use synod_coordinator_core::effects::Told;
 use synod_proto::command::{Decide, Proposal};
@@ -29,7 +29,7 @@ pub struct HistoryChecker {
     asked: BTreeMap<(SessionId, RequestId), Place>,
     inquired: BTreeMap<(SessionId, BranchId), VecDeque<Place>>,
     /// Operations of which the coordinator says that it did nothing.
-    refused: BTreeMap<Place, ()>,
+    refused: BTreeSet<Place>,
 }
 
 impl HistoryChecker {
@@ -49,7 +49,10 @@ impl HistoryChecker {
             }
             Request::Inquire { branch, .. } => {
                 let place = self.note(branch.gtid, Input::Inquire(branch.call, branch.execution));
-                self.inquired.entry((session, *branch)).or_default().push_back(place);
+                self.inquired
+                    .entry((session, *branch))
+                    .or_default()
+                    .push_back(place);
             }
             Request::Register { .. }
             | Request::Acknowledge { .. }
@@ -64,14 +67,19 @@ impl HistoryChecker {
         self.count += 1;
         let session = told.session;
         match &told.response {
-            Response::Decided { decision: Decision::Settled, .. } => {}
+            Response::Decided {
+                decision: Decision::Settled,
+                ..
+            } => {}
             Response::Decided { request, decision } => {
                 self.answer_request(session, *request, Output::Decision(decision.clone()));
             }
             Response::Status { request, status } => {
                 self.answer_request(session, *request, Output::Status(status.clone()));
             }
-            Response::Delivered { request, .. } => self.answer_request(session, *request, Output::AllDelivered),
+            Response::Delivered { request, .. } => {
+                self.answer_request(session, *request, Output::AllDelivered)
+            }
             Response::Answered { branch, answer } => self.answer_inquiry(session, *branch, *answer),
             Response::Deliver { branch, outcome, .. } => {
                 let input = Input::Hear(branch.call, branch.execution);
@@ -79,14 +87,22 @@ impl HistoryChecker {
             }
             Response::Listed { transactions, .. } => {
                 for one in transactions {
-                    self.note_answered(one.gtid, self.count, Input::Query, Output::Status(one.status.clone()));
+                    self.note_answered(
+                        one.gtid,
+                        self.count,
+                        Input::Query,
+                        Output::Status(one.status.clone()),
+                    );
                 }
             }
             // Proposals of a replica that stops leading may be on their way through the log; the rest was not done.
-            Response::Refused { refusal: Refusal::NotLeader { .. }, .. } => {}
+            Response::Refused {
+                refusal: Refusal::NotLeader { .. },
+                ..
+            } => {}
             Response::Refused { request, .. } => {
                 if let Some(place) = self.asked.get(&(session, *request)) {
-                    self.refused.insert(*place, ());
+                    self.refused.insert(*place);
                 }
             }
             Response::Registered { .. } | Response::LowWater { .. } => {}
@@ -98,7 +114,9 @@ impl HistoryChecker {
     /// # Errors
     /// A gtid's answers are not those of any order of its operations; the text shows them all.
     pub fn check_final(&self) -> Check {
-        self.histories.iter().try_for_each(|(gtid, history)| self.check_one(*gtid, history))
+        self.histories
+            .iter()
+            .try_for_each(|(gtid, history)| self.check_one(*gtid, history))
     }
 
     /// How many operations were recorded.
@@ -108,13 +126,23 @@ impl HistoryChecker {
     }
 
     fn check_one(&self, gtid: Gtid, history: &[Operation<Input, Output>]) -> Check {
-        let places = (0..history.len()).filter(|place| !self.refused.contains_key(&(gtid, *place)));
-        let history: Vec<Operation<Input, Output>> = places.map(|place| history[place].clone()).collect();
+        let was_done = |(place, one): &(usize, &Operation<Input, Output>)| {
+            one.answer.is_some() || !self.refused.contains(&(gtid, *place))
+        };
+        let history: Vec<Operation<Input, Output>> = history
+            .iter()
+            .enumerate()
+            .filter(was_done)
+            .map(|(_, one)| one.clone())
+            .collect();
         match check(&RegisterModel, &history, STEPS_MAX) {
             Conclusion::Linearizable(_) => Ok(()),
             Conclusion::NotLinearizable { stuck, .. } => Err(Violation(describe(gtid, &history, &stuck))),
             Conclusion::TooManySteps => require(false, || {
-                format!("the history of {gtid} is too long to be searched: {} operations", history.len())
+                format!(
+                    "the history of {gtid} is too long to be searched: {} operations",
+                    history.len()
+                )
             }),
         }
     }
@@ -158,11 +186,19 @@ impl HistoryChecker {
 
     /// An answer may be to any of the inquiries that are open: the earliest gives the search the most freedom.
     fn answer_inquiry(&mut self, session: SessionId, branch: BranchId, answer: Answer) {
-        let open = self.inquired.entry((session, branch)).or_default();
+        let Some(open) = self.inquired.get_mut(&(session, branch)) else {
+            return;
+        };
+        let history = &self.histories[&branch.gtid];
         // The last one stays, for answers beyond the number of questions.
-        let place = if open.len() > 1 { open.pop_front() } else { open.front().copied() };
-        if let (Some(place), Some(output)) = (place, Output::of_answer(answer)) {
-            self.answer(place, output);
+        while open.len() > 1 && history[open[0].1].answer.is_some() {
+            open.pop_front();
+        }
+        let place = open[0];
+        match Output::of_answer(answer) {
+            Some(output) => self.answer(place, output),
+            None if open.len() > 1 => drop(open.pop_front()),
+            None => {}
         }
     }
 }

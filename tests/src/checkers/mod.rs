@@ -3,6 +3,7 @@
 
 pub mod ballots;
 pub mod gate;
+pub mod linearizability;
 pub mod log;
 pub mod outcomes;
 
@@ -45,6 +46,8 @@ pub struct Checkers {
     pub ballots: ballots::BallotChecker,
     /// What services are told, against what the log says.
     pub outcomes: outcomes::OutcomeChecker,
+    /// What services are told, against what they asked.
+    pub histories: linearizability::HistoryChecker,
 }
 
 impl Checkers {
@@ -67,6 +70,7 @@ impl Checkers {
         self.gate.after_turn(host, output, &self.log)?;
         self.ballots.after_turn(now, host, output)?;
         for told in &output.told {
+            self.histories.on_told(told);
             self.outcomes.on_told(now, told, &self.log, databases)?;
         }
         Ok(())
@@ -74,6 +78,7 @@ impl Checkers {
 
     /// A session asks something.
     pub fn on_asked(&mut self, now: Micros, session: SessionId, request: &Request) {
+        self.histories.on_asked(session, request);
         self.outcomes.on_asked(now, session, request);
     }
 
