@@ -106,6 +106,8 @@ pub(crate) struct Driver {
     sessions: Sessions,
     inputs: Vec<Input>,
     leader: Option<ReplicaId>,
+    /// Batches written and synced since the start.
+    log_write_count: u64,
     health: watch::Sender<Health>,
 }
 
@@ -133,6 +135,7 @@ impl Driver {
             sessions: Sessions::default(),
             inputs: Vec::new(),
             leader: None,
+            log_write_count: 0,
             health,
         }
     }
@@ -242,13 +245,15 @@ impl Driver {
             }
             SessionEvent::View(answer) => {
                 // Nobody waits for it any more: nothing to do.
-                let _ = answer.send(ReplicaView::new(self.replica.status(), self.sessions.count()));
+                let view = ReplicaView::new(self.replica.status(), self.sessions.count(), self.log_write_count);
+                let _ = answer.send(view);
             }
         }
     }
 
     fn on_written(&mut self, result: Result<(), LogError>) -> Result<(), StorageBroken> {
         let Err(error) = result else {
+            self.log_write_count += 1;
             for synced in self.group.on_synced() {
                 self.send_gated(synced);
             }

@@ -5,6 +5,7 @@
 //! participants (`service`, `sessions`). [`replica_process::run`] puts them together, for the binary and for tests alike.
 #![forbid(unsafe_code)]
 
+mod bench;
 pub mod cli;
 pub mod config;
 pub mod directory;

@@ -9,6 +9,7 @@
 //! | `synod txn get GTID [--json]` | what became of a transaction |
 //! | `synod txn list [--unfinished] [--count N] [--json]` | the transactions in the register, by begin |
 //! | `synod txn resolve GTID (--abort \| --settle CALL/EXECUTION) --author A --reason R [--json]` | an operator's hand, entered in the log |
+//! | `synod bench [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--unary] [--rate R] [--json]` | a load generator |
 //!
 //! `dev` and `start` print one line to stdout once they listen (`listening ADDRESS`), and `dev` one more once a leader
 //! serves (`ready ADDRESS,ADDRESS,ADDRESS`). They end on SIGTERM or SIGINT.
@@ -32,11 +33,12 @@
 //!
 //! | verb | fields |
 //! |---|---|
-//! | `status` | a list of `address`, `reachable`, `error`, and if reachable: `cluster`, `replica`, `incarnation`, `lineage`, `role` (`leader`, `candidate`, `follower`), `leader`, `ballot` {`round`, `replica`, `start`}, `decided_up_to`, `applied_up_to`, `stamp_unix_ms`, `mark_unix_ms`, `outcome_count`, `unfinished_count`, `hazard_count`, `session_count`, `admission`, `read_only`, `peers` [{`replica`, `address`, `connected`}], `version` |
+//! | `status` | a list of `address`, `reachable`, `error`, and if reachable: `cluster`, `replica`, `incarnation`, `lineage`, `role` (`leader`, `candidate`, `follower`), `leader`, `ballot` {`round`, `replica`, `start`}, `decided_up_to`, `applied_up_to`, `stamp_unix_ms`, `mark_unix_ms`, `outcome_count`, `unfinished_count`, `hazard_count`, `session_count`, `admission`, `read_only`, `peers` [{`replica`, `address`, `connected`}], `version`, `process_id`, `log_write_count` (each with a sync, since the start) |
 //! | `txn get` | `gtid`, `began_at_unix_ms`, `status` (`committed`, `aborted`, `undecided`, `expired`), `branches` [{`call`, `execution`, `resource`, `delivery` (`pending`, `acknowledged`, `hazard`, `settled`), `hazard`}], `read_only_count`, `cause` {`kind`, `call`, `execution`, `text`} |
 //! | `txn list` | a list of the same, each with `decided_at_unix_ms` |
 //! | `txn resolve` | `gtid`, `decision` (`committed`, `aborted`, `mismatch`, `expired`, `settled`), `cause` |
 
+mod bench;
 mod client;
 mod dev;
 mod exit;
@@ -72,6 +74,8 @@ enum Verb {
     Start(start::Args),
     /// Show every replica's view of itself.
     Status(status::Args),
+    /// Put load on a cluster, and measure it.
+    Bench(bench::Args),
     /// Look at transactions, and resolve them by hand.
     #[command(subcommand)]
     Txn(txn::Verb),
@@ -89,6 +93,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => {
             init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| status::run(&args))
         }
+        Verb::Bench(args) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| bench::run(&args)),
         Verb::Txn(verb) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| txn::run(verb)),
     };
     match result {

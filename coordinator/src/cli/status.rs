@@ -48,6 +48,8 @@ struct View {
     read_only: Option<String>,
     peers: Vec<Peer>,
     version: String,
+    process_id: u32,
+    log_write_count: u64,
 }
 
 #[derive(Serialize)]
@@ -153,6 +155,8 @@ fn view(reply: v1::StatusReply) -> View {
         read_only: Some(reply.read_only).filter(|text| !text.is_empty()),
         peers: reply.peers.into_iter().map(peer).collect(),
         version: reply.version,
+        process_id: reply.process_id,
+        log_write_count: reply.log_write_count,
     }
 }
 

@@ -12,13 +12,15 @@ use synod_proto::v1;
 pub(crate) struct ReplicaView {
     status: Status,
     session_count: usize,
+    log_write_count: u64,
 }
 
 impl ReplicaView {
-    pub(super) fn new(status: Status, session_count: usize) -> Self {
+    pub(super) fn new(status: Status, session_count: usize, log_write_count: u64) -> Self {
         Self {
             status,
             session_count,
+            log_write_count,
         }
     }
 
@@ -71,6 +73,8 @@ impl ReplicaView {
                 .map(peer)
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            process_id: std::process::id(),
+            log_write_count: self.log_write_count,
         }
     }
 }
