@@ -324,9 +324,6 @@ impl Driver {
             );
             self.sessions.end(session, status);
         }
-        for fetch in effects.take_fetches() {
-            self.reading.push(Box::pin(reads::fetch(&self.storage, fetch)));
-        }
         let notices = effects.take_notices();
         if self.is_writable
             && let Some(synced) = self.group.push(effects)
@@ -339,7 +336,10 @@ impl Driver {
         }
     }
 
-    fn send_gated(&mut self, synced: Effects<Synced>) {
+    fn send_gated(&mut self, mut synced: Effects<Synced>) {
+        for fetch in synced.take_fetches() {
+            self.reading.push(Box::pin(reads::fetch(&self.storage, fetch)));
+        }
         for envelope in synced.into_gated() {
             self.send(envelope);
         }
@@ -404,6 +404,15 @@ impl Driver {
             ),
             Notice::CannotApply { slot, text } => {
                 tracing::error!(%replica, %slot, %text, "cannot apply a decided entry; upgrade this replica");
+            }
+            Notice::Conflict { from, slot, ballot } => {
+                tracing::error!(
+                    %replica,
+                    peer = %from,
+                    %slot,
+                    %ballot,
+                    "refused a second value for a slot: the peer's disk or program is broken; stop it"
+                );
             }
             Notice::Hazard { branch, text } => {
                 tracing::warn!(%replica, %branch, %text, "a participant's store lost or settled a branch");

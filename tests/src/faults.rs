@@ -103,7 +103,6 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
             4 => plan.push((at, Fault::Pause(replica, random.between(10_000, 1_500_000)))),
             5 => plan.push((at, Fault::Weather(draw_weather(random)))),
             6 => plan.push((at, Fault::SlowDisk(replica, random.between(50, 150_000)))),
-            // Only forward and a little backward: see the limits of T14 in the tests of clocks.
             7 => plan.push((at, Fault::WallClock(replica, draw_offset(random)))),
             8 => plan.push((
                 at,
@@ -142,7 +141,7 @@ fn draw_offset(random: &mut Random) -> i64 {
         0 => random.between(0, 4_000) as i64 - 2_000,
         1 => random.between(0, 3_600_000) as i64,
         2 => 100 * 365 * 86_400_000,
-        _ => 0,
+        _ => -(random.between(0, 3_600_000) as i64),
     }
 }
 

@@ -100,6 +100,12 @@ impl Host {
         self.process.as_ref().map(|process| &process.replica)
     }
 
+    /// Whether everything that the replica has asked to be written is on disk.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.group.is_idle())
+    }
+
     /// Starts a process on the directory.
     pub fn start(&mut self, now: Micros, seed: u64, mail_us_max: Micros) -> Output {
         assert!(self.process.is_none(), "one process at a time");
@@ -208,7 +214,6 @@ impl Host {
         }
         output.told.extend(effects.take_told());
         output.ended.extend(effects.take_ended());
-        output.fetches.extend(effects.take_fetches());
         output.notices.extend(effects.take_notices());
         let Some(process) = &mut self.process else { return };
         if process.is_writable
@@ -218,7 +223,8 @@ impl Host {
         }
     }
 
-    fn send_gated(&mut self, synced: Effects<Synced>, output: &mut Output) {
+    fn send_gated(&mut self, mut synced: Effects<Synced>, output: &mut Output) {
+        output.fetches.extend(synced.take_fetches());
         for envelope in synced.into_gated() {
             self.send(envelope, output);
         }

@@ -11,6 +11,8 @@ use crate::trace::Detail;
 use crate::world::{Lines, Setup, World};
 use std::collections::BTreeSet;
 use synod_coordinator_core::random::Random;
+use synod_coordinator_core::replica::Limits;
+use synod_proto::limits::WATERMARK_LAG_MS_DEFAULT;
 use synod_proto::ids::{ReplicaId, ResourceId};
 
 /// How long a healed world may take to come to rest: the longest deadline, an election and some rounds of asking.
@@ -30,9 +32,16 @@ pub struct Draw {
     pub faults_us: Micros,
     /// The faults.
     pub plan: faults::Plan,
-    participant_count: u32,
-    initiator_count: u32,
-    transaction_count: u64,
+    /// How many services have a database.
+    pub participant_count: u32,
+    /// How many services begin transactions.
+    pub initiator_count: u32,
+    /// How many transactions each of them begins.
+    pub transaction_count: u64,
+    /// The replicas' bounds.
+    pub limits: Limits,
+    /// Whether the world is watched until the watermark has passed everything.
+    pub is_long: bool,
 }
 
 impl Draw {
@@ -60,6 +69,13 @@ impl Draw {
         let actors: Vec<ActorId> = (0..participant_count + initiator_count).map(ActorId).collect();
         let plan = faults::draw(&mut random, &replicas, &actors, faults_us);
         let transaction_count = random.between(5, 60);
+        let limits = Limits {
+            pipeline_depth: random.between(1, 12) as usize,
+            // So little that a lagging peer is served from the disk at once.
+            retained_bytes_max: if random.between(0, 2) == 0 { 300 } else { Limits::default().retained_bytes_max },
+            ..Limits::default()
+        };
+        let is_long = random.between(0, 15) == 0;
         Self {
             seed,
             setup,
@@ -68,6 +84,8 @@ impl Draw {
             participant_count,
             initiator_count,
             transaction_count,
+            limits,
+            is_long,
         }
     }
 }
@@ -130,7 +148,20 @@ pub fn resource(number: u32) -> ResourceId {
 /// # Errors
 /// A checker found something, or the healed world does not come to rest. The world is returned for a look.
 pub fn run(draw: &Draw) -> Result<Report, (Violation, Option<Box<World>>)> {
-    let mut world = World::new(draw.setup).map_err(|violation| (violation, None))?;
+    match play(draw) {
+        (Ok(()), Some(world)) => Ok(report(&world)),
+        (Ok(()), None) => unreachable!("a world that could not begin is a violation"),
+        (Err(violation), world) => Err((violation, world)),
+    }
+}
+
+/// Runs what was drawn, and returns the world as it is in the end, whatever that is; `None` if it could not begin.
+pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
+    let world = World::with_config(draw.setup, |config| config.limits = draw.limits);
+    let mut world = match world {
+        Ok(world) => Box::new(world),
+        Err(violation) => return (Err(violation), None),
+    };
     let habits = initiator::Habits::mixed(draw.transaction_count);
     let participants = (draw.participant_count, participant::Habits::MIXED);
     populate(&mut world, participants, (draw.initiator_count, &habits));
@@ -140,11 +171,9 @@ pub fn run(draw: &Draw) -> Result<Report, (Violation, Option<Box<World>>)> {
     }
     let result = world
         .run_until(draw.faults_us)
-        .and_then(|()| converge(&mut world));
-    match result {
-        Ok(()) => Ok(report(&world)),
-        Err(violation) => Err((violation, Some(Box::new(world)))),
-    }
+        .and_then(|()| converge(&mut world))
+        .and_then(|()| if draw.is_long { outlive_watermark(&mut world) } else { Ok(()) });
+    (result, Some(world))
 }
 
 /// Heals the world, watches it for ten seconds and sees it come to rest.
@@ -184,6 +213,15 @@ pub fn converge_after(world: &mut World, watch_us: Micros) -> Check {
     })
 }
 
+/// T9: once the watermark has passed everything, the register of an idle world is empty.
+fn outlive_watermark(world: &mut World) -> Check {
+    // Clocks that run ahead delay it by as much as the stamps are behind the truth, which is nothing by now.
+    world.run_for((WATERMARK_LAG_MS_DEFAULT + 30_000) * 1_000)?;
+    let count = world.checkers.log.reference().outcomes().count();
+    require(count == 0, || format!("{count} outcomes are left in an idle world's register"))?;
+    world.hosts.values().try_for_each(|host| world.checkers.log.check_final(host))
+}
+
 /// Whether all replicas stand at the same slot with nothing unfinished, under one leader.
 #[must_use]
 pub fn is_settled(world: &World) -> bool {
@@ -208,7 +246,9 @@ fn check_final(world: &World) -> Check {
     world.checkers.outcomes.check_final(&world.databases)
 }
 
-fn report(world: &World) -> Report {
+/// What a world came to.
+#[must_use]
+pub fn report(world: &World) -> Report {
     Report {
         trace_hash: world.trace.hash(),
         event_count: world.event_count(),

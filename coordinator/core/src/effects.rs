@@ -5,6 +5,7 @@
 //! | [`early`](Effects::take_early) | requests that promise nothing: `Accept`, `Prepare`, `Heartbeat`, ... | at once |
 //! | gated | `Promise`, `Accepted` (to peers and to itself, for counting), `HelloAnswer` | after the sync of this step's records, and of all before |
 //! | told | answers and deliveries to sessions | they are made by applying decided slots, that is after a quorum's sync |
+//! | fetches | reads of the log for lagging peers | with the gated lane: what left memory may not be on disk yet |
 //!
 //! `Effects<Unsynced>` has no way to reach the gated lane. [`GroupCommit`] turns it into `Effects<Synced>` when the
 //! driver reports the sync, and merges the effects of the steps that arrive meanwhile into the next write: that is the
@@ -73,6 +74,16 @@ pub enum Notice {
         /// Why.
         text: alloc::string::String,
     },
+    /// A peer sent a second value for a slot and ballot, or for a decided slot in a later ballot: its disk or its
+    /// program is broken. Nothing was accepted.
+    Conflict {
+        /// The peer.
+        from: ReplicaId,
+        /// Where.
+        slot: Slot,
+        /// In which ballot.
+        ballot: crate::paxos::Ballot,
+    },
     /// A participant reported a hazard.
     Hazard {
         /// The branch.
@@ -134,11 +145,6 @@ impl<S> Effects<S> {
         core::mem::take(&mut self.ended)
     }
 
-    /// Reads that the driver does for the core.
-    pub fn take_fetches(&mut self) -> Vec<Fetch> {
-        core::mem::take(&mut self.fetches)
-    }
-
     /// Lines for the trace.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         core::mem::take(&mut self.notices)
@@ -167,6 +173,7 @@ impl Effects<Unsynced> {
     /// L9: no write will ever end for what waits here.
     pub(crate) fn drop_gated(&mut self) {
         self.gated.clear();
+        self.fetches.clear();
     }
 
     pub(crate) fn tell(&mut self, session: SessionId, response: Response) {
@@ -205,7 +212,7 @@ impl Effects<Unsynced> {
     }
 
     fn is_gated(&self) -> bool {
-        self.batch.is_some() || !self.gated.is_empty()
+        self.batch.is_some() || !self.gated.is_empty() || !self.fetches.is_empty()
     }
 
     fn into_synced(self) -> Effects<Synced> {
@@ -223,6 +230,12 @@ impl Effects<Unsynced> {
 }
 
 impl Effects<Synced> {
+    /// Reads that the driver does for the core. They wait for the sync as well: until then the log may hold an older
+    /// record of a slot, of a ballot that lost, and it would be sent as decided.
+    pub fn take_fetches(&mut self) -> Vec<Fetch> {
+        core::mem::take(&mut self.fetches)
+    }
+
     /// The messages that waited for the sync: to peers, and to this replica itself (feed those back into `step`).
     #[must_use]
     pub fn into_gated(self) -> Vec<Envelope> {
@@ -282,6 +295,12 @@ impl GroupCommit {
             ready.extend(self.waiting.take().map(Effects::into_synced));
         }
         ready
+    }
+
+    /// Whether nothing waits for the disk.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.under_way.is_none() && self.waiting.is_none()
     }
 
     /// Whether a write is under way.

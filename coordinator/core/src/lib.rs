@@ -10,10 +10,10 @@
 //!    slot in ascending order, then [`start`](replica::Replica::start).
 //! 2. Call [`step`](replica::Replica::step) for every message, request and, at
 //!    [`next_timeout`](replica::Replica::next_timeout), for the time. `now` never goes back.
-//! 3. Of what a step returns, send the early messages, tell the sessions, do the fetches; give the rest to
+//! 3. Of what a step returns, send the early messages and tell the sessions; give the rest to
 //!    [`GroupCommit`](effects::GroupCommit), write and sync the batches that it returns, one at a time and in order,
-//!    and report each sync. Send the gated messages that it then returns; those to this very replica go back into
-//!    `step`.
+//!    and report each sync. Do the fetches and send the gated messages that it then returns; those to this very replica
+//!    go back into `step`.
 //! 4. A write or sync that fails is reported as an input and never tried again (L9).
 //!
 //! Messages between replicas may be lost, repeated, delayed and reordered.

@@ -31,6 +31,12 @@ impl BallotChecker {
         self.led.len()
     }
 
+    /// The value that was proposed in a ballot and slot.
+    #[must_use]
+    pub fn proposed(&self, ballot: Ballot, slot: Slot) -> Option<&Bytes> {
+        self.proposed.get(&(ballot, slot))
+    }
+
     /// Looks at a turn.
     ///
     /// # Errors

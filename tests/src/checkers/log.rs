@@ -1,5 +1,6 @@
 //! Agreement per slot, for all replicas and all time; a gap-free applied prefix; equal state at equal slots.
 
+use super::ballots::BallotChecker;
 use super::{Violation, require};
 use crate::host::Host;
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use std::collections::BTreeMap;
 use synod_coordinator_core::machine::outcomes::Record;
 use synod_coordinator_core::machine::{Applied, Machine};
 use synod_coordinator_core::paxos::Slot;
+use synod_coordinator_core::replica::RoleName;
 use synod_proto::ids::{Gtid, ReplicaId};
 
 /// Every so many slots a copy of the reference state is kept, against which replicas that stop there are compared.
@@ -20,6 +22,8 @@ const CHECKPOINT_COUNT_MAX: usize = 16;
 struct Seen {
     life: u64,
     decided_up_to: Slot,
+    /// Values up to here were compared.
+    compared_up_to: Slot,
 }
 
 /// The one log that every replica must hold a prefix of, and the state that follows from it.
@@ -73,34 +77,33 @@ impl LogChecker {
         &mut self,
         hosts: &BTreeMap<ReplicaId, Host>,
         host: &Host,
+        ballots: &BallotChecker,
     ) -> Result<Vec<(Gtid, Record)>, Violation> {
         let Some(replica) = host.replica() else {
             return Ok(Vec::new());
         };
         let id = host.id();
-        let seen = self.seen.entry(id).or_default();
+        let mut seen = self.seen.get(&id).copied().unwrap_or_default();
         if seen.life != host.life {
-            *seen = Seen {
-                life: host.life,
-                decided_up_to: Slot::ZERO,
-            };
+            seen = Seen { life: host.life, ..Seen::default() };
         }
         let from = seen.decided_up_to;
         let status = replica.status();
         require(status.decided_up_to >= from, || {
-            format!(
-                "replica {id}: the decided prefix fell from {from} to {}",
-                status.decided_up_to
-            )
+            format!("replica {id}: the decided prefix fell from {from} to {}", status.decided_up_to)
         })?;
         seen.decided_up_to = status.decided_up_to;
         let mut fresh = Vec::new();
-        for slot in (from.0 + 1..=status.decided_up_to.0).map(Slot) {
-            // Values that no longer lie in memory are on disk.
-            let held = replica
-                .decided_value(slot)
-                .or_else(|| host.store.record(slot).map(|(_, value)| value));
-            let Some(value) = held else { continue };
+        while seen.compared_up_to < status.decided_up_to {
+            let slot = seen.compared_up_to.next();
+            // A value that no longer lies in memory is on disk, once the disk has caught up; what a leader proposed was
+            // seen when it left.
+            let is_leader = matches!(status.role, RoleName::Leading | RoleName::Serving);
+            let proposed = || ballots.proposed(status.ballot, slot).filter(|_| is_leader);
+            let held = replica.decided_value(slot).or_else(proposed);
+            let on_disk = || host.store.record(slot).filter(|_| host.is_synced()).map(|(_, value)| value);
+            let Some(value) = held.or_else(on_disk) else { break };
+            seen.compared_up_to = slot;
             match self.values.get(&slot) {
                 Some(known) => require(known == value, || {
                     format!("slot {slot}: replica {id} decided another value than was decided before")
@@ -113,6 +116,7 @@ impl LogChecker {
                 }
             }
         }
+        self.seen.insert(id, seen);
         let machine = replica.machine();
         require(
             status.failure.is_some() || machine.applied_up_to() == status.decided_up_to,

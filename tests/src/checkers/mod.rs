@@ -64,7 +64,7 @@ impl Checkers {
         databases: &Databases,
     ) -> Check {
         let host = &hosts[&id];
-        for (gtid, record) in self.log.after_turn(hosts, host)? {
+        for (gtid, record) in self.log.after_turn(hosts, host, &self.ballots)? {
             self.outcomes.on_decided(gtid, record);
         }
         self.gate.after_turn(host, output, &self.log)?;

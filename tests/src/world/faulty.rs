@@ -100,7 +100,7 @@ impl World {
         Ok(())
     }
 
-    /// Ends every fault: all links hold, all replicas run on healthy disks, the weather is calm.
+    /// Ends every fault: all links hold, all replicas run on healthy disks with true clocks, the weather is calm.
     ///
     /// # Errors
     /// A checker found something.
@@ -118,6 +118,7 @@ impl World {
             }
             let host = self.host(id);
             host.disk = Disk::Healthy(sync_us);
+            host.clocks.wall_offset_ms = 0;
             if let Some(process) = &mut host.process {
                 process.paused_until = 0;
             }

@@ -39,7 +39,7 @@ fn open(mut effects: Effects<Unsynced>) -> Out {
         early: effects.take_early(),
         told: effects.take_told(),
         ended: effects.take_ended(),
-        fetches: effects.take_fetches(),
+        fetches: Vec::new(),
         notices: effects.take_notices(),
         gated: Vec::new(),
     };
@@ -51,7 +51,10 @@ fn open(mut effects: Effects<Unsynced>) -> Out {
             group.on_synced()
         }
     };
-    out.gated = synced.into_iter().flat_map(Effects::into_gated).collect();
+    for mut synced in synced {
+        out.fetches.extend(synced.take_fetches());
+        out.gated.extend(synced.into_gated());
+    }
     out
 }
 

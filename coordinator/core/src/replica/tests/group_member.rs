@@ -2,9 +2,9 @@
 
 use super::{Bench, Out, accepted, ballot, disk, establish, promise, to, to_both, value};
 use crate::durable::{Batch, Meta, Recovered};
-use crate::effects::{Fetch, Notice};
+use crate::effects::{Fetch, GroupCommit, Notice};
 use crate::entry;
-use crate::paxos::{Message, Slot};
+use crate::paxos::{Envelope, Message, Slot};
 use crate::replica::{Admission, Ignored, Input, RoleName, WriteFailure};
 use alloc::string::ToString;
 use alloc::vec;
@@ -469,6 +469,36 @@ fn slots_that_left_memory_are_fetched_for_a_lagging_peer() {
             ..Out::default()
         }
     );
+}
+
+/// A slot that leaves memory may not be on disk yet, and the disk may hold an older record of it, of a ballot that lost:
+/// the read waits for the sync. (Found by the cluster test: the older value was sent as decided.)
+#[test]
+fn a_fetch_waits_until_what_left_memory_is_on_disk() {
+    let (recovered, values) = disk(vec![accepted(1, ballot(1, 2), establish(1))], 0);
+    let mut bench = Bench::admitted(3, recovered, values);
+    bench.replica.config.limits.retained_bytes_max = 0;
+    let accept = |slot, decided_up_to| Message::Accept {
+        ballot: ballot(2, 3),
+        slot: Slot(slot),
+        value: establish(2),
+        decided_up_to: Slot(decided_up_to),
+    };
+    let mut group = GroupCommit::default();
+    for message in [accept(1, 0), accept(2, 1), accept(3, 2)] {
+        let envelope = Envelope { from: ReplicaId(3), to: ReplicaId(1), message };
+        assert!(group.push(bench.replica.step(bench.now, Input::Envelope(envelope))).is_none());
+    }
+    let question = Envelope {
+        from: ReplicaId(2),
+        to: ReplicaId(1),
+        message: Message::CatchUp { above: Slot::ZERO },
+    };
+    assert!(group.push(bench.replica.step(bench.now, Input::Envelope(question))).is_none());
+    assert_eq!(group.next_write().map(|batch| batch.accepted.len()), Some(3));
+    let fetches: Vec<Fetch> =
+        group.on_synced().into_iter().flat_map(|mut synced| synced.take_fetches()).collect();
+    assert_eq!(fetches, vec![Fetch { to: ReplicaId(2), first: Slot(1), up_to: Slot(2) }]);
 }
 
 /// L9: what is taken together with the news of a failed write is not written, and nothing that rests on it leaves.
