@@ -1,0 +1,266 @@
+//! A load generator for etcd: the closed loop of `synod bench`, with puts.
+//!
+//! The messages are those of etcd's `etcdserverpb`, with the few fields that are needed here.
+
+use crate::{Failure, processes};
+use hdrhistogram::Histogram;
+use http::uri::PathAndQuery;
+use serde_json::json;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+use tonic_prost::ProstCodec;
+
+/// How long one call may take; a put that was lost with its leader is asked again after it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Before another try at a cluster that has no leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// As long as the record of a decision without branches: the same bytes for both.
+const VALUE_BYTES: usize = 52;
+
+/// Latencies above ten minutes are not told apart, in microseconds.
+const LATENCY_US_MAX: u64 = 600_000_000;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PutRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PutResponse {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<ResponseHeader>,
+    #[prost(uint64, tag = "4")]
+    leader: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ResponseHeader {
+    #[prost(uint64, tag = "2")]
+    member_id: u64,
+}
+
+/// Arguments of `compare etcd-load`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[arg(long, value_delimiter = ',')]
+    endpoints: Vec<String>,
+    #[arg(long)]
+    sessions: u32,
+    #[arg(long)]
+    in_flight: u32,
+    #[arg(long)]
+    seconds: f64,
+    #[arg(long)]
+    warm_up: f64,
+    /// The members' processes.
+    #[arg(long)]
+    process: Vec<u32>,
+}
+
+struct Tally {
+    latencies_us: Histogram<u64>,
+    count: u64,
+    failed_count: u64,
+    gap_max: Duration,
+    last_end: Instant,
+    since: Instant,
+    until: Option<Instant>,
+}
+
+/// Runs the load and writes its figures as JSON.
+pub(crate) fn load(args: &Args) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let figures = runtime.block_on(LocalSet::new().run_until(drive(args)))?;
+    println!("{figures}");
+    Ok(())
+}
+
+async fn drive(args: &Args) -> Result<serde_json::Value, Failure> {
+    let start = Instant::now();
+    let since = start + Duration::from_secs_f64(args.warm_up);
+    let tally = Rc::new(RefCell::new(Tally {
+        latencies_us: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?,
+        count: 0,
+        failed_count: 0,
+        gap_max: Duration::ZERO,
+        last_end: since,
+        since,
+        until: None,
+    }));
+    // The leader answers soonest: a follower would hand each put on.
+    let first = leader_of(&args.endpoints).await?.unwrap_or(0);
+    for session in 0..args.sessions {
+        let share = (args.in_flight + args.sessions - 1 - session) / args.sessions;
+        let (endpoints, tally) = (args.endpoints.clone(), tally.clone());
+        tokio::task::spawn_local(keep(endpoints, first, session, share, tally));
+    }
+    tokio::time::sleep_until(since).await;
+    let before = processes::cpu(&args.process);
+    tokio::time::sleep_until(since + Duration::from_secs_f64(args.seconds)).await;
+    let after = processes::cpu(&args.process);
+    let now = Instant::now();
+    {
+        let mut tally = tally.borrow_mut();
+        tally.until = Some(now);
+        tally.gap_max = tally.gap_max.max(now - tally.last_end);
+    }
+    // What began within the time counts with its whole latency.
+    sleep(Duration::from_millis(500)).await;
+    let tally = tally.borrow();
+    #[expect(clippy::cast_precision_loss, reason = "a count of puts stays far below 2^52")]
+    let count = tally.count as f64;
+    let cpu = before.zip(after).filter(|_| tally.count > 0);
+    Ok(json!({
+        "per_second": count / (now - since).as_secs_f64(),
+        "transactions": tally.count,
+        "failed": tally.failed_count,
+        "latency_us": {
+            "p50": tally.latencies_us.value_at_quantile(0.5),
+            "p99": tally.latencies_us.value_at_quantile(0.99),
+        },
+        "gap_ms_max": tally.gap_max.as_secs_f64() * 1e3,
+        "cpu_us": cpu.map(|(before, after)| after.saturating_sub(before).as_secs_f64() * 1e6 / count),
+    }))
+}
+
+/// One session: a connection, and a loop for each of its puts. When it breaks, the next member is tried.
+async fn keep(endpoints: Vec<String>, first: usize, session: u32, share: u32, tally: Rc<RefCell<Tally>>) {
+    let mut next = first;
+    let mut counter = 0u64;
+    loop {
+        if let Ok(channel) = connect(&endpoints[next % endpoints.len()]).await {
+            let counters = Rc::new(RefCell::new(counter));
+            let puts = (0..share)
+                .map(|_| put_until_failure(channel.clone(), session, counters.clone(), tally.clone()));
+            // Each put that fails waits for the others: they fail with the same connection.
+            futures::future::join_all(puts).await;
+            counter = *counters.borrow();
+        }
+        next += 1;
+        sleep(RETRY_PAUSE).await;
+    }
+}
+
+async fn put_until_failure(
+    channel: Channel,
+    session: u32,
+    counter: Rc<RefCell<u64>>,
+    tally: Rc<RefCell<Tally>>,
+) {
+    let mut client = Grpc::new(channel);
+    loop {
+        let number = {
+            let mut counter = counter.borrow_mut();
+            *counter += 1;
+            *counter
+        };
+        // Sixteen bytes in rising order, as a gtid is.
+        let mut key = number.to_be_bytes().to_vec();
+        key.extend_from_slice(&u64::from(session).to_be_bytes());
+        let put = PutRequest {
+            key,
+            value: vec![0x5a; VALUE_BYTES],
+        };
+        let begun = Instant::now();
+        let answer: Result<PutResponse, Status> = call(&mut client, "/etcdserverpb.KV/Put", put).await;
+        let now = Instant::now();
+        let mut tally = tally.borrow_mut();
+        if answer.is_err() {
+            tally.failed_count += 1;
+            return;
+        }
+        tally.end(begun, now);
+    }
+}
+
+impl Tally {
+    fn end(&mut self, begun: Instant, now: Instant) {
+        if now >= self.since && self.until.is_none() {
+            self.count += 1;
+            self.gap_max = self.gap_max.max(now - self.last_end);
+            self.last_end = now;
+        }
+        if begun >= self.since && self.until.is_none_or(|until| begun <= until) {
+            let us = u64::try_from((now - begun).as_micros()).unwrap_or(u64::MAX);
+            self.latencies_us.saturating_record(us.max(1));
+        }
+    }
+}
+
+async fn connect(endpoint: &str) -> Result<Channel, Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{endpoint}"))?
+        .connect_timeout(CALL_TIMEOUT)
+        .tcp_nodelay(true);
+    Ok(endpoint.connect().await?)
+}
+
+async fn call<A, B>(client: &mut Grpc<Channel>, path: &'static str, message: A) -> Result<B, Status>
+where
+    A: prost::Message + Send + Sync + 'static,
+    B: prost::Message + Default + Send + Sync + 'static,
+{
+    let late = || Status::deadline_exceeded("no answer in time");
+    timeout(CALL_TIMEOUT, async {
+        client
+            .ready()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = PathAndQuery::from_static(path);
+        client
+            .unary(Request::new(message), path, ProstCodec::default())
+            .await
+    })
+    .await
+    .map_err(|_| late())?
+    .map(tonic::Response::into_inner)
+}
+
+/// Which member leads, by its place among the endpoints.
+pub(crate) fn leader(endpoints: &[String]) -> Result<Option<usize>, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(leader_of(endpoints))
+}
+
+async fn leader_of(endpoints: &[String]) -> Result<Option<usize>, Failure> {
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let Ok(channel) = connect(endpoint).await else {
+            continue;
+        };
+        let status: Result<StatusResponse, Status> = call(
+            &mut Grpc::new(channel),
+            "/etcdserverpb.Maintenance/Status",
+            StatusRequest {},
+        )
+        .await;
+        if let Ok(StatusResponse {
+            header: Some(header),
+            leader,
+        }) = status
+            && header.member_id == leader
+        {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
+}
