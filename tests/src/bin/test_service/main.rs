@@ -63,7 +63,7 @@ struct ServeArgs {
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Guard { command } => Err(guard::exec(&command).into()),
-        Verb::Serve(args) => serve(args),
+        Verb::Serve(args) => serve(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn serve(args: ServeArgs) -> Result<(), Box<dyn Error>> {
+async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt()
         .with_env_filter("info,synod=debug")
         .with_writer(std::io::stderr)
