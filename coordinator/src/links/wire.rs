@@ -67,9 +67,16 @@ pub(crate) fn from_message(message: Message) -> v1::PaxosMessage {
             promised: Some(from_ballot(promised)),
             accepted_up_to: accepted_up_to.0,
         }),
-        Message::HelloAnswer { start, contradiction } => Wire::HelloAnswer(v1::HelloAnswer {
+        Message::HelloAnswer {
+            start,
+            contradiction,
+            ballot,
+            slot,
+        } => Wire::HelloAnswer(v1::HelloAnswer {
             start,
             contradiction: contradiction.unwrap_or_default(),
+            ballot: Some(from_ballot(ballot)),
+            slot: slot.0,
         }),
         Message::PreVote { attempt } => Wire::PreVote(v1::PreVote { attempt }),
         Message::PreVoteAnswer {
@@ -189,6 +196,8 @@ pub(crate) fn to_message(wire: v1::PaxosMessage) -> Result<Message, Malformed> {
         Wire::HelloAnswer(answer) => Message::HelloAnswer {
             start: answer.start,
             contradiction: Some(answer.contradiction).filter(|text| !text.is_empty()),
+            ballot: ballot("ballot", answer.ballot)?,
+            slot: Slot(answer.slot),
         },
         Wire::PreVote(ask) => Message::PreVote { attempt: ask.attempt },
         Wire::PreVoteAnswer(answer) => Message::PreVoteAnswer {
@@ -304,8 +313,18 @@ mod tests {
                     }
                 }
             ),
-            (any::<u64>(), proptest::option::of("[a-z]{1,20}"))
-                .prop_map(|(start, contradiction)| Message::HelloAnswer { start, contradiction }),
+            (
+                any::<u64>(),
+                proptest::option::of("[a-z]{1,20}"),
+                ballots(),
+                slots()
+            )
+                .prop_map(|(start, contradiction, ballot, slot)| Message::HelloAnswer {
+                    start,
+                    contradiction,
+                    ballot,
+                    slot
+                }),
             any::<u64>().prop_map(|attempt| Message::PreVote { attempt }),
             (any::<u64>(), any::<bool>(), any::<u64>(), slots()).prop_map(
                 |(attempt, granted, round, decided_up_to)| Message::PreVoteAnswer {

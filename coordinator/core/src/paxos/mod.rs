@@ -108,8 +108,12 @@ pub enum Message {
     HelloAnswer {
         /// The `start` of the question: answers to a former process do not count.
         start: u64,
-        /// What is wrong, or `None`.
+        /// What is wrong with the directory or its count of starts, or `None`.
         contradiction: Option<String>,
+        /// The highest ballot that the addressee ever acknowledged to the sender's process.
+        ballot: Ballot,
+        /// The highest slot that it did.
+        slot: Slot,
     },
     /// "Would you promise, if I asked?" Changes nothing anywhere.
     PreVote {

@@ -24,10 +24,10 @@ impl Replica {
             return self.ignore(Ignored::UnknownReplica);
         }
         match message {
-            Message::Hello { incarnation, start, promised, accepted_up_to } => {
-                self.on_hello(from, incarnation, start, (promised, accepted_up_to), effects);
+            Message::Hello { incarnation, start, .. } => self.on_hello(from, incarnation, start, effects),
+            Message::HelloAnswer { start, contradiction, ballot, slot } => {
+                self.on_hello_answer(now, from, start, contradiction, Acknowledged { ballot, slot }, effects);
             }
-            Message::HelloAnswer { start, contradiction } => self.on_hello_answer(from, start, contradiction, effects),
             Message::PreVote { attempt } => self.on_pre_vote(now, from, attempt, effects),
             Message::PreVoteAnswer { attempt, granted, round, decided_up_to } => {
                 self.election.see_round(round);
@@ -92,14 +92,13 @@ impl Replica {
         }
     }
 
-    /// Compares what a peer says of its directory with what it acknowledged to this process, and with the incarnation
-    /// and start that this replica has on disk for it.
+    /// Compares what a peer says of its directory with the incarnation and start that this replica has on disk for it,
+    /// and tells it what it acknowledged to this process.
     fn on_hello(
         &mut self,
         from: ReplicaId,
         incarnation: Incarnation,
         start: u64,
-        (promised, accepted_up_to): (Ballot, Slot),
         effects: &mut Effects<Unsynced>,
     ) {
         let known = self.acceptor.meta().peers.get(&from).copied();
@@ -113,39 +112,54 @@ impl Replica {
                 "replica {from} came in its start {start}, but replica {} has seen start {}: an older copy of the directory was put back",
                 self.config.replica, seen.start
             )),
-            _ if promised < ballot || accepted_up_to < slot => Some(format!(
-                "replica {from} came with ballot {promised} and slot {accepted_up_to}, but it acknowledged ballot {ballot} and slot {slot} to replica {}: its directory has lost what was synced",
-                self.config.replica
-            )),
             _ => None,
         };
         let is_news = known != Some(PeerSeen { incarnation, start });
         if contradiction.is_none() && is_news && self.is_writable() {
             self.acceptor.note_peer(from, PeerSeen { incarnation, start });
         }
-        let answer = self.envelope(from, Message::HelloAnswer { start, contradiction });
+        let answer = self.envelope(from, Message::HelloAnswer { start, contradiction, ballot, slot });
         effects.send_gated(answer);
     }
 
+    /// A contradiction counts whenever it comes: a majority may have admitted this replica on the word of peers to which
+    /// the lost directory had acknowledged nothing. What was acknowledged is compared here, with the state as it is now
+    /// and not as it was when the question left, so that no order of the messages makes a contradiction where none is.
     fn on_hello_answer(
         &mut self,
+        now: Now,
         from: ReplicaId,
         start: u64,
         contradiction: Option<String>,
+        acknowledged: Acknowledged,
         effects: &mut Effects<Unsynced>,
     ) {
-        let quorum_count = self.config.quorum_count();
-        let Admission::Pending { consistent } = &mut self.admission else {
-            return self.ignore(Ignored::StaleAnswer);
-        };
-        if start != self.acceptor.meta().start {
+        let meta = self.acceptor.meta();
+        if start != meta.start || matches!(self.admission, Admission::Refused { .. }) {
             return self.ignore(Ignored::StaleAnswer);
         }
+        let Acknowledged { ballot, slot } = acknowledged;
+        let has_lost = meta.promised < ballot || meta.accepted_up_to < slot;
+        let contradiction = contradiction.or_else(|| {
+            has_lost.then(|| {
+                format!(
+                    "replica {} stands at ballot {} and slot {}, but it acknowledged ballot {ballot} and slot {slot} to replica {from}: its directory has lost what was synced",
+                    self.config.replica, meta.promised, meta.accepted_up_to
+                )
+            })
+        });
         if let Some(contradiction) = contradiction {
+            if self.own_ballot().is_some() {
+                self.step_down(now, "the directory is not admitted", effects);
+            }
             effects.notice(Notice::NotAdmitted { contradiction: contradiction.clone() });
             self.admission = Admission::Refused { contradiction };
             return;
         }
+        let quorum_count = self.config.quorum_count();
+        let Admission::Pending { consistent } = &mut self.admission else {
+            return self.ignore(Ignored::StaleAnswer);
+        };
         consistent.insert(from);
         if consistent.len() >= quorum_count {
             self.admission = Admission::Admitted;

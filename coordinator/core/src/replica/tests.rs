@@ -93,7 +93,7 @@ impl Bench {
                 2,
                 Message::HelloAnswer {
                     start,
-                    contradiction: None,
+                    contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO
                 },
             );
         }

@@ -4,7 +4,7 @@ use super::{Bench, Out, accepted, ballot, disk, establish, promise, to, to_both,
 use crate::durable::{Batch, Meta, Recovered};
 use crate::effects::{Fetch, GroupCommit, Notice};
 use crate::entry;
-use crate::paxos::{Envelope, Message, Slot};
+use crate::paxos::{Ballot, Envelope, Message, Slot};
 use crate::replica::{Admission, Ignored, Input, RoleName, WriteFailure};
 use alloc::string::ToString;
 use alloc::vec;
@@ -67,7 +67,7 @@ fn l10_a_replica_that_is_not_admitted_stays_out() {
         3,
         Message::HelloAnswer {
             start: 1,
-            contradiction: None,
+            contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO
         },
     );
     assert_eq!(
@@ -89,7 +89,7 @@ fn l10_an_answer_to_a_former_start_does_not_count() {
             2,
             Message::HelloAnswer {
                 start: 1,
-                contradiction: None
+                contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO
             }
         ),
         Out::default()
@@ -100,7 +100,7 @@ fn l10_an_answer_to_a_former_start_does_not_count() {
         2,
         Message::HelloAnswer {
             start: 2,
-            contradiction: Some(text.clone()),
+            contradiction: Some(text.clone()), ballot: Ballot::ZERO, slot: Slot::ZERO
         },
     );
     assert_eq!(
@@ -542,7 +542,7 @@ fn a8_a_replica_that_cannot_apply_says_so_and_does_not_stand() {
         2,
         Message::HelloAnswer {
             start: 2,
-            contradiction: None,
+            contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO
         },
     );
     assert_eq!(bench.wait(600_000), Out::default(), "no pre-vote");
