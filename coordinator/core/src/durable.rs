@@ -29,8 +29,16 @@ pub struct Meta {
     pub decided_up_to: Slot,
     /// The highest slot that a record was ever written for.
     pub accepted_up_to: Slot,
-    /// The peers' directories.
+    /// The peers' directories; and, under this replica's own id, its own directory, once that has been admitted (L10).
     pub peers: BTreeMap<ReplicaId, PeerSeen>,
+}
+
+impl Meta {
+    /// Whether this directory was ever admitted, in this life or a former one.
+    #[must_use]
+    pub fn was_admitted(&self, own: ReplicaId, incarnation: Incarnation) -> bool {
+        self.peers.get(&own).is_some_and(|seen| seen.incarnation == incarnation)
+    }
 }
 
 /// One group of records to make durable with one sync. Records are written in order; for one slot the later wins.

@@ -1,7 +1,8 @@
 //! The outcome register: a write-once cell per gtid (T9), the heart of the coordinator.
 //!
 //! Invariant: a record never changes its outcome or its branches. It moves from *unfinished* (a commit with an
-//! unacknowledged branch: kept for ever) to *finished*, and leaves when the watermark has passed its gtid.
+//! unacknowledged branch: kept for ever) to *finished*, and leaves when the watermark has passed its gtid; or to *settled*,
+//! on an operator's word (traps J7), and stays.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -45,6 +46,10 @@ impl Record {
         }
     }
 
+    fn is_settled(&self) -> bool {
+        matches!(&self.verdict, Verdict::Committed { settled, .. } if !settled.is_empty())
+    }
+
     /// What a proposer is told: the log's outcome, whatever was proposed (T5, traps B4, B7).
     #[must_use]
     pub fn decision_for(&self, proposal: &Proposal) -> Decision {
@@ -83,13 +88,16 @@ impl Record {
 pub struct Outcomes {
     unfinished: BTreeMap<Gtid, Record>,
     finished: BTreeMap<Gtid, Record>,
+    /// Commits of which a branch is done with only by an operator's word. No branch of them is delivered any more, and
+    /// none is forgotten: a branch whose database comes back after all must be told Committed, however late (T9).
+    settled: BTreeMap<Gtid, Record>,
 }
 
 impl Outcomes {
     /// The record of a gtid.
     #[must_use]
     pub fn record(&self, gtid: Gtid) -> Option<&Record> {
-        self.unfinished.get(&gtid).or_else(|| self.finished.get(&gtid))
+        self.unfinished.get(&gtid).or_else(|| self.finished.get(&gtid)).or_else(|| self.settled.get(&gtid))
     }
 
     /// Commits with an unacknowledged branch, in the order of their gtids.
@@ -103,8 +111,8 @@ impl Outcomes {
         self.unfinished.contains_key(&gtid)
     }
 
-    /// Every record above `after`, at most `count_max`, in the order of their gtids; merged, since the two maps are
-    /// each in that order.
+    /// Every record above `after`, at most `count_max`, in the order of their gtids; merged, since the maps are each in
+    /// that order.
     #[must_use]
     pub fn page(&self, after: Option<Gtid>, unfinished_only: bool, count_max: usize) -> Vec<(Gtid, &Record)> {
         use core::ops::Bound::{Excluded, Unbounded};
@@ -112,7 +120,9 @@ impl Outcomes {
         let mut page: Vec<(Gtid, &Record)> =
             self.unfinished.range(range).take(count_max).map(|(gtid, record)| (*gtid, record)).collect();
         if !unfinished_only {
-            page.extend(self.finished.range(range).take(count_max).map(|(gtid, record)| (*gtid, record)));
+            for records in [&self.finished, &self.settled] {
+                page.extend(records.range(range).take(count_max).map(|(gtid, record)| (*gtid, record)));
+            }
             page.sort_by_key(|(gtid, _)| *gtid);
             page.truncate(count_max);
         }
@@ -122,7 +132,7 @@ impl Outcomes {
     /// How many records there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.unfinished.len() + self.finished.len()
+        self.unfinished.len() + self.finished.len() + self.settled.len()
     }
 
     /// How many of them are unfinished.
@@ -157,22 +167,28 @@ impl Outcomes {
         decision
     }
 
-    /// Every named branch has acknowledged. Repeated, or for a record that is gone: no change (traps B11).
+    /// Every named branch has acknowledged, or an operator took it as settled. Repeated, or for a record that is gone: no
+    /// change (traps B11).
     pub(super) fn finish(&mut self, gtid: Gtid) {
         if let Some(record) = self.unfinished.remove(&gtid) {
-            self.finished.insert(gtid, record);
+            let records = if record.is_settled() { &mut self.settled } else { &mut self.finished };
+            records.insert(gtid, record);
         }
     }
 
-    /// An operator takes one branch as settled. Returns whether the branch was among the unfinished. The record
-    /// finishes through `Delivered` like any other, once the leader knows of no branch left to tell.
+    /// An operator takes one branch as settled. Returns whether the branch is settled now: it was among the unfinished,
+    /// or the same was said before and the answer got lost (traps B8). The record finishes through `Delivered` like any
+    /// other, once the leader knows of no branch left to tell.
     pub(super) fn settle(&mut self, settle: &Settle) -> bool {
+        let key = (settle.call, settle.execution);
+        if let Some(Record { verdict: Verdict::Committed { settled, .. }, .. }) = self.settled.get(&settle.gtid) {
+            return settled.contains(&key);
+        }
         let Some(Record { verdict: Verdict::Committed { branches, settled, .. }, .. }) =
             self.unfinished.get_mut(&settle.gtid)
         else {
             return false;
         };
-        let key = (settle.call, settle.execution);
         let is_named = branches.iter().any(|branch| (branch.call, branch.execution) == key);
         if is_named {
             settled.insert(key);
@@ -180,7 +196,8 @@ impl Outcomes {
         is_named
     }
 
-    /// Drops finished records below the watermark (T9). Unfinished ones stay, however old (traps B10).
+    /// Drops finished records below the watermark (T9). Commits with an unacknowledged branch stay, however old (traps
+    /// B10): those that are still delivered, and those that an operator settled.
     pub(super) fn forget_below(&mut self, mark: UnixMillis) {
         while let Some(oldest) = self.finished.first_entry() {
             if oldest.key().began_at() >= mark {

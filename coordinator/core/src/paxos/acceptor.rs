@@ -29,6 +29,11 @@ pub(crate) enum AcceptVerdict {
     Nack(Ballot),
     /// Beyond the window: catch up first.
     TooFarAhead,
+    /// The slot is decided with another value, in a ballot of which the sender has not heard: its own is over.
+    Superseded,
+    /// Another value than the one on record in this very ballot, or than the one decided before it. No replica that
+    /// follows the protocol sends this; nothing is accepted.
+    Conflict,
 }
 
 /// The state of the acceptor.
@@ -115,7 +120,7 @@ impl Acceptor {
         }
     }
 
-    /// Paxos phase 2b.
+    /// Paxos phase 2b, on a leader's request.
     pub(crate) fn on_accept(&mut self, ballot: Ballot, slot: Slot, value: &Bytes) -> AcceptVerdict {
         if ballot < self.meta.promised {
             return AcceptVerdict::Nack(self.meta.promised);
@@ -123,18 +128,32 @@ impl Acceptor {
         if slot.0 > self.meta.decided_up_to.0 + ACCEPT_WINDOW_SLOTS {
             return AcceptVerdict::TooFarAhead;
         }
-        self.promise(ballot);
-        if slot <= self.meta.decided_up_to {
-            if let Some((_, decided)) = self.values.get(&slot) {
-                assert_eq!(decided, value, "slot {slot} was decided with another value");
-            }
-            return AcceptVerdict::Accepted;
+        self.accept(ballot, slot, value)
+    }
+
+    /// Paxos phase 2b. The window is not asked: what a new leader proposes again may fill it, and its own first entry
+    /// comes on top.
+    pub(crate) fn accept(&mut self, ballot: Ballot, slot: Slot, value: &Bytes) -> AcceptVerdict {
+        if ballot < self.meta.promised {
+            return AcceptVerdict::Nack(self.meta.promised);
         }
+        let is_decided = slot <= self.meta.decided_up_to;
         match self.value(slot) {
-            Some((held, held_value)) if held >= ballot => {
-                assert_eq!(held_value, value, "two values in slot {slot}, ballot {ballot}");
+            Some((held, held_value)) if is_decided || held >= ballot => {
+                if held_value != value {
+                    // A value learned as decided says nothing of the ballot in which it was chosen.
+                    let is_older = held == Ballot::DECIDED || ballot < held;
+                    return if is_older { AcceptVerdict::Superseded } else { AcceptVerdict::Conflict };
+                }
+                self.promise(ballot);
             }
-            _ => self.record(slot, ballot, value.clone()),
+            // Decided, and no longer in memory. The acknowledgement claims nothing that a quorum could miss: whoever
+            // promised a higher ballot does not acknowledge this one.
+            None if is_decided => self.promise(ballot),
+            _ => {
+                self.promise(ballot);
+                self.record(slot, ballot, value.clone());
+            }
         }
         AcceptVerdict::Accepted
     }

@@ -28,10 +28,10 @@ impl Slot {
     /// Before the first slot.
     pub const ZERO: Self = Self(0);
 
-    /// The slot after this one.
+    /// The slot after this one. No log reaches the last one; a peer may name it all the same.
     #[must_use]
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -60,6 +60,12 @@ impl Ballot {
     /// The ballot under which a replica records a value that it did not accept but learned as decided. Above every
     /// ballot that is ever proposed, so that a candidate to which it is reported can choose nothing else.
     pub const DECIDED: Self = Self { round: u64::MAX, replica: ReplicaId(u8::MAX), start: u64::MAX };
+
+    /// Whether a replica may have proposed in it: neither "none yet" nor "decided".
+    #[must_use]
+    pub const fn is_proposable(self) -> bool {
+        0 < self.round && self.round < Self::DECIDED.round
+    }
 }
 
 impl fmt::Display for Ballot {

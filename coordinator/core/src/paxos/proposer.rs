@@ -1,5 +1,6 @@
 //! The proposer: phase 1 as [`Candidate`], phase 2 as [`Leader`]. What only a proposer has lives in here.
 
+use super::acceptor::ACCEPT_WINDOW_SLOTS;
 use super::{Accepted, Ballot, Slot};
 use crate::entry;
 use crate::time::Timestamp;
@@ -104,6 +105,19 @@ impl Report {
             accepted: accepted.into_iter().map(|one| (one.slot, (one.ballot, one.value))).collect(),
             unreadable: unreadable.into_iter().collect(),
         }
+    }
+
+    /// Whether an acceptor can have made it: an acceptor has a record of every slot up to its decided prefix, and takes
+    /// none that lies further above than its window. Asked of the slots above the candidate's own prefix, since a single
+    /// slot far away would be filled up to with no-ops.
+    pub(crate) fn is_plausible(&self, decided_up_to: Slot) -> bool {
+        let mut last = self.decided_up_to.max(decided_up_to);
+        let slots: BTreeSet<Slot> = self.accepted.keys().chain(&self.unreadable).copied().collect();
+        slots.range(last.next()..).all(|slot| {
+            let is_near = slot.0 - last.0 <= ACCEPT_WINDOW_SLOTS;
+            last = *slot;
+            is_near
+        })
     }
 
     fn last_slot(&self) -> Option<Slot> {

@@ -54,7 +54,7 @@ impl Replica {
             None => Command::Establish(Lineage(self.random.bytes16())),
         };
         let (stamp, mark) = (self.machine.stamp(), self.machine.mark());
-        let Role::Leader(leader) = &mut self.role else { unreachable!("just became leader") };
+        let Role::Leader(leader) = &mut self.role else { return };
         leader.barrier = leader.next_slot;
         self.propose(now, entry::encode(stamp, mark, &[command.encode()]), vec![Origin::Internal], effects);
         self.on_heartbeat_time(now, effects);
@@ -65,15 +65,14 @@ impl Replica {
         let decided_up_to = self.acceptor.meta().decided_up_to;
         let Role::Leader(leader) = &mut self.role else { return };
         let (ballot, slot) = (leader.ballot, leader.next_slot);
-        match self.acceptor.on_accept(ballot, slot, &value) {
-            AcceptVerdict::Accepted => {}
-            AcceptVerdict::Nack(_) => return self.step_down(now, "promised a higher ballot", effects),
-            AcceptVerdict::TooFarAhead => unreachable!("the pipeline is shorter than the accept window"),
-        }
         leader.next_slot = slot.next();
         leader.entry_at = now.monotonic;
         let in_flight = InFlight { value: value.clone(), accepted_by: BTreeSet::new(), sent_at: now.monotonic, origins };
+        // In flight before it is accepted: if it cannot be, whoever waits for it is refused with all others.
         leader.in_flight.insert(slot, in_flight);
+        if self.acceptor.accept(ballot, slot, &value) != AcceptVerdict::Accepted {
+            return self.step_down(now, "its own acceptor is bound to another ballot or value", effects);
+        }
         // L2: requests to others may leave before the leader's own sync; its own count waits for it.
         for peer in self.peers() {
             let message = Message::Accept { ballot, slot, value: value.clone(), decided_up_to };

@@ -23,6 +23,9 @@ impl Replica {
         if to != self.config.replica || !self.config.replicas.contains(&from) {
             return self.ignore(Ignored::UnknownReplica);
         }
+        if !is_plausible(from, &message) {
+            return self.ignore(Ignored::Malformed);
+        }
         match message {
             Message::Hello { incarnation, start, .. } => self.on_hello(from, incarnation, start, effects),
             Message::HelloAnswer { start, contradiction, ballot, slot } => {
@@ -156,14 +159,27 @@ impl Replica {
             self.admission = Admission::Refused { contradiction };
             return;
         }
-        let quorum_count = self.config.quorum_count();
+        // A directory that was never admitted may be a wiped one, and what was wiped was acknowledged to *some* quorum:
+        // only when every replica has spoken is it known to be new.
+        let needed_count = match self.acceptor.meta().was_admitted(self.config.replica, self.config.incarnation) {
+            true => self.config.quorum_count(),
+            false => self.config.replicas.len(),
+        };
         let Admission::Pending { consistent } = &mut self.admission else {
             return self.ignore(Ignored::StaleAnswer);
         };
         consistent.insert(from);
-        if consistent.len() >= quorum_count {
-            self.admission = Admission::Admitted;
-            effects.notice(Notice::Admitted);
+        if consistent.len() >= needed_count {
+            self.admit(effects);
+        }
+    }
+
+    pub(super) fn admit(&mut self, effects: &mut Effects<Unsynced>) {
+        self.admission = Admission::Admitted;
+        effects.notice(Notice::Admitted);
+        if self.is_writable() {
+            let seen = PeerSeen { incarnation: self.config.incarnation, start: self.acceptor.meta().start };
+            self.acceptor.note_peer(self.config.replica, seen);
         }
     }
 
@@ -218,7 +234,7 @@ impl Replica {
     // ---- phase 1 ----
 
     fn begin_phase_one(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
-        let round = self.election.round_max.max(self.acceptor.promised().round) + 1;
+        let round = self.election.round_max.max(self.acceptor.promised().round).saturating_add(1);
         self.election.see_round(round);
         let ballot = Ballot { round, replica: self.config.replica, start: self.acceptor.meta().start };
         let above = self.acceptor.meta().decided_up_to;
@@ -257,9 +273,13 @@ impl Replica {
         effects: &mut Effects<Unsynced>,
     ) {
         self.acknowledge(from, ballot, Slot::ZERO);
+        let decided_up_to = self.acceptor.meta().decided_up_to;
         let Role::Candidate(candidate) = &mut self.role else { return self.ignore(Ignored::StaleBallot) };
         if candidate.ballot != ballot {
             return self.ignore(Ignored::StaleBallot);
+        }
+        if !report.is_plausible(decided_up_to) {
+            return self.ignore(Ignored::Malformed);
         }
         candidate.on_promise(from, report);
         self.look_at_phase_one(now, effects);
@@ -307,6 +327,11 @@ impl Replica {
                 effects.send_gated(self.envelope(from, Message::Nack { ballot, promised }));
             }
             AcceptVerdict::TooFarAhead => self.ignore(Ignored::TooFarAhead),
+            AcceptVerdict::Superseded => self.ignore(Ignored::StaleSlot),
+            AcceptVerdict::Conflict => {
+                effects.notice(Notice::Conflict { from, slot, ballot });
+                self.ignore(Ignored::Conflict);
+            }
         }
     }
 
@@ -492,3 +517,22 @@ impl Replica {
     }
 }
 
+/// Whether a replica that follows the protocol could have sent this. What a ballot claims is not believed of a sender
+/// that does not own it, and no round may leave room for none above it.
+fn is_plausible(from: ReplicaId, message: &Message) -> bool {
+    match message {
+        Message::Prepare { ballot, .. } | Message::Accept { ballot, .. } | Message::Heartbeat { ballot, .. } => {
+            ballot.replica == from && ballot.is_proposable()
+        }
+        Message::Promise { ballot, .. }
+        | Message::Accepted { ballot, .. }
+        | Message::HeartbeatAnswer { ballot, .. } => ballot.is_proposable(),
+        Message::Nack { promised, .. } => promised.is_proposable(),
+        Message::PreVoteAnswer { round, .. } => *round < Ballot::DECIDED.round,
+        Message::Hello { .. }
+        | Message::HelloAnswer { .. }
+        | Message::PreVote { .. }
+        | Message::CatchUp { .. }
+        | Message::Decided { .. } => true,
+    }
+}

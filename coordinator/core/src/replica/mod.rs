@@ -177,7 +177,7 @@ pub enum WriteFailure {
 /// Whether this replica's directory may promise and accept (L10).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Admission {
-    /// Not compared with a majority's knowledge yet.
+    /// Not compared yet with the knowledge of a majority, or, for a directory that was never admitted, of every replica.
     Pending {
         /// Replicas, this one included, whose knowledge does not contradict it.
         consistent: BTreeSet<ReplicaId>,
@@ -252,6 +252,10 @@ pub enum Ignored {
     StaleSlot,
     /// The slot lies too far above the decided prefix.
     TooFarAhead,
+    /// No replica that follows the protocol could have sent it.
+    Malformed,
+    /// A second value in one ballot and slot.
+    Conflict,
     /// Decided values that do not continue the decided prefix.
     Discontinuous,
     /// The replica does not lead, and the message is for a leader.
@@ -366,8 +370,7 @@ impl Replica {
         self.acceptor.begin_start();
         self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
         if self.config.replicas.len() == 1 {
-            self.admission = Admission::Admitted;
-            effects.notice(Notice::Admitted);
+            self.admit(&mut effects);
         }
         self.say_hello(now, &mut effects);
         if let Some(text) = &self.cannot_apply {
@@ -498,6 +501,20 @@ impl Replica {
         let Self { acceptor, learner, election, role, admission, acknowledged, connected, machine, .. } = self;
         (acceptor, learner, election, role, admission).hash(state);
         (acknowledged, connected, machine).hash(state);
+        (&self.cannot_apply, &self.storage, self.is_draining).hash(state);
+    }
+
+    /// Like [`hash_state`](Self::hash_state), but only what agreement rests on. Left out as well is what decides when
+    /// somebody stands, whom clients are sent to, and what peers acknowledged to this process (L10: it is compared with
+    /// what they say after a restart, and can contradict it only if a directory has lost something).
+    pub fn hash_log_state<H: Hasher>(&self, state: &mut H) {
+        let Self { acceptor, learner, role, admission, machine, .. } = self;
+        (acceptor, learner, admission, machine).hash(state);
+        match role {
+            Role::Follower { leader: _ } => 0u8.hash(state),
+            Role::Candidate(candidate) => (1u8, candidate).hash(state),
+            Role::Leader(leader) => (2u8, leader).hash(state),
+        }
         (&self.cannot_apply, &self.storage, self.is_draining).hash(state);
     }
 

@@ -13,7 +13,9 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::command::{Command, Decide, Proposal, Settle, clip_text};
 use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, SessionId, UnixMillis};
-use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX, LIST_COUNT_DEFAULT, LIST_COUNT_MAX};
+use synod_proto::limits::{
+    CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX, LIST_COUNT_DEFAULT, LIST_COUNT_MAX, RESOURCE_COUNT_MAX,
+};
 use synod_proto::session::{
     AbortCause, AbortKind, Answer, BranchStatus, Decision, DeliveryStatus, Refusal, Request, Response,
     TransactionStatus, TransactionSummary,
@@ -22,6 +24,10 @@ use synod_proto::session::{
 /// The most branches in one page of a list, beyond its first transaction: a page fits a message of 1 MiB even where
 /// every branch reports a hazard of 512 bytes.
 const LIST_BRANCH_COUNT_MAX: usize = 1024;
+
+/// A full register still takes aborts that prepared branches inquire for, up to this part of its bound above it: they
+/// hold locks, and an abort frees them (T14). Beyond, they are told to ask again.
+const INQUIRY_RESERVE_DIVISOR: usize = 8;
 
 impl Replica {
     pub(super) fn on_request(
@@ -68,12 +74,12 @@ impl Replica {
                 self.on_inquire(now, session, branch, lineage, deadline, effects);
                 Ok(())
             }
-            Request::Acknowledge { branch, .. } => {
-                self.on_acknowledge(now, branch, effects);
+            Request::Acknowledge { branch, resource } => {
+                self.on_acknowledge(now, branch, resource, effects);
                 Ok(())
             }
-            Request::Hazard { branch, text, .. } => {
-                self.on_hazard(branch, text, effects);
+            Request::Hazard { branch, resource, text } => {
+                self.on_hazard(branch, resource, text, effects);
                 Ok(())
             }
             Request::Outcome { request, gtid } => {
@@ -176,6 +182,9 @@ impl Replica {
         if lineage.is_some_and(|lineage| lineage != expected) {
             return Err(Refusal::ForeignLineage { expected });
         }
+        if resources.len() > RESOURCE_COUNT_MAX {
+            return Err(invalid(format!("more than {RESOURCE_COUNT_MAX} databases in one request")));
+        }
         let fresh: Vec<ResourceId> =
             resources.iter().copied().filter(|resource| !self.machine.is_enrolled(*resource)).collect();
         let limits = self.config.limits;
@@ -190,7 +199,7 @@ impl Replica {
             return Ok(());
         }
         let command = Command::Enrol(fresh).encode();
-        leader.leading.push(command, Origin::Register(session, request, resources), &limits)
+        leader.leading.push_enrolment(command, (session, request), resources, &limits)
     }
 
     /// A proposed outcome. What is refused here has not entered the log and never will by this request.
@@ -263,12 +272,20 @@ impl Replica {
         if lineage != expected {
             return self.ignore(Ignored::ForeignLineage);
         }
-        let deadline = deadline.min(branch.gtid.began_at().plus(DEADLINE_MS_MAX));
+        // Whatever the inquirer says: no deadline lies before its transaction's begin, else one wrong number would put the
+        // abort of a gtid of the far future into the register, where no watermark frees it for years.
+        let began_at = branch.gtid.began_at();
+        let deadline = deadline.clamp(began_at, began_at.plus(DEADLINE_MS_MAX));
         if self.deadline_clock(now) < deadline {
             return effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
         }
         let limits = self.config.limits;
+        let outcome_count = self.machine.outcomes().count();
         let Role::Leader(leader) = &mut self.role else { return };
+        let reserve = limits.register_count_max / INQUIRY_RESERVE_DIVISOR;
+        if outcome_count + leader.leading.queue_count() >= limits.register_count_max + reserve {
+            return effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+        }
         if leader.leading.note_inquiry(session, branch) {
             let cause = AbortCause::new(AbortKind::Deadline, "no outcome at the deadline; a prepared branch inquired");
             let proposal = Proposal::Abort { cause, branches: Vec::new() };
@@ -280,23 +297,38 @@ impl Replica {
         }
     }
 
-    fn on_acknowledge(&mut self, now: Now, branch: BranchId, effects: &mut Effects<Unsynced>) {
+    fn on_acknowledge(
+        &mut self,
+        now: Now,
+        branch: BranchId,
+        resource: ResourceId,
+        effects: &mut Effects<Unsynced>,
+    ) {
         let Role::Leader(leader) = &mut self.role else { return };
+        // Acknowledged before, or known from a former leader (traps B11); or another database's.
+        if !leader.leading.deliveries.is_delivered_to(branch, resource) {
+            return self.ignore(Ignored::UnknownDelivery);
+        }
         match leader.leading.deliveries.finish(branch, now.monotonic, effects) {
             Some(true) => leader.leading.note_delivered(branch.gtid),
-            Some(false) => {}
-            // Acknowledged before, or known from a former leader (traps B11).
-            None => self.ignore(Ignored::UnknownDelivery),
+            Some(false) | None => {}
         }
     }
 
-    fn on_hazard(&mut self, branch: BranchId, text: String, effects: &mut Effects<Unsynced>) {
+    fn on_hazard(
+        &mut self,
+        branch: BranchId,
+        resource: ResourceId,
+        text: String,
+        effects: &mut Effects<Unsynced>,
+    ) {
         let Role::Leader(leader) = &mut self.role else { return };
+        if !leader.leading.deliveries.is_delivered_to(branch, resource) {
+            return self.ignore(Ignored::UnknownDelivery);
+        }
         let text = clip_text(text);
-        match leader.leading.deliveries.note_hazard(branch, text.clone()) {
-            Some(true) => effects.notice(Notice::Hazard { branch, text }),
-            Some(false) => {}
-            None => self.ignore(Ignored::UnknownDelivery),
+        if leader.leading.deliveries.note_hazard(branch, text.clone()) == Some(true) {
+            effects.notice(Notice::Hazard { branch, text });
         }
     }
 
@@ -426,7 +458,7 @@ impl Replica {
                 };
                 effects.tell(session, response);
             }
-            (Applied::Enrolled, Origin::Register(session, request, resources)) => {
+            (Applied::Enrolled, Origin::Register(session, request, resources)) if leading.is_open(session) => {
                 if let Some(lineage) = expected {
                     effects.tell(session, Response::Registered { request, lineage });
                 }

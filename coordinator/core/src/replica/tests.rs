@@ -1,9 +1,15 @@
 //! One replica, one step, the whole output. Each test quotes the sentence that it checks, or names the rule.
 //!
-//! *PMS* is Lamport, *Paxos Made Simple* (2001); *CTC* is Gray and Lamport, *Consensus on Transaction Commit* (2006).
+//! *PMS* is Lamport, *Paxos Made Simple* (2001); *PMMC* is van Renesse and Altinbuken, *Paxos Made
+//! Moderately Complex* (2015); *CTC* is Gray and Lamport, *Consensus on Transaction Commit* (2006).
 
+mod attacks;
 mod coordinator;
+mod deliveries;
 mod group_member;
+mod handshake;
+mod log;
+mod register;
 
 use super::{Admission, Config, Input, Replica, RoleName};
 use crate::durable::{Batch, Meta, PeerSeen, Recovered};
@@ -84,18 +90,13 @@ impl Bench {
         (Self { replica, now }, out)
     }
 
-    /// Replica 1 of `count`, admitted on the word of replica 2.
+    /// Replica 1 of `count`, admitted on the word of all the others.
     fn admitted(count: u8, recovered: Recovered, values: Vec<Accepted>) -> Self {
         let (mut bench, _) = Self::started(count, recovered, values);
-        if count > 1 {
-            let start = bench.replica.acceptor.meta().start;
-            bench.hear(
-                2,
-                Message::HelloAnswer {
-                    start,
-                    contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO
-                },
-            );
+        let start = bench.replica.acceptor.meta().start;
+        for peer in 2..=count {
+            let (ballot, slot) = (Ballot::ZERO, Slot::ZERO);
+            bench.hear(peer, Message::HelloAnswer { start, contradiction: None, ballot, slot });
         }
         assert_eq!(bench.replica.status().admission, Admission::Admitted);
         bench

@@ -261,6 +261,11 @@ impl Deliveries {
         }
     }
 
+    /// Whether the branch is being delivered to this database. Another one's word on it counts for nothing (T11).
+    pub(crate) fn is_delivered_to(&self, branch: BranchId, resource: ResourceId) -> bool {
+        self.targets.get(&branch).is_some_and(|target| target.resource == resource)
+    }
+
     pub(crate) fn is_open(&self, gtid: Gtid) -> bool {
         self.open.contains_key(&gtid)
     }

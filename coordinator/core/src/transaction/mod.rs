@@ -7,7 +7,7 @@ pub(crate) mod deliveries;
 
 use crate::effects::{Effects, Unsynced};
 use crate::time::Timestamp;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -50,6 +50,9 @@ pub(crate) struct Leading {
     parked: VecDeque<(SessionId, Request)>,
     inquiries: BTreeMap<Gtid, Vec<(SessionId, BranchId)>>,
     reads: VecDeque<Read>,
+    /// Sessions that had databases enrolled and are still open: a session that closes while the log takes its databases
+    /// must not be delivered to afterwards.
+    enrolling: BTreeSet<SessionId>,
     delivered: Vec<Gtid>,
     delivered_is_due: bool,
     pub(crate) deliveries: Deliveries,
@@ -64,6 +67,7 @@ impl Leading {
             parked: VecDeque::new(),
             inquiries: BTreeMap::new(),
             reads: VecDeque::new(),
+            enrolling: BTreeSet::new(),
             delivered: Vec::new(),
             delivered_is_due: false,
             deliveries: Deliveries::new(seed),
@@ -101,6 +105,24 @@ impl Leading {
         self.queue_bytes += command.len();
         self.queue.push_back((command, origin));
         Ok(())
+    }
+
+    /// Puts the enrolment of a session's databases in line for the log.
+    pub(crate) fn push_enrolment(
+        &mut self,
+        command: Bytes,
+        (session, request): (SessionId, RequestId),
+        resources: Vec<ResourceId>,
+        limits: &crate::replica::Limits,
+    ) -> Result<(), Refusal> {
+        self.push(command, Origin::Register(session, request, resources), limits)?;
+        self.enrolling.insert(session);
+        Ok(())
+    }
+
+    /// Whether a session that had databases enrolled is still open.
+    pub(crate) fn is_open(&self, session: SessionId) -> bool {
+        self.enrolling.contains(&session)
     }
 
     /// An empty entry, if nothing else is to be written.
@@ -187,6 +209,7 @@ impl Leading {
 
     pub(crate) fn close_session(&mut self, session: SessionId) {
         self.deliveries.close_session(session);
+        self.enrolling.remove(&session);
         self.parked.retain(|(parked, _)| *parked != session);
         self.reads.retain(|read| read.session != session);
         for waiting in self.inquiries.values_mut() {

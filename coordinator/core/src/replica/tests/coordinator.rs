@@ -17,15 +17,15 @@ use synod_proto::session::{
     AbortCause, AbortKind, Answer, Decision, Outcome, Refusal, Request, Response, TransactionStatus,
 };
 
-const SESSION: SessionId = SessionId(5);
-const DATABASE: ResourceId = ResourceId([9; 16]);
-const LINEAGE: Lineage = Lineage([1; 16]);
+pub(super) const SESSION: SessionId = SessionId(5);
+pub(super) const DATABASE: ResourceId = ResourceId([9; 16]);
+pub(super) const LINEAGE: Lineage = Lineage([1; 16]);
 
-fn gtid() -> Gtid {
+pub(super) fn gtid() -> Gtid {
     Gtid::new(WALL, [3; 10])
 }
 
-fn named(call: u64) -> NamedBranch {
+pub(super) fn named(call: u64) -> NamedBranch {
     NamedBranch {
         call: CallId(call),
         execution: ExecutionId(call + 100),
@@ -35,7 +35,7 @@ fn named(call: u64) -> NamedBranch {
     }
 }
 
-fn branch(call: u64) -> BranchId {
+pub(super) fn branch(call: u64) -> BranchId {
     BranchId {
         gtid: gtid(),
         call: CallId(call),
@@ -43,7 +43,7 @@ fn branch(call: u64) -> BranchId {
     }
 }
 
-fn propose(proposal: Proposal) -> Decide {
+pub(super) fn propose(proposal: Proposal) -> Decide {
     Decide {
         lineage: LINEAGE,
         gtid: gtid(),
@@ -53,35 +53,35 @@ fn propose(proposal: Proposal) -> Decide {
     }
 }
 
-fn commit(calls: &[u64]) -> Decide {
+pub(super) fn commit(calls: &[u64]) -> Decide {
     propose(Proposal::Commit {
         branches: calls.iter().map(|call| named(*call)).collect(),
         read_only_count: 0,
     })
 }
 
-fn abort() -> Decide {
+pub(super) fn abort() -> Decide {
     propose(Proposal::Abort {
         cause: AbortCause::new(AbortKind::Requested, "why"),
         branches: vec![],
     })
 }
 
-fn told(response: Response) -> Told {
+pub(super) fn told(response: Response) -> Told {
     Told {
         session: SESSION,
         response,
     }
 }
 
-fn decided(request: u64, decision: Decision) -> Told {
+pub(super) fn decided(request: u64, decision: Decision) -> Told {
     told(Response::Decided {
         request: RequestId(request),
         decision,
     })
 }
 
-fn deliver(call: u64) -> Told {
+pub(super) fn deliver(call: u64) -> Told {
     told(Response::Deliver {
         branch: branch(call),
         resource: DATABASE,
@@ -90,7 +90,7 @@ fn deliver(call: u64) -> Told {
 }
 
 /// What a log of this coordinator begins with: its lineage, and the database.
-fn log(commands: &[Command]) -> Vec<Accepted> {
+pub(super) fn log(commands: &[Command]) -> Vec<Accepted> {
     let mut records = vec![
         accepted(1, ballot(1, 2), establish(1)),
         accepted(2, ballot(1, 2), value(&Command::Enrol(vec![DATABASE]))),
@@ -102,7 +102,7 @@ fn log(commands: &[Command]) -> Vec<Accepted> {
 }
 
 /// A replica alone, with this log behind it, that serves; the session has registered the database.
-fn serving_after(commands: &[Command]) -> (Bench, Out) {
+pub(super) fn serving_after(commands: &[Command]) -> (Bench, Out) {
     let (recovered, values) = disk(log(commands), 2 + commands.len() as u64);
     let mut bench = Bench::admitted(1, recovered, values);
     let mut out = bench.wait(600_000);
@@ -118,12 +118,12 @@ fn serving_after(commands: &[Command]) -> (Bench, Out) {
     (bench, out)
 }
 
-fn serving() -> Bench {
+pub(super) fn serving() -> Bench {
     serving_after(&[]).0
 }
 
 impl Bench {
-    fn ask(&mut self, request: Request) -> Out {
+    pub(super) fn ask(&mut self, request: Request) -> Out {
         self.step(Input::Request {
             session: SESSION,
             request,
@@ -131,7 +131,7 @@ impl Bench {
     }
 
     /// Asks for a decision, lets the disk sync, and returns what is told.
-    fn decide(&mut self, number: u64, decide: &Decide) -> Vec<Told> {
+    pub(super) fn decide(&mut self, number: u64, decide: &Decide) -> Vec<Told> {
         let mut out = self.ask(Request::Decide {
             request: RequestId(number),
             command: decide.encode(),
