@@ -71,12 +71,13 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
     // Faults that destroy what was synced strike one replica only: more than a minority of them is beyond any log.
     let victim = all[random.between(0, all.len() as u64 - 1) as usize];
     let is_destructive = random.between(0, 3) == 0;
+    let incident = (random.between(0, 5) == 0).then(|| random.between(3_000_000, length));
     let mut plan = Vec::new();
     let mut at = 500_000;
     loop {
         at += random.between(50_000, 3_000_000);
         if at >= length {
-            return plan;
+            break;
         }
         let replica = all[random.between(0, all.len() as u64 - 1) as usize];
         let unsynced = if random.between(0, 1) == 0 {
@@ -127,13 +128,30 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
                 plan.push((back, Fault::Crash(replica, unsynced)));
                 plan.push((back + 1, Fault::Start(replica)));
             }
-            _ if is_destructive => {
+            _ if is_destructive && incident.is_none() => {
                 plan.push((at, Fault::Corrupt(victim, random.next_u64())));
                 plan.push((at + random.between(1_000, 2_000_000), Fault::Start(victim)));
             }
             _ => {}
         }
     }
+    if let Some(at) = incident {
+        let is_wiped = random.between(0, 1) == 0;
+        add_directory_incident(&mut plan, at, victim, &all, is_wiped);
+    }
+    plan.sort_by_key(|(at, _)| *at);
+    plan
+}
+
+/// Somebody wipes a replica's directory, or puts an older copy back, while all others are up and hear it: L10 rests on the
+/// peers that know better being heard before they are gone, too. Around that moment nothing else goes wrong.
+fn add_directory_incident(plan: &mut Plan, at: Micros, victim: ReplicaId, all: &[ReplicaId], is_wiped: bool) {
+    let quiet = at.saturating_sub(4_000_000)..at + 4_000_000;
+    plan.retain(|(when, fault)| !quiet.contains(when) && !matches!(fault, Fault::FailDisk(..)));
+    plan.push((quiet.start, Fault::Backup(victim)));
+    plan.extend([(quiet.start, Fault::Mend), (quiet.start, Fault::Weather(Weather::CALM))]);
+    plan.extend(all.iter().map(|one| (quiet.start + 1_000_000, Fault::Start(*one))));
+    plan.push((at, if is_wiped { Fault::Wipe(victim) } else { Fault::Rollback(victim) }));
 }
 
 fn draw_offset(random: &mut Random) -> i64 {
