@@ -21,6 +21,7 @@ pub mod faults;
 pub mod host;
 pub mod linearizability;
 pub mod network;
+pub mod plan;
 pub mod process;
 pub mod run;
 pub mod schedule;

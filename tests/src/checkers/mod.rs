@@ -6,6 +6,7 @@ pub mod gate;
 pub mod linearizability;
 pub mod log;
 pub mod outcomes;
+pub mod points;
 
 use crate::actors::databases::Databases;
 use crate::host::{Host, Output};
@@ -48,6 +49,8 @@ pub struct Checkers {
     pub outcomes: outcomes::OutcomeChecker,
     /// What services are told, against what they asked.
     pub histories: linearizability::HistoryChecker,
+    /// How often the run came past each named point.
+    pub points: points::Points,
 }
 
 impl Checkers {
@@ -64,6 +67,7 @@ impl Checkers {
         databases: &Databases,
     ) -> Check {
         let host = &hosts[&id];
+        self.points.after_turn(host, output);
         for (gtid, record) in self.log.after_turn(hosts, host, &self.ballots)? {
             self.outcomes.on_decided(gtid, record);
         }

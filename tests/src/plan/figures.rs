@@ -1,0 +1,154 @@
+//! What a set of runs came to, added up: the figures that `cargo sim` prints.
+
+use super::play::Ending;
+use super::{FAULT_KINDS, Plan, fault_kind};
+use crate::checkers::points::Points;
+use crate::schedule::Micros;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// A thousand seeds have to come past every required point; a handful cannot be expected to.
+pub const REQUIRED_FROM_SEEDS: u64 = 1_000;
+
+/// The sums. A run that failed counts by its points and faults, not by its results.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Runs.
+    pub run_count: u64,
+    /// Of these, failed.
+    pub failed_count: u64,
+    /// Virtual time of those that passed.
+    pub simulated_us: Micros,
+    /// Events of those that passed.
+    pub event_count: u64,
+    /// Outcomes in their logs.
+    pub outcome_count: u64,
+    /// Branches that took effect.
+    pub effect_count: u64,
+    /// Answers and deliveries that were compared with the log.
+    pub told_count: u64,
+    /// Faults that were planned to happen, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// How often each named point was reached.
+    pub points: Points,
+}
+
+impl Figures {
+    /// Adds one run.
+    pub fn add(&mut self, plan: &Plan, ending: &Ending) {
+        self.run_count += 1;
+        match &ending.result {
+            Ok(report) => {
+                self.simulated_us += report.length_us;
+                self.event_count += report.event_count;
+                self.outcome_count += report.outcome_count as u64;
+                self.effect_count += report.effect_count as u64;
+                self.told_count += report.told_count;
+            }
+            Err(_) => self.failed_count += 1,
+        }
+        for (_, fault) in plan.faults() {
+            *self.faults.entry(fault_kind(fault)).or_default() += 1;
+        }
+        self.points.add(&ending.points);
+    }
+
+    /// Adds another set of runs.
+    pub fn merge(&mut self, other: &Self) {
+        self.run_count += other.run_count;
+        self.failed_count += other.failed_count;
+        self.simulated_us += other.simulated_us;
+        self.event_count += other.event_count;
+        self.outcome_count += other.outcome_count;
+        self.effect_count += other.effect_count;
+        self.told_count += other.told_count;
+        for (kind, count) in &other.faults {
+            *self.faults.entry(kind).or_default() += count;
+        }
+        self.points.add(&other.points);
+    }
+
+    /// Virtual hours.
+    #[must_use]
+    pub fn simulated_hours(&self) -> f64 {
+        self.simulated_us as f64 / 3_600_000_000.0
+    }
+
+    /// Whether so many runs came past every required point; `None` where there were too few to say.
+    #[must_use]
+    pub fn reached_all(&self) -> Option<bool> {
+        (self.run_count >= REQUIRED_FROM_SEEDS).then(|| self.points.missing().is_empty())
+    }
+
+    /// The line that shows that it goes on.
+    #[must_use]
+    pub fn progress(&self) -> String {
+        format!(
+            "{} runs, {:.1} simulated hours, {} outcomes, {} failed",
+            self.run_count,
+            self.simulated_hours(),
+            self.outcome_count,
+            self.failed_count
+        )
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |count: u64, what: &str| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{count:>12}  {what}");
+        };
+        line(self.run_count, "runs");
+        line(self.failed_count, "failed");
+        line(self.event_count, "events");
+        line(self.outcome_count, "outcomes");
+        line(self.effect_count, "branches took effect");
+        line(self.told_count, "answers and deliveries compared with the log");
+        let mut text = format!(
+            "{:>12.1}  simulated hours\n{text}\nfaults\n",
+            self.simulated_hours()
+        );
+        for kind in FAULT_KINDS {
+            let _ = writeln!(
+                text,
+                "{:>12}  {kind}",
+                self.faults.get(kind).copied().unwrap_or(0)
+            );
+        }
+        text.push_str("\npoints reached\n");
+        for ((group, name), count) in self.points.counts() {
+            let note = if count == 0 { "   <- never" } else { "" };
+            let _ = writeln!(text, "{count:>12}  {group}: {name}{note}");
+        }
+        text
+    }
+
+    /// For programs, with the same names.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let points: BTreeMap<String, u64> = self
+            .points
+            .counts()
+            .into_iter()
+            .map(|((group, name), count)| (format!("{group}: {name}"), count))
+            .collect();
+        let faults: BTreeMap<&str, u64> = FAULT_KINDS
+            .iter()
+            .map(|kind| (*kind, self.faults.get(kind).copied().unwrap_or(0)))
+            .collect();
+        json!({
+            "runs": self.run_count,
+            "failed": self.failed_count,
+            "simulated_hours": self.simulated_hours(),
+            "events": self.event_count,
+            "outcomes": self.outcome_count,
+            "effects": self.effect_count,
+            "answers_compared": self.told_count,
+            "faults": faults,
+            "points": points,
+        })
+    }
+}

@@ -1,0 +1,281 @@
+//! Faults as they stand in a file. A form of their own, so that a plan in the tree still means the same after the
+//! simulator's types have changed: the compiler asks here for every kind of fault that joins.
+
+use crate::actors::ActorId;
+use crate::faults::Fault;
+use crate::network::Weather;
+use crate::store::UnsyncedWrite;
+use serde::{Deserialize, Serialize};
+use synod_coordinator_core::replica::WriteFailure;
+use synod_proto::ids::ReplicaId;
+
+/// One fault and when it happens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TimedForm {
+    /// Microseconds since the run began.
+    pub(super) at_us: u64,
+    pub(super) fault: FaultForm,
+}
+
+/// Replicas and services stand as their numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum FaultForm {
+    Crash { replica: u8, unsynced: UnsyncedForm },
+    CrashLeader { unsynced: UnsyncedForm },
+    Start { replica: u8 },
+    Drain { replica: u8 },
+    Pause { replica: u8, length_us: u64 },
+    Cut { from: u8, to: u8 },
+    Topology { open: Vec<(u8, u8)> },
+    Mend,
+    Weather(WeatherForm),
+    WallClock { replica: u8, offset_ms: i64 },
+    SlowDisk { replica: u8, sync_us: u64 },
+    FailDisk { replica: u8, failure: FailureForm },
+    Corrupt { replica: u8, pick: u64 },
+    Wipe { replica: u8 },
+    Backup { replica: u8 },
+    Rollback { replica: u8 },
+    CrashActor { actor: u32 },
+    BreakSessions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum UnsyncedForm {
+    Lost,
+    Kept,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FailureForm {
+    Full,
+    Broken,
+}
+
+/// The network between replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WeatherForm {
+    pub(super) delay_us: (u64, u64),
+    loss_ppm: u64,
+    duplicate_ppm: u64,
+    replay_us_max: u64,
+}
+
+impl From<Weather> for WeatherForm {
+    fn from(weather: Weather) -> Self {
+        let Weather {
+            delay_us,
+            loss_ppm,
+            duplicate_ppm,
+            replay_us_max,
+        } = weather;
+        Self {
+            delay_us,
+            loss_ppm,
+            duplicate_ppm,
+            replay_us_max,
+        }
+    }
+}
+
+impl From<WeatherForm> for Weather {
+    fn from(form: WeatherForm) -> Self {
+        let WeatherForm {
+            delay_us,
+            loss_ppm,
+            duplicate_ppm,
+            replay_us_max,
+        } = form;
+        Self {
+            delay_us,
+            loss_ppm,
+            duplicate_ppm,
+            replay_us_max,
+        }
+    }
+}
+
+impl From<UnsyncedWrite> for UnsyncedForm {
+    fn from(unsynced: UnsyncedWrite) -> Self {
+        match unsynced {
+            UnsyncedWrite::Lost => Self::Lost,
+            UnsyncedWrite::Kept => Self::Kept,
+        }
+    }
+}
+
+impl From<UnsyncedForm> for UnsyncedWrite {
+    fn from(form: UnsyncedForm) -> Self {
+        match form {
+            UnsyncedForm::Lost => Self::Lost,
+            UnsyncedForm::Kept => Self::Kept,
+        }
+    }
+}
+
+impl From<&Fault> for FaultForm {
+    fn from(fault: &Fault) -> Self {
+        match fault {
+            Fault::Crash(id, unsynced) => Self::Crash {
+                replica: id.0,
+                unsynced: (*unsynced).into(),
+            },
+            Fault::CrashLeader(unsynced) => Self::CrashLeader {
+                unsynced: (*unsynced).into(),
+            },
+            Fault::Start(id) => Self::Start { replica: id.0 },
+            Fault::Drain(id) => Self::Drain { replica: id.0 },
+            Fault::Pause(id, length_us) => Self::Pause {
+                replica: id.0,
+                length_us: *length_us,
+            },
+            Fault::Cut(from, to) => Self::Cut {
+                from: from.0,
+                to: to.0,
+            },
+            Fault::Topology(open) => Self::Topology {
+                open: open.iter().map(|(a, b)| (a.0, b.0)).collect(),
+            },
+            Fault::Mend => Self::Mend,
+            Fault::Weather(weather) => Self::Weather((*weather).into()),
+            Fault::WallClock(id, offset_ms) => Self::WallClock {
+                replica: id.0,
+                offset_ms: *offset_ms,
+            },
+            Fault::SlowDisk(id, sync_us) => Self::SlowDisk {
+                replica: id.0,
+                sync_us: *sync_us,
+            },
+            Fault::FailDisk(id, WriteFailure::Full) => Self::FailDisk {
+                replica: id.0,
+                failure: FailureForm::Full,
+            },
+            Fault::FailDisk(id, WriteFailure::Broken) => Self::FailDisk {
+                replica: id.0,
+                failure: FailureForm::Broken,
+            },
+            Fault::Corrupt(id, pick) => Self::Corrupt {
+                replica: id.0,
+                pick: *pick,
+            },
+            Fault::Wipe(id) => Self::Wipe { replica: id.0 },
+            Fault::Backup(id) => Self::Backup { replica: id.0 },
+            Fault::Rollback(id) => Self::Rollback { replica: id.0 },
+            Fault::CrashActor(id) => Self::CrashActor { actor: id.0 },
+            Fault::BreakSessions => Self::BreakSessions,
+        }
+    }
+}
+
+impl From<FaultForm> for Fault {
+    fn from(form: FaultForm) -> Self {
+        match form {
+            FaultForm::Crash { replica, unsynced } => Self::Crash(ReplicaId(replica), unsynced.into()),
+            FaultForm::CrashLeader { unsynced } => Self::CrashLeader(unsynced.into()),
+            FaultForm::Start { replica } => Self::Start(ReplicaId(replica)),
+            FaultForm::Drain { replica } => Self::Drain(ReplicaId(replica)),
+            FaultForm::Pause { replica, length_us } => Self::Pause(ReplicaId(replica), length_us),
+            FaultForm::Cut { from, to } => Self::Cut(ReplicaId(from), ReplicaId(to)),
+            FaultForm::Topology { open } => Self::Topology(
+                open.into_iter()
+                    .map(|(a, b)| (ReplicaId(a), ReplicaId(b)))
+                    .collect(),
+            ),
+            FaultForm::Mend => Self::Mend,
+            FaultForm::Weather(weather) => Self::Weather(weather.into()),
+            FaultForm::WallClock { replica, offset_ms } => Self::WallClock(ReplicaId(replica), offset_ms),
+            FaultForm::SlowDisk { replica, sync_us } => Self::SlowDisk(ReplicaId(replica), sync_us),
+            FaultForm::FailDisk {
+                replica,
+                failure: FailureForm::Full,
+            } => Self::FailDisk(ReplicaId(replica), WriteFailure::Full),
+            FaultForm::FailDisk {
+                replica,
+                failure: FailureForm::Broken,
+            } => Self::FailDisk(ReplicaId(replica), WriteFailure::Broken),
+            FaultForm::Corrupt { replica, pick } => Self::Corrupt(ReplicaId(replica), pick),
+            FaultForm::Wipe { replica } => Self::Wipe(ReplicaId(replica)),
+            FaultForm::Backup { replica } => Self::Backup(ReplicaId(replica)),
+            FaultForm::Rollback { replica } => Self::Rollback(ReplicaId(replica)),
+            FaultForm::CrashActor { actor } => Self::CrashActor(ActorId(actor)),
+            FaultForm::BreakSessions => Self::BreakSessions,
+        }
+    }
+}
+
+impl FaultForm {
+    /// The highest replica and the highest service that the fault speaks of, for a look before it runs.
+    pub(super) fn ids(&self) -> (Vec<u8>, Option<u32>) {
+        match self {
+            Self::Crash { replica, .. }
+            | Self::Start { replica }
+            | Self::Drain { replica }
+            | Self::Pause { replica, .. }
+            | Self::WallClock { replica, .. }
+            | Self::SlowDisk { replica, .. }
+            | Self::FailDisk { replica, .. }
+            | Self::Corrupt { replica, .. }
+            | Self::Wipe { replica }
+            | Self::Backup { replica }
+            | Self::Rollback { replica } => (vec![*replica], None),
+            Self::Cut { from, to } => (vec![*from, *to], None),
+            Self::Topology { open } => (open.iter().flat_map(|(a, b)| [*a, *b]).collect(), None),
+            Self::CrashActor { actor } => (Vec::new(), Some(*actor)),
+            Self::CrashLeader { .. } | Self::Mend | Self::Weather(_) | Self::BreakSessions => {
+                (Vec::new(), None)
+            }
+        }
+    }
+}
+
+/// Every kind of fault, as the figures of a run name it.
+pub const FAULT_KINDS: [&str; 18] = [
+    "crash",
+    "crash of the leader",
+    "start",
+    "drain",
+    "pause",
+    "one-way cut",
+    "partition",
+    "mend",
+    "weather",
+    "wall clock",
+    "slow disk",
+    "failing disk",
+    "corrupt record",
+    "wiped directory",
+    "backup",
+    "rolled-back directory",
+    "crash of a service",
+    "broken sessions",
+];
+
+/// The name of a fault's kind, one of [`FAULT_KINDS`].
+#[must_use]
+pub fn fault_kind(fault: &Fault) -> &'static str {
+    FAULT_KINDS[match fault {
+        Fault::Crash(..) => 0,
+        Fault::CrashLeader(_) => 1,
+        Fault::Start(_) => 2,
+        Fault::Drain(_) => 3,
+        Fault::Pause(..) => 4,
+        Fault::Cut(..) => 5,
+        Fault::Topology(_) => 6,
+        Fault::Mend => 7,
+        Fault::Weather(_) => 8,
+        Fault::WallClock(..) => 9,
+        Fault::SlowDisk(..) => 10,
+        Fault::FailDisk(..) => 11,
+        Fault::Corrupt(..) => 12,
+        Fault::Wipe(_) => 13,
+        Fault::Backup(_) => 14,
+        Fault::Rollback(_) => 15,
+        Fault::CrashActor(_) => 16,
+        Fault::BreakSessions => 17,
+    }]
+}
