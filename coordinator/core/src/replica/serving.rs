@@ -83,6 +83,7 @@ impl Replica {
                 Ok(())
             }
             Request::Outcome { request, gtid } => {
+                self.check_begun(now, gtid)?;
                 self.read_confirmed(now, session, request, gtid, effects);
                 Ok(())
             }
@@ -236,11 +237,8 @@ impl Replica {
         if !decide.guards.is_empty() {
             return Err(invalid("lock guards are not supported by this version"));
         }
+        self.check_begun(now, decide.gtid)?;
         let began_at = decide.gtid.began_at();
-        let ahead_ms = began_at.0.saturating_sub(self.latest_clock(now).0);
-        if ahead_ms > CLOCK_SKEW_MS_MAX {
-            return Err(Refusal::FromFuture { ahead_ms });
-        }
         if decide.deadline > began_at.plus(DEADLINE_MS_MAX) {
             return Err(invalid(format!("the deadline is more than {DEADLINE_MS_MAX} ms after the begin")));
         }
@@ -371,6 +369,12 @@ impl Replica {
         leader.leading.push(Command::Settle(settle).encode(), Origin::Session(session, request), &limits)
     }
 
+    /// A gtid from the future is refused: nothing true can be said of it (T14).
+    fn check_begun(&self, now: Now, gtid: Gtid) -> Result<(), Refusal> {
+        let ahead_ms = gtid.began_at().0.saturating_sub(self.latest_clock(now).0);
+        if ahead_ms > CLOCK_SKEW_MS_MAX { Err(Refusal::FromFuture { ahead_ms }) } else { Ok(()) }
+    }
+
     /// T10: "no outcome yet" is no positive fact. It is told only after a quorum has confirmed, later than the question
     /// came, that no other replica leads.
     fn read_confirmed(
@@ -381,7 +385,13 @@ impl Replica {
         gtid: Gtid,
         effects: &mut Effects<Unsynced>,
     ) {
+        let settled_before = self.latest_clock(now).minus(self.config.watermark_lag_ms);
         let Role::Leader(leader) = &mut self.role else { return };
+        // The watermark of an idle log stands still; an entry moves it over what is past all deadlines, so that whoever
+        // asks again is told that it expired.
+        if gtid.began_at() < settled_before {
+            leader.leading.push_noop();
+        }
         let is_first = !leader.leading.has_reads();
         leader.leading.push_read(Read { sequence: leader.sequence + 1, session, request, gtid });
         if is_first {

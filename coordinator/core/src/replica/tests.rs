@@ -3,7 +3,9 @@
 //! *PMS* is Lamport, *Paxos Made Simple* (2001); *PMMC* is van Renesse and Altinbuken, *Paxos Made
 //! Moderately Complex* (2015); *CTC* is Gray and Lamport, *Consensus on Transaction Commit* (2006).
 
+mod arbitrary;
 mod attacks;
+mod bounds;
 mod coordinator;
 mod deliveries;
 mod group_member;

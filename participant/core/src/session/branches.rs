@@ -56,8 +56,6 @@ pub(super) struct InDoubt {
     deadline: UnixMillis,
     prepared_at: UnixMillis,
     inquiry_count: u32,
-    /// An inquiry was due while no stream served.
-    is_due: bool,
     /// Prepared by this process. Another process's branch is forgotten when the store lists it no longer.
     is_own: bool,
     absent_count: u32,
@@ -93,8 +91,8 @@ impl Hash for Resource {
 /// For checkers, see [`Session::hash_state`].
 impl Hash for InDoubt {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { resource, lineage, deadline, is_due, is_own, absent_count, .. } = self;
-        (resource, lineage, deadline, is_due, is_own, absent_count.min(&ABSENT_COUNT_MIN)).hash(state);
+        let Self { resource, lineage, deadline, is_own, absent_count, .. } = self;
+        (resource, lineage, deadline, is_own, absent_count.min(&ABSENT_COUNT_MIN)).hash(state);
     }
 }
 
@@ -275,7 +273,6 @@ impl Session {
             deadline,
             prepared_at,
             inquiry_count: 0,
-            is_due: false,
             is_own: is_working,
             absent_count: 0,
         };
@@ -347,7 +344,6 @@ impl Session {
             deadline,
             prepared_at: now.wall,
             inquiry_count: 0,
-            is_due: false,
             is_own: true,
             absent_count: 0,
         };
@@ -388,16 +384,13 @@ impl Session {
         }
     }
 
-    /// After a registration: what fell due meanwhile asks now.
-    pub(super) fn send_due_inquiries(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let is_due = |entry: &Branch| matches!(entry, Branch::InDoubt(InDoubt { is_due: true, .. }));
-        let due: Vec<BranchId> = self
-            .branches
-            .iter()
-            .filter(|(_, entry)| is_due(entry))
-            .map(|(branch, _)| *branch)
-            .collect();
-        for branch in due {
+    /// After a registration every branch in doubt asks at once: what a former leader said, an abort above all, may have
+    /// been lost with it, and locks are held until it is known.
+    pub(super) fn send_inquiries(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let is_in_doubt = |entry: &Branch| matches!(entry, Branch::InDoubt(_));
+        let in_doubt: Vec<BranchId> =
+            self.branches.iter().filter(|(_, entry)| is_in_doubt(entry)).map(|(branch, _)| *branch).collect();
+        for branch in in_doubt {
             self.inquire(now, branch, effects);
         }
     }
@@ -407,7 +400,6 @@ impl Session {
         let Some(Branch::InDoubt(known)) = self.branches.get_mut(&branch) else {
             return;
         };
-        known.is_due = !is_serving;
         if !is_serving {
             return;
         }

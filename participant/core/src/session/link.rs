@@ -180,7 +180,7 @@ impl Session {
         self.note_registered(&offered, effects);
         self.register_missing(&offered, effects);
         self.send_all_questions(now, effects);
-        self.send_due_inquiries(now, effects);
+        self.send_inquiries(now, effects);
     }
 
     pub(super) fn on_lost(

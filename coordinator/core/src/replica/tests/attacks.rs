@@ -1,25 +1,27 @@
 //! What an old message, a broken peer or a careless client may send: refused by name, with no effect and no panic.
 
-use super::coordinator::{DATABASE, LINEAGE, SESSION, commit, gtid, serving, told};
-use super::{Bench, Out, WALL, accepted, ballot, disk, establish, promise, to, value};
+use super::coordinator::{LINEAGE, serving, told};
+use super::{Bench, Out, accepted, ballot, disk, establish, promise, to, value};
 use crate::effects::Notice;
-use crate::entry;
 use crate::paxos::acceptor::ACCEPT_WINDOW_SLOTS;
-use crate::paxos::{Accepted, Ballot, Envelope, Message, Slot};
-use crate::random::Random;
-use crate::replica::{Ignored, Input, RoleName, WriteFailure};
-use alloc::string::{String, ToString};
+use crate::paxos::{Accepted, Ballot, Message, Slot};
+use crate::replica::{Ignored, RoleName};
+use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
-use synod_proto::command::{Command, Decide, Proposal};
-use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, Incarnation, Lineage, ReplicaId, RequestId, ResourceId};
-use synod_proto::ids::{SessionId, UnixMillis};
+use synod_proto::command::Command;
+use synod_proto::ids::{ReplicaId, RequestId, ResourceId};
 use synod_proto::limits::RESOURCE_COUNT_MAX;
 use synod_proto::session::{Refusal, Request, Response};
 
 fn accept(ballot: Ballot, slot: u64, value: Bytes) -> Message {
-    Message::Accept { ballot, slot: Slot(slot), value, decided_up_to: Slot::ZERO }
+    Message::Accept {
+        ballot,
+        slot: Slot(slot),
+        value,
+        decided_up_to: Slot::ZERO,
+    }
 }
 
 /// A leader that was deposed while its request was on the way proposes another value for a slot that this replica has
@@ -28,13 +30,29 @@ fn accept(ballot: Ballot, slot: u64, value: Bytes) -> Message {
 #[test]
 fn an_old_accept_for_a_slot_learned_as_decided_is_ignored() {
     let mut bench = Bench::fresh(3);
-    bench.hear(2, Message::Prepare { ballot: ballot(1, 2), above: Slot::ZERO });
-    let decided = Message::Decided { first: Slot(1), values: vec![establish(3)], decided_up_to: Slot(1) };
+    bench.hear(
+        2,
+        Message::Prepare {
+            ballot: ballot(1, 2),
+            above: Slot::ZERO,
+        },
+    );
+    let decided = Message::Decided {
+        first: Slot(1),
+        values: vec![establish(3)],
+        decided_up_to: Slot(1),
+    };
     bench.hear(3, decided);
     let before = bench.meta();
-    assert_eq!(bench.hear(2, accept(ballot(1, 2), 1, establish(2))), Out::default());
+    assert_eq!(
+        bench.hear(2, accept(ballot(1, 2), 1, establish(2))),
+        Out::default()
+    );
     assert_eq!(bench.replica.ignored(), &[Ignored::StaleSlot]);
-    assert_eq!((bench.meta(), bench.replica.decided_value(Slot(1))), (before, Some(&establish(3))));
+    assert_eq!(
+        (bench.meta(), bench.replica.decided_value(Slot(1))),
+        (before, Some(&establish(3)))
+    );
 }
 
 /// PMMC, invariant A4: for one ballot and slot "there can be at most one proposed command under consideration by the set of
@@ -44,13 +62,21 @@ fn a_second_value_in_one_ballot_is_refused_and_reported() {
     let mut bench = Bench::fresh(3);
     bench.hear(2, accept(ballot(1, 2), 1, establish(2)));
     let conflict = Out {
-        notices: vec![Notice::Conflict { from: ReplicaId(2), slot: Slot(1), ballot: ballot(1, 2) }],
+        notices: vec![Notice::Conflict {
+            from: ReplicaId(2),
+            slot: Slot(1),
+            ballot: ballot(1, 2),
+        }],
         ..Out::default()
     };
     assert_eq!(bench.hear(2, accept(ballot(1, 2), 1, establish(3))), conflict);
     assert_eq!(bench.replica.ignored(), &[Ignored::Conflict]);
-    let heartbeat =
-        Message::Heartbeat { ballot: ballot(1, 2), decided_up_to: Slot(1), sequence: 1, has_quorum: true };
+    let heartbeat = Message::Heartbeat {
+        ballot: ballot(1, 2),
+        decided_up_to: Slot(1),
+        sequence: 1,
+        has_quorum: true,
+    };
     bench.hear(2, heartbeat);
     assert_eq!(bench.hear(2, accept(ballot(1, 2), 1, establish(3))), conflict);
     assert_eq!(bench.replica.decided_value(Slot(1)), Some(&establish(2)));
@@ -61,12 +87,26 @@ fn a_second_value_in_one_ballot_is_refused_and_reported() {
 fn a_later_ballot_with_another_value_for_a_decided_slot_gets_no_promise() {
     let mut bench = Bench::fresh(3);
     bench.hear(2, accept(ballot(1, 2), 1, establish(2)));
-    let heartbeat =
-        Message::Heartbeat { ballot: ballot(1, 2), decided_up_to: Slot(1), sequence: 1, has_quorum: true };
+    let heartbeat = Message::Heartbeat {
+        ballot: ballot(1, 2),
+        decided_up_to: Slot(1),
+        sequence: 1,
+        has_quorum: true,
+    };
     bench.hear(2, heartbeat);
     let out = bench.hear(3, accept(ballot(2, 3), 1, establish(3)));
-    let notices = vec![Notice::Conflict { from: ReplicaId(3), slot: Slot(1), ballot: ballot(2, 3) }];
-    assert_eq!(out, Out { notices, ..Out::default() });
+    let notices = vec![Notice::Conflict {
+        from: ReplicaId(3),
+        slot: Slot(1),
+        ballot: ballot(2, 3),
+    }];
+    assert_eq!(
+        out,
+        Out {
+            notices,
+            ..Out::default()
+        }
+    );
     assert_eq!(bench.meta().promised, ballot(1, 2));
 }
 
@@ -74,16 +114,44 @@ fn a_later_ballot_with_another_value_for_a_decided_slot_gets_no_promise() {
 /// follows the protocol.
 #[test]
 fn what_no_replica_could_have_sent_is_ignored() {
-    let last = Ballot { round: u64::MAX, ..ballot(1, 2) };
+    let last = Ballot {
+        round: u64::MAX,
+        ..ballot(1, 2)
+    };
     let messages = [
-        Message::Prepare { ballot: ballot(1, 3), above: Slot::ZERO },
-        Message::Prepare { ballot: last, above: Slot::ZERO },
-        Message::Prepare { ballot: Ballot { round: 0, ..ballot(1, 2) }, above: Slot::ZERO },
+        Message::Prepare {
+            ballot: ballot(1, 3),
+            above: Slot::ZERO,
+        },
+        Message::Prepare {
+            ballot: last,
+            above: Slot::ZERO,
+        },
+        Message::Prepare {
+            ballot: Ballot {
+                round: 0,
+                ..ballot(1, 2)
+            },
+            above: Slot::ZERO,
+        },
         accept(ballot(1, 3), 1, establish(1)),
         accept(Ballot::DECIDED, 1, establish(1)),
-        Message::Heartbeat { ballot: ballot(1, 1), decided_up_to: Slot(9), sequence: 1, has_quorum: true },
-        Message::Nack { ballot: ballot(1, 1), promised: Ballot::DECIDED },
-        Message::PreVoteAnswer { attempt: 0, granted: true, round: u64::MAX, decided_up_to: Slot::ZERO },
+        Message::Heartbeat {
+            ballot: ballot(1, 1),
+            decided_up_to: Slot(9),
+            sequence: 1,
+            has_quorum: true,
+        },
+        Message::Nack {
+            ballot: ballot(1, 1),
+            promised: Ballot::DECIDED,
+        },
+        Message::PreVoteAnswer {
+            attempt: 0,
+            granted: true,
+            round: u64::MAX,
+            decided_up_to: Slot::ZERO,
+        },
         promise(Ballot::DECIDED, vec![]),
     ];
     let mut bench = Bench::fresh(3);
@@ -103,7 +171,10 @@ fn a_promise_with_a_slot_beyond_every_window_is_no_promise() {
     bench.sync(&standing);
     for slot in [ACCEPT_WINDOW_SLOTS + 1, u64::MAX] {
         let out = bench.hear(2, promise(own, vec![accepted(slot, ballot(1, 2), establish(2))]));
-        assert_eq!((out, bench.replica.ignored()), (Out::default(), &[Ignored::Malformed][..]));
+        assert_eq!(
+            (out, bench.replica.ignored()),
+            (Out::default(), &[Ignored::Malformed][..])
+        );
     }
     assert_eq!(bench.replica.status().role, RoleName::Candidate);
 }
@@ -115,10 +186,18 @@ fn a_full_window_is_proposed_again() {
     let mut bench = Bench::fresh(3);
     let (own, standing) = bench.stand();
     bench.sync(&standing);
-    let report = (1..=ACCEPT_WINDOW_SLOTS).map(|slot| accepted(slot, ballot(1, 2), value(&Command::Noop))).collect();
+    let report = (1..=ACCEPT_WINDOW_SLOTS)
+        .map(|slot| accepted(slot, ballot(1, 2), value(&Command::Noop)))
+        .collect();
     let out = bench.hear(2, promise(own, report));
     assert_eq!(bench.replica.status().role, RoleName::Leading);
-    let slots: Vec<u64> = out.batch.expect("a batch").accepted.iter().map(|one| one.slot.0).collect();
+    let slots: Vec<u64> = out
+        .batch
+        .expect("a batch")
+        .accepted
+        .iter()
+        .map(|one| one.slot.0)
+        .collect();
     assert_eq!(slots, (1..=ACCEPT_WINDOW_SLOTS + 1).collect::<Vec<_>>());
 }
 
@@ -126,9 +205,23 @@ fn a_full_window_is_proposed_again() {
 #[test]
 fn the_last_slot_overflows_nothing() {
     let mut bench = Bench::fresh(3);
-    assert_eq!(bench.hear(2, Message::CatchUp { above: Slot(u64::MAX) }), Out::default());
+    assert_eq!(
+        bench.hear(
+            2,
+            Message::CatchUp {
+                above: Slot(u64::MAX)
+            }
+        ),
+        Out::default()
+    );
     assert_eq!(bench.replica.ignored(), &[Ignored::StaleSlot]);
-    let out = bench.hear(2, Message::Prepare { ballot: ballot(1, 2), above: Slot(u64::MAX) });
+    let out = bench.hear(
+        2,
+        Message::Prepare {
+            ballot: ballot(1, 2),
+            above: Slot(u64::MAX),
+        },
+    );
     assert_eq!(out.gated, vec![to(2, promise(ballot(1, 2), vec![]))]);
     let accept = accept(ballot(1, 2), u64::MAX, establish(1));
     assert_eq!(bench.hear(2, accept), Out::default());
@@ -139,170 +232,28 @@ fn the_last_slot_overflows_nothing() {
 #[test]
 fn a20_a_request_for_too_many_databases_is_refused() {
     let mut bench = serving();
-    let resources = (0..=RESOURCE_COUNT_MAX).map(|one| ResourceId([u8::try_from(one).expect("small"); 16])).collect();
-    let out = bench.ask(Request::Register { request: RequestId(1), lineage: Some(LINEAGE), resources });
-    let refusal = Refusal::Invalid { text: "more than 64 databases in one request".to_string() };
-    let refused = told(Response::Refused { request: RequestId(1), refusal });
-    assert_eq!(out, Out { told: vec![refused], ..Out::default() });
-}
-
-/// Anything at all, from peers and clients, in every role: nothing panics, and what is written never breaks the acceptor's
-/// invariants (PMMC, invariant A1: "an acceptor can only adopt strictly increasing ballot numbers"; "only a single value is
-/// chosen" per slot, PMS 2.1).
-#[test]
-fn arbitrary_inputs_panic_nowhere_and_break_no_invariant() {
-    for seed in 0..250 {
-        let mut random = Random::new(seed);
-        let mut bench = match seed % 4 {
-            0 => Bench::fresh(3),
-            1 => serving(),
-            2 => {
-                let mut bench = Bench::fresh(3);
-                bench.serve();
-                bench
-            }
-            _ => {
-                let records = (1..=3).map(|slot| accepted(slot, ballot(2, 2), value(&Command::Noop))).collect();
-                let (mut recovered, values) = disk(records, 2);
-                recovered.unreadable.insert(Slot(1));
-                Bench::admitted(3, recovered, values)
-            }
-        };
-        let mut promised = bench.meta().promised;
-        let mut chosen: Vec<(Slot, Bytes)> = Vec::new();
-        for _ in 0..150 {
-            let input = any_input(&mut random, &bench);
-            let mut out = bench.step(input);
-            if random.between(0, 3) > 0 {
-                out = bench.sync(&out);
-            }
-            drop(out);
-            bench.wait(random.between(0, 80_000));
-            assert!(bench.meta().promised >= promised, "seed {seed}: the promise fell");
-            promised = bench.meta().promised;
-            for (slot, value) in &chosen {
-                let now = bench.replica.decided_value(*slot);
-                assert!(now.is_none_or(|now| now == value), "seed {seed}: slot {slot} was decided twice");
-            }
-            let up_to = bench.meta().decided_up_to;
-            chosen.extend(bench.replica.decided_value(up_to).map(|value| (up_to, value.clone())));
-        }
-    }
-}
-
-fn any_number(random: &mut Random) -> u64 {
-    match random.between(0, 9) {
-        0 => 0,
-        1..=6 => random.between(1, 5),
-        7 => ACCEPT_WINDOW_SLOTS,
-        8 => u64::MAX - 1,
-        _ => u64::MAX,
-    }
-}
-
-fn any_value(random: &mut Random) -> Bytes {
-    match random.between(0, 5) {
-        0 => entry::noop(),
-        1 => Bytes::from_static(b"\x09 of a newer program"),
-        2 => value(&Command::Decide(commit(&[1, 2]))),
-        3 => value(&Command::Delivered(vec![gtid()])),
-        4 => entry::encode(UnixMillis(u64::MAX), UnixMillis(any_number(random)), &[Command::Noop.encode()]),
-        _ => establish(1),
-    }
-}
-
-fn any_ballot(random: &mut Random, bench: &Bench) -> Ballot {
-    match random.between(0, 3) {
-        0 => bench.replica.own_ballot().unwrap_or(bench.meta().promised),
-        1 => Ballot::DECIDED,
-        _ => Ballot {
-            round: any_number(random),
-            replica: ReplicaId(u8::try_from(random.between(0, 4)).expect("small")),
-            start: random.between(0, 2),
-        },
-    }
-}
-
-fn any_message(random: &mut Random, bench: &Bench) -> Message {
-    let slot = Slot(any_number(random));
-    let up_to = Slot(any_number(random));
-    let any = any_ballot(random, bench);
-    let yes = random.between(0, 1) == 0;
-    match random.between(0, 12) {
-        0 => Message::Hello {
-            incarnation: Incarnation([u8::try_from(random.between(1, 3)).expect("small"); 16]),
-            start: any_number(random),
-            promised: any,
-            accepted_up_to: up_to,
-        },
-        1 => Message::HelloAnswer { start: any_number(random), contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO },
-        2 => Message::PreVote { attempt: any_number(random) },
-        3 => Message::PreVoteAnswer { attempt: any_number(random), granted: yes, round: 1, decided_up_to: up_to },
-        4 => Message::Prepare { ballot: any, above: slot },
-        5 => Message::Promise {
-            ballot: any,
-            decided_up_to: up_to,
-            first_retained: slot,
-            accepted: vec![accepted(any_number(random), any_ballot(random, bench), any_value(random))],
-            unreadable: vec![Slot(any_number(random))],
-        },
-        6 => Message::Accept { ballot: any, slot, value: any_value(random), decided_up_to: up_to },
-        7 => Message::Accepted { ballot: any, slot },
-        8 => Message::Nack { ballot: any, promised: any_ballot(random, bench) },
-        9 => Message::Heartbeat { ballot: any, decided_up_to: up_to, sequence: any_number(random), has_quorum: yes },
-        10 => Message::HeartbeatAnswer {
-            ballot: any,
-            sequence: any_number(random),
-            wall: UnixMillis(any_number(random)),
-        },
-        11 => Message::CatchUp { above: slot },
-        _ => Message::Decided { first: slot, values: vec![any_value(random), any_value(random)], decided_up_to: up_to },
-    }
-}
-
-fn any_request(random: &mut Random) -> Request {
-    let request = RequestId(any_number(random));
-    let gtid = match random.between(0, 2) {
-        0 => gtid(),
-        1 => Gtid::new(UnixMillis(any_number(random)), [1; 10]),
-        _ => Gtid::new(WALL, [2; 10]),
+    let resources = (0..=RESOURCE_COUNT_MAX)
+        .map(|one| ResourceId([u8::try_from(one).expect("small"); 16]))
+        .collect();
+    let out = bench.ask(Request::Register {
+        request: RequestId(1),
+        lineage: Some(LINEAGE),
+        resources,
+    });
+    let refusal = Refusal::Invalid {
+        text: "more than 64 databases in one request".to_string(),
     };
-    let branch = BranchId { gtid, call: CallId(random.between(1, 2)), execution: ExecutionId(random.between(101, 102)) };
-    let lineage = if random.between(0, 3) == 0 { Lineage([8; 16]) } else { LINEAGE };
-    let proposal = match random.between(0, 2) {
-        0 => Proposal::Commit { branches: vec![], read_only_count: 1 },
-        _ => commit(&[1]).proposal,
-    };
-    match random.between(0, 8) {
-        0 => Request::Register { request, lineage: Some(lineage), resources: vec![DATABASE, ResourceId([4; 16])] },
-        1 => {
-            let deadline = UnixMillis(any_number(random));
-            let decide = Decide { lineage, gtid, deadline, proposal, guards: vec![] };
-            Request::Decide { request, command: decide.encode() }
+    let refused = told(Response::Refused {
+        request: RequestId(1),
+        refusal,
+    });
+    assert_eq!(
+        out,
+        Out {
+            told: vec![refused],
+            ..Out::default()
         }
-        2 => Request::Inquire { branch, resource: DATABASE, lineage, deadline: UnixMillis(any_number(random)) },
-        3 => Request::Acknowledge { branch, resource: DATABASE },
-        4 => Request::Hazard { branch, resource: DATABASE, text: String::from("lost") },
-        5 => Request::Outcome { request, gtid },
-        6 => Request::AwaitDelivery { request, gtid },
-        7 => Request::Settle { request, branch, author: "o".to_string(), reason: "r".to_string() },
-        _ => Request::List { request, after: Some(gtid), unfinished_only: false, count_max: u32::MAX },
-    }
-}
-
-fn any_input(random: &mut Random, bench: &Bench) -> Input {
-    let session = SessionId(SESSION.0 + random.between(0, 1));
-    match random.between(0, 30) {
-        0 => Input::PeerConnected(ReplicaId(2)),
-        1 => Input::SessionClosed(session),
-        2 if random.between(0, 20) == 0 => Input::WriteFailed { text: "full".to_string(), kind: WriteFailure::Full },
-        3..=12 => Input::Request { session, request: any_request(random) },
-        _ => Input::Envelope(Envelope {
-            from: ReplicaId(u8::try_from(random.between(2, 4)).expect("small")),
-            to: ReplicaId(1),
-            message: any_message(random, bench),
-        }),
-    }
+    );
 }
 
 /// What the disk holds may be as strange: an unreadable slot with decided ones above it, and then an old accept for one of
@@ -315,7 +266,14 @@ fn an_old_accept_for_a_decided_slot_above_an_unreadable_one_is_ignored() {
     recovered.unreadable.insert(Slot(1));
     drop(values);
     let mut bench = Bench::admitted(3, recovered, learned);
-    assert_eq!(bench.replica.status().decided_up_to, Slot::ZERO, "slot 1 cannot be read");
-    assert_eq!(bench.hear(2, accept(ballot(1, 2), 2, establish(2))), Out::default());
+    assert_eq!(
+        bench.replica.status().decided_up_to,
+        Slot::ZERO,
+        "slot 1 cannot be read"
+    );
+    assert_eq!(
+        bench.hear(2, accept(ballot(1, 2), 2, establish(2))),
+        Out::default()
+    );
     assert_eq!(bench.replica.ignored(), &[Ignored::StaleSlot]);
 }

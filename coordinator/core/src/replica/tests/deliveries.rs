@@ -1,6 +1,8 @@
 //! Delivery (step 5): who is told, how often, and whose word ends it.
 
-use super::coordinator::{DATABASE, LINEAGE, SESSION, abort, branch, commit, decided, deliver, gtid, named, serving, told};
+use super::coordinator::{
+    DATABASE, LINEAGE, SESSION, abort, branch, commit, decided, deliver, gtid, named, serving, told,
+};
 use super::{Bench, Out, WALL};
 use crate::effects::{Notice, Told};
 use crate::replica::{Ignored, Input, RoleName};
@@ -10,21 +12,36 @@ use alloc::vec::Vec;
 use synod_proto::command::{Decide, NamedBranch, Proposal};
 use synod_proto::ids::{BranchId, CallId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::limits::BRANCH_COUNT_MAX;
-use synod_proto::session::{Answer, BranchStatus, Decision, DeliveryStatus, Outcome, Request, Response, TransactionStatus};
+use synod_proto::session::{
+    Answer, BranchStatus, Decision, DeliveryStatus, Outcome, Request, Response, TransactionStatus,
+};
 
 const LATER: SessionId = SessionId(6);
 const OTHER_DATABASE: ResourceId = ResourceId([4; 16]);
 
 fn register(resource: ResourceId) -> Request {
-    Request::Register { request: RequestId(9), lineage: Some(LINEAGE), resources: vec![resource] }
+    Request::Register {
+        request: RequestId(9),
+        lineage: Some(LINEAGE),
+        resources: vec![resource],
+    }
 }
 
 fn registered(session: SessionId) -> Told {
-    Told { session, response: Response::Registered { request: RequestId(9), lineage: LINEAGE } }
+    Told {
+        session,
+        response: Response::Registered {
+            request: RequestId(9),
+            lineage: LINEAGE,
+        },
+    }
 }
 
 fn acknowledge(call: u64, resource: ResourceId) -> Request {
-    Request::Acknowledge { branch: branch(call), resource }
+    Request::Acknowledge {
+        branch: branch(call),
+        resource,
+    }
 }
 
 impl Bench {
@@ -41,14 +58,39 @@ fn a_session_that_closed_during_its_enrolment_is_told_nothing() {
     let enrolling = bench.ask_as(LATER, register(OTHER_DATABASE));
     bench.step(Input::SessionClosed(LATER));
     assert_eq!(bench.sync(&enrolling).told, vec![]);
-    let there = NamedBranch { resource: OTHER_DATABASE, ..named(1) };
-    let proposal = Proposal::Commit { branches: vec![there], read_only_count: 0 };
-    let told_on_commit = bench.decide(1, &Decide { proposal, ..commit(&[1]) });
-    assert_eq!(told_on_commit, vec![decided(1, Decision::Committed)], "nobody can deliver to it");
+    let there = NamedBranch {
+        resource: OTHER_DATABASE,
+        ..named(1)
+    };
+    let proposal = Proposal::Commit {
+        branches: vec![there],
+        read_only_count: 0,
+    };
+    let told_on_commit = bench.decide(
+        1,
+        &Decide {
+            proposal,
+            ..commit(&[1])
+        },
+    );
+    assert_eq!(
+        told_on_commit,
+        vec![decided(1, Decision::Committed)],
+        "nobody can deliver to it"
+    );
     let next = SessionId(7);
-    let response =
-        Response::Deliver { branch: branch(1), resource: OTHER_DATABASE, outcome: Outcome::Committed };
-    let expected = vec![registered(next), Told { session: next, response }];
+    let response = Response::Deliver {
+        branch: branch(1),
+        resource: OTHER_DATABASE,
+        outcome: Outcome::Committed,
+    };
+    let expected = vec![
+        registered(next),
+        Told {
+            session: next,
+            response,
+        },
+    ];
     assert_eq!(bench.ask_as(next, register(OTHER_DATABASE)).told, expected);
 }
 
@@ -58,10 +100,25 @@ fn a_session_that_closed_during_its_enrolment_is_told_nothing() {
 fn a_repeated_registration_repeats_nothing_and_a_new_session_is_told_what_is_open() {
     let mut bench = serving();
     bench.decide(1, &commit(&[1]));
-    assert_eq!(bench.ask(register(DATABASE)), Out { told: vec![registered(SESSION)], ..Out::default() });
-    let deliver = Told { session: LATER, ..deliver(1) };
+    assert_eq!(
+        bench.ask(register(DATABASE)),
+        Out {
+            told: vec![registered(SESSION)],
+            ..Out::default()
+        }
+    );
+    let deliver = Told {
+        session: LATER,
+        ..deliver(1)
+    };
     let told = vec![registered(LATER), deliver];
-    assert_eq!(bench.ask_as(LATER, register(DATABASE)), Out { told, ..Out::default() });
+    assert_eq!(
+        bench.ask_as(LATER, register(DATABASE)),
+        Out {
+            told,
+            ..Out::default()
+        }
+    );
 }
 
 /// T11: only the database that the record names can acknowledge. A copy of it under another id cannot.
@@ -71,12 +128,22 @@ fn t11_another_databases_acknowledgement_counts_for_nothing() {
     bench.decide(1, &commit(&[1]));
     for request in [
         acknowledge(1, OTHER_DATABASE),
-        Request::Hazard { branch: branch(1), resource: OTHER_DATABASE, text: "gone".to_string() },
+        Request::Hazard {
+            branch: branch(1),
+            resource: OTHER_DATABASE,
+            text: "gone".to_string(),
+        },
     ] {
         assert_eq!(bench.ask(request), Out::default());
         assert_eq!(bench.replica.ignored(), &[Ignored::UnknownDelivery]);
     }
-    assert_eq!((bench.replica.status().unfinished_count, bench.replica.status().hazard_count), (1, 0));
+    assert_eq!(
+        (
+            bench.replica.status().unfinished_count,
+            bench.replica.status().hazard_count
+        ),
+        (1, 0)
+    );
 }
 
 /// "A transaction can commit only if ... no RM has entered the aborted state" (CTC, section 2): what a branch reports after
@@ -85,13 +152,33 @@ fn t11_another_databases_acknowledgement_counts_for_nothing() {
 fn b6_a_hazard_after_the_commit_changes_no_outcome() {
     let mut bench = serving();
     bench.decide(1, &commit(&[1, 2]));
-    let hazard = Request::Hazard { branch: branch(1), resource: DATABASE, text: "rolled back by hand".to_string() };
-    let notice = Notice::Hazard { branch: branch(1), text: "rolled back by hand".to_string() };
-    assert_eq!(bench.ask(hazard.clone()), Out { notices: vec![notice], ..Out::default() });
+    let hazard = Request::Hazard {
+        branch: branch(1),
+        resource: DATABASE,
+        text: "rolled back by hand".to_string(),
+    };
+    let notice = Notice::Hazard {
+        branch: branch(1),
+        text: "rolled back by hand".to_string(),
+    };
+    assert_eq!(
+        bench.ask(hazard.clone()),
+        Out {
+            notices: vec![notice],
+            ..Out::default()
+        }
+    );
     assert_eq!(bench.ask(hazard), Out::default(), "no news");
-    let inquiry =
-        Request::Inquire { branch: branch(1), resource: DATABASE, lineage: LINEAGE, deadline: WALL.plus(30_000) };
-    let answered = told(Response::Answered { branch: branch(1), answer: Answer::Committed });
+    let inquiry = Request::Inquire {
+        branch: branch(1),
+        resource: DATABASE,
+        lineage: LINEAGE,
+        deadline: WALL.plus(30_000),
+    };
+    let answered = told(Response::Answered {
+        branch: branch(1),
+        answer: Answer::Committed,
+    });
     assert_eq!(bench.ask(inquiry).told, vec![answered]);
     let status = |call: u64, delivery| BranchStatus {
         call: CallId(call),
@@ -103,10 +190,18 @@ fn b6_a_hazard_after_the_commit_changes_no_outcome() {
         status(1, DeliveryStatus::Hazard("rolled back by hand".to_string())),
         status(2, DeliveryStatus::Pending),
     ];
-    let status = TransactionStatus::Committed { branches, read_only_count: 0 };
+    let status = TransactionStatus::Committed {
+        branches,
+        read_only_count: 0,
+    };
     let request = RequestId(2);
     assert_eq!(
-        bench.ask(Request::Outcome { request, gtid: gtid() }).told,
+        bench
+            .ask(Request::Outcome {
+                request,
+                gtid: gtid()
+            })
+            .told,
         vec![told(Response::Status { request, status })]
     );
 }
@@ -119,14 +214,44 @@ fn b20_stuck_branches_do_not_hold_up_the_others() {
     let in_window = 1024 / BRANCH_COUNT_MAX;
     for number in 1..=in_window {
         let gtid = Gtid::new(WALL, [u8::try_from(number).expect("small"); 10]);
-        assert_eq!(bench.decide(1, &Decide { gtid, ..commit(&calls) }).len(), BRANCH_COUNT_MAX + 1);
+        assert_eq!(
+            bench
+                .decide(
+                    1,
+                    &Decide {
+                        gtid,
+                        ..commit(&calls)
+                    }
+                )
+                .len(),
+            BRANCH_COUNT_MAX + 1
+        );
     }
     let last = Gtid::new(WALL.plus(1), [1; 10]);
-    assert_eq!(bench.decide(2, &Decide { gtid: last, ..commit(&[1]) }), vec![decided(2, Decision::Committed)]);
-    let branch = BranchId { gtid: last, ..branch(1) };
-    let deliver = told(Response::Deliver { branch, resource: DATABASE, outcome: Outcome::Committed });
+    assert_eq!(
+        bench.decide(
+            2,
+            &Decide {
+                gtid: last,
+                ..commit(&[1])
+            }
+        ),
+        vec![decided(2, Decision::Committed)]
+    );
+    let branch = BranchId {
+        gtid: last,
+        ..branch(1)
+    };
+    let deliver = told(Response::Deliver {
+        branch,
+        resource: DATABASE,
+        outcome: Outcome::Committed,
+    });
     let waited_s = (0..60).find(|_| bench.wait(1_000_000).told.contains(&deliver));
-    assert!(waited_s.is_some(), "the branch behind the stuck ones was never told");
+    assert!(
+        waited_s.is_some(),
+        "the branch behind the stuck ones was never told"
+    );
 }
 
 /// Gray and Lamport: the transaction manager repeats its messages, since they may be lost (CTC, section 4). A commit is
@@ -135,19 +260,44 @@ fn b20_stuck_branches_do_not_hold_up_the_others() {
 fn t6_a_commit_is_repeated_and_an_abort_is_told_once() {
     let mut bench = serving();
     let other = Gtid::new(WALL, [4; 10]);
-    let Proposal::Abort { cause, .. } = abort().proposal else { panic!("an abort") };
-    let proposal = Proposal::Abort { cause: cause.clone(), branches: vec![named(3)] };
-    let aborted = BranchId { gtid: other, ..branch(3) };
+    let Proposal::Abort { cause, .. } = abort().proposal else {
+        panic!("an abort")
+    };
+    let proposal = Proposal::Abort {
+        cause: cause.clone(),
+        branches: vec![named(3)],
+    };
+    let aborted = BranchId {
+        gtid: other,
+        ..branch(3)
+    };
     let expected = vec![
-        told(Response::Deliver { branch: aborted, resource: DATABASE, outcome: Outcome::Aborted }),
+        told(Response::Deliver {
+            branch: aborted,
+            resource: DATABASE,
+            outcome: Outcome::Aborted,
+        }),
         decided(1, Decision::Aborted(cause)),
     ];
-    assert_eq!(bench.decide(1, &Decide { gtid: other, proposal, ..commit(&[1]) }), expected);
+    assert_eq!(
+        bench.decide(
+            1,
+            &Decide {
+                gtid: other,
+                proposal,
+                ..commit(&[1])
+            }
+        ),
+        expected
+    );
     bench.decide(2, &commit(&[1]));
     let mut repeated: Vec<Told> = Vec::new();
     for _ in 0..300 {
         let told = bench.wait(1_000_000).told;
-        repeated.extend(told.into_iter().filter(|told| matches!(told.response, Response::Deliver { .. })));
+        repeated.extend(
+            told.into_iter()
+                .filter(|told| matches!(told.response, Response::Deliver { .. })),
+        );
         if bench.replica.status().role != RoleName::Serving {
             panic!("a replica alone keeps leading");
         }
@@ -168,19 +318,41 @@ fn t13_a_low_water_mark_lists_what_is_unfinished_below_it() {
     bench.decide(1, &commit(&[1]));
     bench.wait(700_000_000);
     let now = bench.now.wall;
-    bench.decide(2, &Decide { gtid: Gtid::new(now, [5; 10]), deadline: now, ..abort() });
+    bench.decide(
+        2,
+        &Decide {
+            gtid: Gtid::new(now, [5; 10]),
+            deadline: now,
+            ..abort()
+        },
+    );
     let mark = bench.replica.status().mark;
-    assert_eq!(mark, now.minus(600_000), "T14: the mark trails the stamp by the lag");
+    assert_eq!(
+        mark,
+        now.minus(600_000),
+        "T14: the mark trails the stamp by the lag"
+    );
     let low_water = |bench: &mut Bench| -> Vec<Told> {
         let is_low_water = |told: &Told| matches!(told.response, Response::LowWater { .. });
-        bench.wait(16_000_000).told.into_iter().filter(is_low_water).collect()
+        bench
+            .wait(16_000_000)
+            .told
+            .into_iter()
+            .filter(is_low_water)
+            .collect()
     };
     let mark_for = |session, resource, mark: UnixMillis, unfinished: Vec<Gtid>| Told {
         session,
-        response: Response::LowWater { resource, mark, unfinished },
+        response: Response::LowWater {
+            resource,
+            mark,
+            unfinished,
+        },
     };
-    let expected =
-        vec![mark_for(LATER, OTHER_DATABASE, mark, vec![]), mark_for(SESSION, DATABASE, mark, vec![gtid()])];
+    let expected = vec![
+        mark_for(LATER, OTHER_DATABASE, mark, vec![]),
+        mark_for(SESSION, DATABASE, mark, vec![gtid()]),
+    ];
     assert_eq!(low_water(&mut bench), expected);
     assert_eq!(low_water(&mut bench), vec![], "the mark has not moved");
 }

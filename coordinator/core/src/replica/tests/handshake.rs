@@ -13,11 +13,21 @@ use synod_proto::command::Command;
 use synod_proto::ids::{Incarnation, ReplicaId};
 
 fn hello(directory: u8, start: u64, promised: Ballot, accepted_up_to: u64) -> Message {
-    Message::Hello { incarnation: Incarnation([directory; 16]), start, promised, accepted_up_to: Slot(accepted_up_to) }
+    Message::Hello {
+        incarnation: Incarnation([directory; 16]),
+        start,
+        promised,
+        accepted_up_to: Slot(accepted_up_to),
+    }
 }
 
 fn answer(start: u64, contradiction: Option<String>) -> Message {
-    Message::HelloAnswer { start, contradiction, ballot: Ballot::ZERO, slot: Slot::ZERO }
+    Message::HelloAnswer {
+        start,
+        contradiction,
+        ballot: Ballot::ZERO,
+        slot: Slot::ZERO,
+    }
 }
 
 /// Admitted, with replica 2 known on disk by directory 2 in its start 1.
@@ -32,15 +42,31 @@ fn a_peers_directory_is_noted_on_disk_before_the_answer_leaves() {
     let mut bench = knows_replica_2();
     let out = bench.hear(2, hello(2, 4, ballot(1, 2), 1));
     let mut meta = bench.meta();
-    meta.peers.insert(ReplicaId(2), PeerSeen { incarnation: Incarnation([2; 16]), start: 4 });
+    meta.peers.insert(
+        ReplicaId(2),
+        PeerSeen {
+            incarnation: Incarnation([2; 16]),
+            start: 4,
+        },
+    );
     let expected = Out {
-        batch: Some(Batch { meta, accepted: vec![] }),
+        batch: Some(Batch {
+            meta,
+            accepted: vec![],
+        }),
         gated: vec![to(2, answer(4, None))],
         ..Out::default()
     };
     assert_eq!(out, expected);
     let again = bench.hear(2, hello(2, 4, ballot(1, 2), 1));
-    assert_eq!(again, Out { gated: vec![to(2, answer(4, None))], ..Out::default() }, "no news, no write");
+    assert_eq!(
+        again,
+        Out {
+            gated: vec![to(2, answer(4, None))],
+            ..Out::default()
+        },
+        "no news, no write"
+    );
 }
 
 /// A12: "a node that lost its disk must not rejoin under the old identity": another directory under a known number.
@@ -53,7 +79,13 @@ fn a12_a_wiped_directory_is_contradicted() {
         Incarnation([2; 16])
     );
     let out = bench.hear(2, hello(3, 9, Ballot::ZERO, 0));
-    assert_eq!(out, Out { gated: vec![to(2, answer(9, Some(text)))], ..Out::default() });
+    assert_eq!(
+        out,
+        Out {
+            gated: vec![to(2, answer(9, Some(text)))],
+            ..Out::default()
+        }
+    );
 }
 
 /// An older copy of the directory shows by its count of starts.
@@ -62,7 +94,13 @@ fn a_directory_that_was_put_back_is_contradicted() {
     let mut bench = knows_replica_2();
     let text = "replica 2 came in its start 0, but replica 1 has seen start 1: an older copy of the directory was put back";
     let out = bench.hear(2, hello(2, 0, ballot(9, 2), 9));
-    assert_eq!(out, Out { gated: vec![to(2, answer(0, Some(text.into())))], ..Out::default() });
+    assert_eq!(
+        out,
+        Out {
+            gated: vec![to(2, answer(0, Some(text.into())))],
+            ..Out::default()
+        }
+    );
 }
 
 /// "Highest ballot and slot you acknowledged to me": a peer that restarts is told them.
@@ -80,9 +118,20 @@ fn a_peer_is_told_what_it_acknowledged() {
     };
     let leading = bench.hear(2, report);
     bench.sync(&leading);
-    bench.hear(2, Message::Accepted { ballot: own, slot: Slot(2) });
+    bench.hear(
+        2,
+        Message::Accepted {
+            ballot: own,
+            slot: Slot(2),
+        },
+    );
     let out = bench.hear(2, hello(2, 2, own, 2));
-    let answer = Message::HelloAnswer { start: 2, contradiction: None, ballot: own, slot: Slot(2) };
+    let answer = Message::HelloAnswer {
+        start: 2,
+        contradiction: None,
+        ballot: own,
+        slot: Slot(2),
+    };
     assert_eq!(out.gated, vec![to(2, answer)]);
 }
 
@@ -93,25 +142,50 @@ fn a_directory_that_forgot_what_it_acknowledged_takes_no_part_any_more() {
     for (ballot, slot) in [(ballot(9, 3), Slot::ZERO), (Ballot::ZERO, Slot(5))] {
         let mut bench = Bench::fresh(3);
         let own = bench.serve();
-        let out = bench.hear(3, Message::HelloAnswer { start: 1, contradiction: None, ballot, slot });
+        let out = bench.hear(
+            3,
+            Message::HelloAnswer {
+                start: 1,
+                contradiction: None,
+                ballot,
+                slot,
+            },
+        );
         let contradiction = format!(
             "replica 1 stands at ballot {own} and slot 1, but it acknowledged ballot {ballot} and slot {slot} to \
              replica 3: its directory has lost what was synced"
         );
         let notices = vec![
-            Notice::SteppedDown { reason: "the directory is not admitted" },
-            Notice::NotAdmitted { contradiction: contradiction.clone() },
+            Notice::SteppedDown {
+                reason: "the directory is not admitted",
+            },
+            Notice::NotAdmitted {
+                contradiction: contradiction.clone(),
+            },
         ];
         assert_eq!(out.notices, notices);
-        assert_eq!(bench.replica.status().admission, Admission::Refused { contradiction });
+        assert_eq!(
+            bench.replica.status().admission,
+            Admission::Refused { contradiction }
+        );
     }
 }
 
 /// What this replica's directory looks like on disk once it has been admitted.
 fn admitted_before() -> Recovered {
-    let own = PeerSeen { incarnation: Incarnation([1; 16]), start: 1 };
-    let meta = Meta { start: 1, peers: [(ReplicaId(1), own)].into(), ..Meta::default() };
-    Recovered { meta, ..Recovered::default() }
+    let own = PeerSeen {
+        incarnation: Incarnation([1; 16]),
+        start: 1,
+    };
+    let meta = Meta {
+        start: 1,
+        peers: [(ReplicaId(1), own)].into(),
+        ..Meta::default()
+    };
+    Recovered {
+        meta,
+        ..Recovered::default()
+    }
 }
 
 /// Five replicas: for a directory that was admitted before, two answers and its own word make a majority; one is not
@@ -122,7 +196,10 @@ fn a_majority_of_five_is_three() {
     for from in [2, 2] {
         assert_eq!(bench.hear(from, answer(2, None)), Out::default());
         let consistent = [1, 2].map(ReplicaId).into();
-        assert_eq!(bench.replica.status().admission, Admission::Pending { consistent });
+        assert_eq!(
+            bench.replica.status().admission,
+            Admission::Pending { consistent }
+        );
     }
     assert_eq!(bench.hear(3, answer(2, None)).notices, vec![Notice::Admitted]);
 }
@@ -134,11 +211,20 @@ fn l10_a_new_directory_waits_for_every_replica() {
     let (mut bench, _) = Bench::started(3, Recovered::default(), vec![]);
     assert_eq!(bench.hear(2, answer(1, None)), Out::default());
     let consistent = [1, 2].map(ReplicaId).into();
-    assert_eq!(bench.replica.status().admission, Admission::Pending { consistent });
+    assert_eq!(
+        bench.replica.status().admission,
+        Admission::Pending { consistent }
+    );
     let out = bench.hear(3, answer(1, None));
     assert_eq!(bench.replica.status().admission, Admission::Admitted);
-    let own = PeerSeen { incarnation: Incarnation([1; 16]), start: 1 };
-    assert_eq!(out.batch.map(|batch| batch.meta.peers), Some([(ReplicaId(1), own)].into()));
+    let own = PeerSeen {
+        incarnation: Incarnation([1; 16]),
+        start: 1,
+    };
+    assert_eq!(
+        out.batch.map(|batch| batch.meta.peers),
+        Some([(ReplicaId(1), own)].into())
+    );
 }
 
 /// A refused directory does not come back by later, kinder answers; it still learns what is decided.
@@ -148,10 +234,31 @@ fn a_refused_directory_stays_refused_and_learns() {
     bench.hear(2, answer(1, Some("wiped".into())));
     bench.hear(3, answer(1, None));
     bench.hear(2, answer(1, None));
-    assert_eq!(bench.replica.status().admission, Admission::Refused { contradiction: "wiped".into() });
-    assert_eq!(bench.hear(2, Message::Prepare { ballot: ballot(1, 2), above: Slot::ZERO }), Out::default());
+    assert_eq!(
+        bench.replica.status().admission,
+        Admission::Refused {
+            contradiction: "wiped".into()
+        }
+    );
+    assert_eq!(
+        bench.hear(
+            2,
+            Message::Prepare {
+                ballot: ballot(1, 2),
+                above: Slot::ZERO
+            }
+        ),
+        Out::default()
+    );
     assert_eq!(bench.hear(2, Message::PreVote { attempt: 1 }), Out::default());
-    bench.hear(2, Message::Decided { first: Slot(1), values: vec![establish(2)], decided_up_to: Slot(1) });
+    bench.hear(
+        2,
+        Message::Decided {
+            first: Slot(1),
+            values: vec![establish(2)],
+            decided_up_to: Slot(1),
+        },
+    );
     assert_eq!(bench.replica.decided_value(Slot(1)), Some(&establish(2)));
     assert_eq!(bench.meta().promised, Ballot::ZERO);
     let quiet: Vec<_> = (0..10).flat_map(|_| bench.wait(600_000).early).collect();
@@ -162,11 +269,43 @@ fn a_refused_directory_stays_refused_and_learns() {
 /// even if the acceptor fails").
 #[test]
 fn a_promise_outlives_the_process() {
-    let meta = Meta { promised: ballot(7, 3), start: 1, ..Meta::default() };
-    let mut bench = Bench::admitted(3, Recovered { meta, ..Recovered::default() }, Vec::<Accepted>::new());
-    let lower = bench.hear(2, Message::Prepare { ballot: ballot(6, 2), above: Slot::ZERO });
-    let nack = Message::Nack { ballot: ballot(6, 2), promised: ballot(7, 3) };
-    assert_eq!(lower, Out { gated: vec![to(2, nack)], ..Out::default() });
-    let higher = bench.hear(2, Message::Prepare { ballot: ballot(8, 2), above: Slot::ZERO });
+    let meta = Meta {
+        promised: ballot(7, 3),
+        start: 1,
+        ..Meta::default()
+    };
+    let mut bench = Bench::admitted(
+        3,
+        Recovered {
+            meta,
+            ..Recovered::default()
+        },
+        Vec::<Accepted>::new(),
+    );
+    let lower = bench.hear(
+        2,
+        Message::Prepare {
+            ballot: ballot(6, 2),
+            above: Slot::ZERO,
+        },
+    );
+    let nack = Message::Nack {
+        ballot: ballot(6, 2),
+        promised: ballot(7, 3),
+    };
+    assert_eq!(
+        lower,
+        Out {
+            gated: vec![to(2, nack)],
+            ..Out::default()
+        }
+    );
+    let higher = bench.hear(
+        2,
+        Message::Prepare {
+            ballot: ballot(8, 2),
+            above: Slot::ZERO,
+        },
+    );
     assert_eq!(higher.gated, vec![to(2, promise(ballot(8, 2), vec![]))]);
 }
