@@ -413,11 +413,11 @@ impl Driver {
         tokio::spawn(async move {
             match store.forget_below(low_water).await {
                 Ok(count) => {
-                    tracing::debug!(resource = %id, count, "deleted proofs below the low-water mark")
+                    tracing::debug!(resource = %id, count, "deleted proofs below the low-water mark");
                 }
                 // The coordinator says it again; rows that stay are only space.
                 Err(error) => {
-                    tracing::warn!(resource = %id, %error, "proofs below the low-water mark were not deleted")
+                    tracing::warn!(resource = %id, %error, "proofs below the low-water mark were not deleted");
                 }
             }
         });

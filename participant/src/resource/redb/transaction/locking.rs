@@ -2,7 +2,8 @@
 //! to the writer.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 use synod_proto::ids::BranchId;
 

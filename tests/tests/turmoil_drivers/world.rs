@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use synod::TransactionStatus;
+use synod::{AbortKind, TransactionStatus};
 use synod_proto::environment::WallClock;
 use synod_proto::ids::UnixMillis;
 use synod_tests::process::bank::Verdict;
@@ -27,12 +27,26 @@ const EPOCH_MS: u64 = 1_770_000_000_000;
 /// No run lasts longer, in virtual time.
 const DURATION_MAX: Duration = Duration::from_secs(300);
 
+/// What is wrong on purpose, to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    None,
+    /// An office's disk says that it synced, and did not.
+    OfficeDiskLies,
+    /// A replica's disk goes back to where it was when the process started.
+    ReplicaForgets,
+    /// An initiator says "committed" when it does not know.
+    InitiatorGuesses,
+}
+
 /// What a run that held was like.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub attempt_count: u64,
     pub committed_count: u64,
     pub aborted_count: u64,
+    /// Of those aborted: by an inquiry after the deadline (T6).
+    pub deadline_count: u64,
     pub in_doubt_count: u64,
     /// Initiators that died, or whose caller went away, before they heard the outcome.
     pub untold_count: u64,
@@ -48,6 +62,7 @@ impl Report {
         self.attempt_count += other.attempt_count;
         self.committed_count += other.committed_count;
         self.aborted_count += other.aborted_count;
+        self.deadline_count += other.deadline_count;
         self.in_doubt_count += other.in_doubt_count;
         self.untold_count += other.untold_count;
         self.failed_call_count += other.failed_call_count;
@@ -64,11 +79,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} transactions: {} committed, {} aborted, {} were in doubt, {} untold; {} calls failed; at most {} rounds; at rest \
+            "{} transactions: {} committed, {} aborted ({} by an inquiry), {} were in doubt, {} untold; {} calls failed; at most {} rounds; at rest \
              within {} ms; {} s of virtual time; faults: {:?}",
             self.attempt_count,
             self.committed_count,
             self.aborted_count,
+            self.deadline_count,
             self.in_doubt_count,
             self.untold_count,
             self.failed_call_count,
@@ -133,10 +149,10 @@ struct World<'a> {
 ///
 /// # Errors
 /// What does not hold.
-pub fn run(plan: &Plan) -> Result<Report, String> {
+pub fn run(plan: &Plan, sabotage: Sabotage) -> Result<Report, String> {
     panics::take();
     let ledger = Ledger::default();
-    let mut world = World::new(plan, &ledger);
+    let mut world = World::new(plan, &ledger, sabotage);
     let is_over = Arc::new(AtomicBool::new(false));
     let clerk_is_over = is_over.clone();
     let (calls, clerk_ledger) = (plan.calls.clone(), ledger.clone());
@@ -192,6 +208,9 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
         attempt_count: attempts.len() as u64,
         committed_count: outcome_count(|status| matches!(status, TransactionStatus::Committed { .. })),
         aborted_count: outcome_count(|status| matches!(status, TransactionStatus::Aborted(_))),
+        deadline_count: outcome_count(
+            |status| matches!(status, TransactionStatus::Aborted(cause) if cause.kind == AbortKind::Deadline),
+        ),
         in_doubt_count: attempts
             .clone()
             .filter(|attempt| attempt.was_in_doubt && attempt.told != Some(Verdict::Unspecified))
@@ -206,7 +225,7 @@ pub fn run(plan: &Plan) -> Result<Report, String> {
 }
 
 impl<'a> World<'a> {
-    fn new(plan: &Plan, ledger: &Ledger) -> Self {
+    fn new(plan: &Plan, ledger: &Ledger, sabotage: Sabotage) -> Self {
         let latency_max = Duration::from_millis(plan.latency_ms_max);
         let mut sim = Builder::new()
             .rng_seed(plan.seed)
@@ -225,6 +244,9 @@ impl<'a> World<'a> {
             let clock = time.wall(plan.clock_offsets_ms[&host]);
             let latency = Duration::from_micros(plan.sync_latency_us);
             let start = replica::Start::new(number, plan.seed, clock, latency);
+            if sabotage == Sabotage::ReplicaForgets {
+                start.forget();
+            }
             replicas.insert(host.clone(), start.clone());
             sim.host(host, move || replica::run(start.clone()));
         }
@@ -236,7 +258,11 @@ impl<'a> World<'a> {
                 disk: Disk::default(),
                 clock: time.wall(plan.clock_offsets_ms[&host]),
                 ledger: ledger.clone(),
+                guesses: sabotage == Sabotage::InitiatorGuesses,
             };
+            if sabotage == Sabotage::OfficeDiskLies {
+                start.disk.lie();
+            }
             disks.insert(host.clone(), start.disk.clone());
             sim.host(host, move || office::run(start.clone()));
         }

@@ -20,6 +20,14 @@ pub struct Book {
 }
 
 impl Book {
+    fn opening() -> Self {
+        let balances = (0..ACCOUNT_COUNT).map(|index| (account(index), OPENING_BALANCE));
+        Self {
+            balances: balances.collect(),
+            ..Self::default()
+        }
+    }
+
     pub fn read(snapshot: &Snapshot) -> Result<Self, ResourceError> {
         let mut book = Self {
             prepared_count: snapshot.in_doubt()?.len(),
@@ -106,12 +114,7 @@ fn effects(
     books: &[Book; 2],
     found: &mut Vec<String>,
 ) {
-    let mut wanted = [Book::default(), Book::default()];
-    for book in &mut wanted {
-        book.balances = (0..ACCOUNT_COUNT)
-            .map(|index| (account(index), OPENING_BALANCE))
-            .collect();
-    }
+    let mut wanted = [Book::opening(), Book::opening()];
     for (gtid, attempt) in &entries.attempts {
         if !is_committed(outcomes.get(gtid)) {
             continue;
@@ -177,10 +180,7 @@ mod tests {
             read_only_count: 0,
         };
         let books = [-10, 10].map(|amount| {
-            let mut book = Book::default();
-            book.balances = (0..ACCOUNT_COUNT)
-                .map(|index| (account(index), OPENING_BALANCE))
-                .collect();
+            let mut book = Book::opening();
             book.balances
                 .insert(account(0), OPENING_BALANCE.wrapping_add_signed(amount));
             book.transfers.insert("t".to_owned(), amount);

@@ -8,6 +8,7 @@
 //! | [`world`] | runs a plan, heals, and looks |
 //! | [`replica`], [`office`], [`clerk`], [`audit`] | the hosts |
 //! | [`ledger`], [`verify`] | what was asked and told, and what must hold |
+//! | [`reached`] | what the drivers went through, counted from their trace |
 //! | [`net`], [`store`], [`disk`] | simulated network and disks under real code |
 //!
 //! `SYNOD_TURMOIL_SEED=17` runs one seed, `SYNOD_TURMOIL_SEED=1000..2000` many; `RUST_LOG` says what is traced.
@@ -26,6 +27,7 @@ mod net;
 mod office;
 mod panics;
 mod plan;
+mod reached;
 mod replica;
 mod store;
 mod verify;
@@ -38,7 +40,7 @@ use std::thread;
 use std::time::Instant;
 
 use plan::Plan;
-use world::Report;
+use world::{Report, Sabotage};
 
 /// The seeds of an ordinary run.
 const SEEDS: Range<u64> = 1..51;
@@ -58,11 +60,7 @@ fn seeds() -> Range<u64> {
 /// that one, and each database ends with exactly its effects.
 #[test]
 fn seeds_hold() {
-    let _already_set = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
+    reached::watch();
     let seeds = seeds();
     let next = AtomicU64::new(seeds.start);
     let total = Mutex::new(Report::default());
@@ -71,18 +69,19 @@ fn seeds_hold() {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
+                reached::count();
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds.end {
                         return;
                     }
-                    let run = std::panic::catch_unwind(|| world::run(&Plan::draw(seed)));
+                    let run = std::panic::catch_unwind(|| world::run(&Plan::draw(seed), Sabotage::None));
                     let run = run.unwrap_or_else(|_| Err("a panic, printed above".to_owned()));
                     match run {
                         Ok(report) => total.lock().expect("no holder panics").add(&report),
                         Err(text) => {
                             eprintln!(
-                                "seed {seed}: {text}\nreplay: SYNOD_TURMOIL_SEED={seed} cargo test -p synod-tests --test turmoil \
+                                "seed {seed}: {text}\nreplay: SYNOD_TURMOIL_SEED={seed} cargo test -p synod-tests --test turmoil_drivers \
                                  seeds_hold -- --nocapture"
                             );
                             failures.lock().expect("no holder panics").push(seed);
@@ -107,7 +106,15 @@ fn seeds_hold() {
         assert!(total.aborted_count > 50, "{total}");
         assert!(total.in_doubt_count > 0, "{total}");
         assert!(total.untold_count > 0, "{total}");
+        assert!(total.deadline_count > 0, "{total}");
         assert_eq!(total.faults.len(), 10, "every kind of fault: {total}");
+        let reached = reached::counts();
+        println!("reached: {reached:?}");
+        assert!(
+            reached.values().all(|count| *count > 0),
+            "a point was never reached: {reached:?}\n{}",
+            reached::all()
+        );
     }
 }
 
@@ -118,4 +125,21 @@ fn a_seed_is_a_plan() {
     let again: Vec<Plan> = SEEDS.map(Plan::draw).collect();
     assert_eq!(plans, again);
     assert!(plans.windows(2).all(|pair| pair[0].calls != pair[1].calls));
+}
+
+/// The checks have teeth: what is wrong on purpose is found, within a few of the ordinary seeds.
+#[test]
+fn sabotage_is_found() {
+    for sabotage in [
+        Sabotage::OfficeDiskLies,
+        Sabotage::ReplicaForgets,
+        Sabotage::InitiatorGuesses,
+    ] {
+        let found = { SEEDS }.find_map(|seed| {
+            let failure = world::run(&Plan::draw(seed), sabotage).err()?;
+            Some((seed, failure))
+        });
+        let (seed, failure) = found.unwrap_or_else(|| panic!("{sabotage:?} is not found"));
+        println!("{sabotage:?}: found by seed {seed}: {failure}");
+    }
 }

@@ -101,7 +101,8 @@ impl Auditor {
             office: number,
             transfer: format!("transfer-last-{number}"),
             account: account(number),
-            amount: 1,
+            // Whatever is left on the account.
+            amount: 0,
             deadline_ms: DEADLINE_MS_MAX,
             patience_ms: DEADLINE_MS_MAX,
             try_count_max: 10,

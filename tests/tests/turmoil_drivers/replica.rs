@@ -33,6 +33,9 @@ pub fn host(replica: u8) -> String {
 #[derive(Debug, Default)]
 pub struct Machine {
     disk: MemoryDisk,
+    /// What a disk that forgets goes back to.
+    disk_at_start: MemoryDisk,
+    forgets: bool,
     shutdown: CancellationToken,
     start_count: u64,
 }
@@ -65,7 +68,16 @@ impl Start {
     /// What the disk holds after a loss of power.
     pub fn crash(&self, choose: impl FnMut(usize) -> usize) {
         let mut machine = self.machine();
-        machine.disk = machine.disk.crash(choose);
+        machine.disk = if machine.forgets {
+            machine.disk_at_start.fork()
+        } else {
+            machine.disk.crash(choose)
+        };
+    }
+
+    /// From now on a crash takes the disk back to where it was when the process started.
+    pub fn forget(&self) {
+        self.machine().forgets = true;
     }
 
     /// Lets the process end in good order.
@@ -80,6 +92,7 @@ pub async fn run(start: Start) -> turmoil::Result {
         let mut machine = start.machine();
         machine.start_count += 1;
         machine.shutdown = CancellationToken::new();
+        machine.disk_at_start = machine.disk.fork();
         (
             Arc::new(machine.disk.clone()),
             machine.shutdown.clone(),
