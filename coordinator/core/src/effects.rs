@@ -10,6 +10,58 @@
 //! `Effects<Unsynced>` has no way to reach the gated lane. [`GroupCommit`] turns it into `Effects<Synced>` when the
 //! driver reports the sync, and merges the effects of the steps that arrive meanwhile into the next write: that is the
 //! group commit.
+//!
+//! The one way through, and only after [`GroupCommit::on_synced`] where there is something to write:
+//!
+//! ```
+//! use synod_coordinator_core::effects::{Effects, GroupCommit, Synced, Unsynced};
+//! use synod_coordinator_core::paxos::Envelope;
+//!
+//! fn send_all(group: &mut GroupCommit, effects: Effects<Unsynced>) -> Vec<Envelope> {
+//!     let free: Option<Effects<Synced>> = group.push(effects);
+//!     free.into_iter().flat_map(Effects::into_gated).collect()
+//! }
+//! ```
+//!
+//! What does not compile: to take the gated messages or the fetches before the sync, to look into the lane, to call
+//! unsynced effects synced, to make synced ones out of parts.
+//!
+//! ```compile_fail,E0599
+//! # use synod_coordinator_core::effects::{Effects, Unsynced};
+//! fn leak(effects: Effects<Unsynced>) {
+//!     drop(effects.into_gated());
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use synod_coordinator_core::effects::{Effects, Unsynced};
+//! fn leak(mut effects: Effects<Unsynced>) {
+//!     drop(effects.take_fetches());
+//! }
+//! ```
+//! ```compile_fail,E0616
+//! # use synod_coordinator_core::effects::{Effects, Unsynced};
+//! fn leak(effects: Effects<Unsynced>) {
+//!     drop(effects.gated);
+//! }
+//! ```
+//! ```compile_fail,E0624
+//! # use synod_coordinator_core::effects::{Effects, Unsynced};
+//! fn leak(effects: Effects<Unsynced>) {
+//!     drop(effects.into_synced());
+//! }
+//! ```
+//! ```compile_fail,E0308
+//! # use synod_coordinator_core::effects::{Effects, Synced, Unsynced};
+//! fn leak(effects: Effects<Unsynced>) -> Effects<Synced> {
+//!     effects
+//! }
+//! ```
+//! ```compile_fail
+//! # use synod_coordinator_core::effects::{Effects, Synced, Unsynced};
+//! fn leak(effects: Effects<Unsynced>) -> Effects<Synced> {
+//!     Effects { ..effects }
+//! }
+//! ```
 
 use crate::durable::Batch;
 use crate::paxos::{Envelope, Slot};
@@ -248,7 +300,8 @@ impl Effects<Synced> {
 ///
 /// The driver's loop: [`push`](Self::push) the effects of every step (after taking the free lanes), start a write with
 /// [`next_write`](Self::next_write) whenever none is under way, and report it with [`on_synced`](Self::on_synced).
-/// A failed write is never reported: the driver calls [`Input::WriteFailed`](crate::replica::Input::WriteFailed), and
+/// Every replica has one, and it takes the effects of every step: those without a batch rest on the batches before them,
+/// and this is what knows of them. A failed write is never reported: the driver calls [`Input::WriteFailed`](crate::replica::Input::WriteFailed), and
 /// what waited here is dropped for ever (L9).
 #[derive(Clone, Debug, Default, Hash)]
 pub struct GroupCommit {

@@ -45,7 +45,7 @@ impl Replica {
             leading: Leading::new(self.random.next_u64()),
         }));
         for value in values {
-            self.propose(now, value, Vec::new(), effects);
+            self.propose(now, &value, Vec::new(), effects);
         }
         // The leader's own first entry. When it is applied, so is all that was chosen before (traps A4), and the
         // coordinator has its lineage (T11).
@@ -56,12 +56,12 @@ impl Replica {
         let (stamp, mark) = (self.machine.stamp(), self.machine.mark());
         let Role::Leader(leader) = &mut self.role else { return };
         leader.barrier = leader.next_slot;
-        self.propose(now, entry::encode(stamp, mark, &[command.encode()]), vec![Origin::Internal], effects);
+        self.propose(now, &entry::encode(stamp, mark, &[command.encode()]), vec![Origin::Internal], effects);
         self.on_heartbeat_time(now, effects);
     }
 
     /// Starts phase 2 for the next slot.
-    fn propose(&mut self, now: Now, value: Bytes, origins: Vec<Origin>, effects: &mut Effects<Unsynced>) {
+    fn propose(&mut self, now: Now, value: &Bytes, origins: Vec<Origin>, effects: &mut Effects<Unsynced>) {
         let decided_up_to = self.acceptor.meta().decided_up_to;
         let Role::Leader(leader) = &mut self.role else { return };
         let (ballot, slot) = (leader.ballot, leader.next_slot);
@@ -70,7 +70,7 @@ impl Replica {
         let in_flight = InFlight { value: value.clone(), accepted_by: BTreeSet::new(), sent_at: now.monotonic, origins };
         // In flight before it is accepted: if it cannot be, whoever waits for it is refused with all others.
         leader.in_flight.insert(slot, in_flight);
-        if self.acceptor.accept(ballot, slot, &value) != AcceptVerdict::Accepted {
+        if self.acceptor.accept(ballot, slot, value) != AcceptVerdict::Accepted {
             return self.step_down(now, "its own acceptor is bound to another ballot or value", effects);
         }
         // L2: requests to others may leave before the leader's own sync; its own count waits for it.
@@ -95,7 +95,7 @@ impl Replica {
             leader.stamp = leader.clock(now, quorum_count, last);
             let mark = self.machine.mark().max(leader.stamp.minus(lag));
             let value = entry::encode(leader.stamp, mark, &commands);
-            self.propose(now, value, origins, effects);
+            self.propose(now, &value, origins, effects);
         }
     }
 

@@ -1,18 +1,27 @@
 //! One replica: a Paxos group member and, while it leads, the coordinator.
 //!
-//! [`Replica::step`] is the entrance. The handlers lie beside this file: [`paxos`](self) messages in `messages.rs`,
-//! what a leader does in `leading.rs`, sessions' requests in `serving.rs`.
+//! [`Replica::step`] is the entrance. The handlers lie beside this file: [`paxos`](self) messages in `messages.rs`
+//! and `catching_up.rs`, what a leader does in `leading.rs`, sessions' requests in `serving.rs` and `reading.rs`, and what they are told once an
+//! entry is applied in `applying.rs`.
 
+mod applying;
+mod catching_up;
+mod config;
 mod leading;
 mod messages;
+mod reading;
 mod serving;
+mod status;
 #[cfg(test)]
 mod tests;
+
+pub use config::{Config, Limits, Timing};
+pub use status::{RoleName, Status};
 
 use crate::durable::Recovered;
 use crate::effects::{Effects, Fetch, Notice, Unsynced};
 use crate::machine::Machine;
-use crate::paxos::acceptor::{Acceptor, PIPELINE_DEPTH_MAX};
+use crate::paxos::acceptor::Acceptor;
 use crate::paxos::election::Election;
 use crate::paxos::learner::Learner;
 use crate::paxos::proposer::{Candidate, Leader};
@@ -25,106 +34,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
-use synod_proto::ids::{Incarnation, Lineage, ReplicaId, SessionId, UnixMillis};
-use synod_proto::limits;
+use synod_proto::ids::{ReplicaId, SessionId};
 use synod_proto::session::Request;
-
-/// How a replica is set up. Nothing in here is read by `apply` (traps A3).
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// This replica.
-    pub replica: ReplicaId,
-    /// Every replica of the coordinator, this one included.
-    pub replicas: BTreeSet<ReplicaId>,
-    /// This replica's directory (L10).
-    pub incarnation: Incarnation,
-    /// Its timers.
-    pub timing: Timing,
-    /// Its bounds.
-    pub limits: Limits,
-    /// How far the watermark trails the stamps, in milliseconds (T14).
-    pub watermark_lag_ms: u64,
-}
-
-/// Timers, in microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// Between a leader's heartbeats.
-    pub heartbeat_us: u64,
-    /// The shortest silence after which a follower tries to lead.
-    pub election_timeout_us_min: u64,
-    /// The longest one. A leader that hears no quorum for so long steps down.
-    pub election_timeout_us_max: u64,
-}
-
-/// Bounds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Entries in flight. Two or more keep the disks busy while answers travel.
-    pub pipeline_depth: usize,
-    /// Bytes of commands in one entry, unless a single command is larger.
-    pub entry_bytes_max: usize,
-    /// Commands that wait to enter the log; more are refused as overloaded.
-    pub queue_count_max: usize,
-    /// Bytes of commands that wait to enter the log.
-    pub queue_bytes_max: usize,
-    /// Outcomes in the register; above, new gtids are refused as overloaded (T14).
-    pub register_count_max: usize,
-    /// Enrolled databases.
-    pub resource_count_max: usize,
-    /// Bytes of decided values held in memory for replicas that lag; older ones are read from disk.
-    pub retained_bytes_max: usize,
-}
-
-impl Default for Timing {
-    /// Heartbeats every 50 ms; an election after 250 to 500 ms of silence.
-    fn default() -> Self {
-        Self { heartbeat_us: 50_000, election_timeout_us_min: 250_000, election_timeout_us_max: 500_000 }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            pipeline_depth: 8,
-            entry_bytes_max: 256 << 10,
-            queue_count_max: 65_536,
-            queue_bytes_max: 64 << 20,
-            register_count_max: 2_000_000,
-            resource_count_max: 100_000,
-            retained_bytes_max: 8 << 20,
-        }
-    }
-}
-
-impl Config {
-    /// A set-up with default timers and bounds.
-    #[must_use]
-    pub fn new(replica: ReplicaId, replicas: BTreeSet<ReplicaId>, incarnation: Incarnation) -> Self {
-        Self {
-            replica,
-            replicas,
-            incarnation,
-            timing: Timing::default(),
-            limits: Limits::default(),
-            watermark_lag_ms: limits::WATERMARK_LAG_MS_DEFAULT,
-        }
-    }
-
-    /// How many replicas are a quorum, in both phases.
-    #[must_use]
-    pub fn quorum_count(&self) -> usize {
-        self.replicas.len() / 2 + 1
-    }
-
-    fn check(&self) {
-        assert!(self.replicas.contains(&self.replica), "a replica is one of the replicas");
-        assert!(self.timing.heartbeat_us * 3 <= self.timing.election_timeout_us_min, "two heartbeats may be lost");
-        assert!(self.timing.election_timeout_us_min < self.timing.election_timeout_us_max, "timeouts must differ");
-        assert!((1..=PIPELINE_DEPTH_MAX).contains(&self.limits.pipeline_depth), "the pipeline is bounded");
-        assert!(self.watermark_lag_ms >= 2 * limits::DEADLINE_MS_MAX, "T14: the lag is twice the longest deadline");
-    }
-}
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -266,56 +177,6 @@ pub enum Ignored {
     ForeignLineage,
 }
 
-/// What a replica says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// Its role.
-    pub role: RoleName,
-    /// The leader it knows of.
-    pub leader: Option<ReplicaId>,
-    /// The highest ballot it promised.
-    pub ballot: Ballot,
-    /// Its decided prefix.
-    pub decided_up_to: Slot,
-    /// Its applied prefix; behind the decided one only if it cannot apply (A8).
-    pub applied_up_to: Slot,
-    /// The coordinator's lineage.
-    pub lineage: Option<Lineage>,
-    /// The highest stamp applied.
-    pub stamp: UnixMillis,
-    /// The watermark.
-    pub mark: UnixMillis,
-    /// Outcomes in the register.
-    pub outcome_count: usize,
-    /// Commits with an unacknowledged branch.
-    pub unfinished_count: usize,
-    /// Branches under a reported hazard; known to the leader only.
-    pub hazard_count: usize,
-    /// Registered sessions; at the leader only.
-    pub session_count: usize,
-    /// Whether it may promise and accept.
-    pub admission: Admission,
-    /// Why it cannot write, or cannot apply.
-    pub failure: Option<String>,
-    /// Slots of its log that it cannot read.
-    pub unreadable_count: usize,
-    /// Peers with a link.
-    pub connected: BTreeSet<ReplicaId>,
-}
-
-/// The name of a role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoleName {
-    /// Follows, or waits for a leader.
-    Follower,
-    /// In phase 1.
-    Candidate,
-    /// In phase 2, but still applying what was chosen before.
-    Leading,
-    /// Leads and serves.
-    Serving,
-}
-
 impl Replica {
     /// A replica that found `recovered` on its disk. [`load`](Self::load) and [`start`](Self::start) follow.
     ///
@@ -442,41 +303,6 @@ impl Replica {
     #[must_use]
     pub fn ignored(&self) -> &[Ignored] {
         &self.ignored
-    }
-
-    /// What the replica says of itself.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let (role, hazard_count, session_count) = match &self.role {
-            Role::Follower { .. } => (RoleName::Follower, 0, 0),
-            Role::Candidate(_) => (RoleName::Candidate, 0, 0),
-            Role::Leader(leader) => {
-                let role = if leader.leading.is_serving() { RoleName::Serving } else { RoleName::Leading };
-                (role, leader.leading.deliveries.hazard_count(), leader.leading.deliveries.session_count())
-            }
-        };
-        let failure = match &self.storage {
-            Storage::Failed { text, .. } => Some(text.clone()),
-            Storage::Writable => self.cannot_apply.clone(),
-        };
-        Status {
-            role,
-            leader: self.leader(),
-            ballot: self.acceptor.promised(),
-            decided_up_to: self.acceptor.meta().decided_up_to,
-            applied_up_to: self.machine.applied_up_to(),
-            lineage: self.machine.lineage(),
-            stamp: self.machine.stamp(),
-            mark: self.machine.mark(),
-            outcome_count: self.machine.outcomes().count(),
-            unfinished_count: self.machine.outcomes().unfinished_count(),
-            hazard_count,
-            session_count,
-            admission: self.admission.clone(),
-            failure,
-            unreadable_count: self.acceptor.unreadable_count(),
-            connected: self.connected.clone(),
-        }
     }
 
     /// The applied state. For checkers: its value is equal at equal slots on all replicas.

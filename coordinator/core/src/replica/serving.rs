@@ -1,29 +1,18 @@
-//! What sessions ask, and what they are told once it is applied.
+//! What sessions ask of a leader. Reads are in `reading.rs`; what is told once a proposal is applied, in `applying.rs`.
 
 use super::{Ignored, Replica, Role};
 use crate::effects::{Effects, Notice, Unsynced};
-use crate::machine::Applied;
-use crate::machine::outcomes::{Record, Verdict};
-use crate::paxos::Slot;
+use crate::machine::outcomes::Verdict;
 use crate::time::Now;
-use crate::transaction::{Origin, Read, invalid, request_id};
+use crate::transaction::{Origin, invalid, request_id};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::command::{Command, Decide, Proposal, Settle, clip_text};
 use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, SessionId, UnixMillis};
-use synod_proto::limits::{
-    CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX, LIST_COUNT_DEFAULT, LIST_COUNT_MAX, RESOURCE_COUNT_MAX,
-};
-use synod_proto::session::{
-    AbortCause, AbortKind, Answer, BranchStatus, Decision, DeliveryStatus, Refusal, Request, Response,
-    TransactionStatus, TransactionSummary,
-};
-
-/// The most branches in one page of a list, beyond its first transaction: a page fits a message of 1 MiB even where
-/// every branch reports a hazard of 512 bytes.
-const LIST_BRANCH_COUNT_MAX: usize = 1024;
+use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX, RESOURCE_COUNT_MAX};
+use synod_proto::session::{AbortCause, AbortKind, Answer, Decision, Refusal, Request, Response};
 
 /// A full register still takes aborts that prepared branches inquire for, up to this part of its bound above it: they
 /// hold locks, and an abort frees them (T14). Beyond, they are told to ask again.
@@ -93,80 +82,6 @@ impl Replica {
             }
             Request::List { .. } => unreachable!("answered from applied state"),
         }
-    }
-
-    /// T10: any replica answers from its own applied state what can never be untrue again: that an outcome is in the
-    /// log. A list is a page of just that.
-    fn answer_from_applied(&self, session: SessionId, request: &Request, effects: &mut Effects<Unsynced>) -> bool {
-        match request {
-            Request::Outcome { request, gtid } => match self.known_status(*gtid) {
-                Some(status) => effects.tell(session, Response::Status { request: *request, status }),
-                None => return false,
-            },
-            Request::Inquire { branch, lineage, .. } if Some(*lineage) == self.machine.lineage() => {
-                let answer = match self.machine.outcomes().record(branch.gtid) {
-                    Some(record) => record.answer_for(branch.call, branch.execution),
-                    // T9: below the watermark a commit that named it would still be here.
-                    None if self.machine.is_below_mark(branch.gtid) => Answer::Aborted,
-                    None => return false,
-                };
-                effects.tell(session, Response::Answered { branch: *branch, answer });
-            }
-            Request::List { request, after, unfinished_only, count_max } => {
-                let count_max = if *count_max == 0 { LIST_COUNT_DEFAULT } else { (*count_max).min(LIST_COUNT_MAX) };
-                let page = self.machine.outcomes().page(*after, *unfinished_only, count_max as usize);
-                let mut branch_count = 0;
-                let transactions = page
-                    .into_iter()
-                    .take_while(|(_, record)| {
-                        let fits = branch_count < LIST_BRANCH_COUNT_MAX;
-                        branch_count += record.branch_count();
-                        fits
-                    })
-                    .map(|(gtid, record)| TransactionSummary {
-                        gtid,
-                        status: self.status_of(gtid, record),
-                        decided_at: record.decided_at,
-                    })
-                    .collect();
-                effects.tell(session, Response::Listed { request: *request, transactions });
-            }
-            _ => return false,
-        }
-        true
-    }
-
-    fn known_status(&self, gtid: Gtid) -> Option<TransactionStatus> {
-        match self.machine.outcomes().record(gtid) {
-            Some(record) => Some(self.status_of(gtid, record)),
-            None => self.machine.is_below_mark(gtid).then_some(TransactionStatus::Expired),
-        }
-    }
-
-    fn status_of(&self, gtid: Gtid, record: &Record) -> TransactionStatus {
-        let (branches, read_only_count, settled) = match &record.verdict {
-            Verdict::Aborted(cause) => return TransactionStatus::Aborted(cause.clone()),
-            Verdict::Committed { branches, read_only_count, settled } => (branches, *read_only_count, settled),
-        };
-        let is_unfinished = self.machine.outcomes().is_unfinished(gtid);
-        let delivery = |call, execution| match &self.role {
-            _ if settled.contains(&(call, execution)) => DeliveryStatus::Settled,
-            _ if !is_unfinished => DeliveryStatus::Acknowledged,
-            Role::Leader(leader) if leader.leading.is_serving() => {
-                leader.leading.deliveries.status(BranchId { gtid, call, execution })
-            }
-            _ => DeliveryStatus::Pending,
-        };
-        let branches = branches
-            .iter()
-            .map(|named| BranchStatus {
-                call: named.call,
-                execution: named.execution,
-                resource: named.resource,
-                delivery: delivery(named.call, named.execution),
-            })
-            .collect();
-        TransactionStatus::Committed { branches, read_only_count }
     }
 
     // ---- at the leader ----
@@ -307,9 +222,8 @@ impl Replica {
         if !leader.leading.deliveries.is_delivered_to(branch, resource) {
             return self.ignore(Ignored::UnknownDelivery);
         }
-        match leader.leading.deliveries.finish(branch, now.monotonic, effects) {
-            Some(true) => leader.leading.note_delivered(branch.gtid),
-            Some(false) | None => {}
+        if leader.leading.deliveries.finish(branch, now.monotonic, effects) == Some(true) {
+            leader.leading.note_delivered(branch.gtid);
         }
     }
 
@@ -375,150 +289,6 @@ impl Replica {
         if ahead_ms > CLOCK_SKEW_MS_MAX { Err(Refusal::FromFuture { ahead_ms }) } else { Ok(()) }
     }
 
-    /// T10: "no outcome yet" is no positive fact. It is told only after a quorum has confirmed, later than the question
-    /// came, that no other replica leads.
-    fn read_confirmed(
-        &mut self,
-        now: Now,
-        session: SessionId,
-        request: RequestId,
-        gtid: Gtid,
-        effects: &mut Effects<Unsynced>,
-    ) {
-        let settled_before = self.latest_clock(now).minus(self.config.watermark_lag_ms);
-        let Role::Leader(leader) = &mut self.role else { return };
-        // The watermark of an idle log stands still; an entry moves it over what is past all deadlines, so that whoever
-        // asks again is told that it expired.
-        if gtid.began_at() < settled_before {
-            leader.leading.push_noop();
-        }
-        let is_first = !leader.leading.has_reads();
-        leader.leading.push_read(Read { sequence: leader.sequence + 1, session, request, gtid });
-        if is_first {
-            self.send_heartbeats(now, effects);
-        }
-    }
-
-    pub(super) fn answer_confirmed_reads(&mut self, effects: &mut Effects<Unsynced>) {
-        let quorum_count = self.config.quorum_count();
-        let Role::Leader(leader) = &mut self.role else { return };
-        if !leader.leading.has_reads() {
-            return;
-        }
-        let confirmed = leader.confirmed_sequence(quorum_count);
-        for read in leader.leading.take_confirmed_reads(confirmed) {
-            let status = self.known_status(read.gtid).unwrap_or(TransactionStatus::Undecided);
-            effects.tell(read.session, Response::Status { request: read.request, status });
-        }
-    }
-
-    // ---- after apply ----
-
-    pub(super) fn after_apply(
-        &mut self,
-        now: Now,
-        slot: Slot,
-        applied: Vec<Applied>,
-        origins: Vec<Origin>,
-        effects: &mut Effects<Unsynced>,
-    ) {
-        let mut origins = origins.into_iter();
-        for one in applied {
-            let origin = origins.next().unwrap_or(Origin::Internal);
-            self.tell_applied(now, one, origin, effects);
-        }
-        self.begin_serving_at(now, slot, effects);
-    }
-
-    fn tell_applied(&mut self, now: Now, applied: Applied, origin: Origin, effects: &mut Effects<Unsynced>) {
-        let expected = self.machine.lineage();
-        let Role::Leader(leader) = &mut self.role else { return };
-        let leading = &mut leader.leading;
-        match (applied, origin) {
-            (Applied::Decided { decide, decision, first }, origin) => {
-                if first && leading.is_serving() {
-                    match &decide.proposal {
-                        Proposal::Commit { branches, .. } => {
-                            leading.deliveries.add(decide.gtid, branches.iter(), now.monotonic, effects);
-                        }
-                        Proposal::Abort { branches, .. } => {
-                            leading.deliveries.tell_abort(decide.gtid, branches, effects);
-                        }
-                    }
-                }
-                match origin {
-                    Origin::Session(session, request) => {
-                        effects.tell(session, Response::Decided { request, decision });
-                    }
-                    Origin::Inquiry(gtid) => self.answer_inquiries(gtid, effects),
-                    Origin::Internal | Origin::Register(..) => {}
-                }
-            }
-            (Applied::Settled(settle, is_settled), Origin::Session(session, request)) => {
-                let Settle { gtid, call, execution, .. } = settle;
-                let branch = BranchId { gtid, call, execution };
-                let response = if is_settled {
-                    if leading.deliveries.finish(branch, now.monotonic, effects) == Some(true) {
-                        leading.note_delivered(gtid);
-                    }
-                    Response::Decided { request, decision: Decision::Settled }
-                } else {
-                    let text = format!("no unfinished commit names branch {branch}");
-                    Response::Refused { request, refusal: Refusal::NotFound { text } }
-                };
-                effects.tell(session, response);
-            }
-            (Applied::Enrolled, Origin::Register(session, request, resources)) if leading.is_open(session) => {
-                if let Some(lineage) = expected {
-                    effects.tell(session, Response::Registered { request, lineage });
-                }
-                leading.deliveries.register(session, &resources, now.monotonic, effects);
-            }
-            (Applied::ForeignLineage, Origin::Session(session, request)) => {
-                if let Some(expected) = expected {
-                    let refusal = Refusal::ForeignLineage { expected };
-                    effects.tell(session, Response::Refused { request, refusal });
-                }
-            }
-            (Applied::Nothing | Applied::ForeignLineage | Applied::Enrolled | Applied::Settled(..), _) => {}
-        }
-    }
-
-    fn answer_inquiries(&mut self, gtid: Gtid, effects: &mut Effects<Unsynced>) {
-        let Role::Leader(leader) = &mut self.role else { return };
-        for (session, branch) in leader.leading.take_inquiries(gtid) {
-            // The record is there, or the gtid fell below the watermark while the proposal was on its way.
-            let answer = self
-                .machine
-                .outcomes()
-                .record(gtid)
-                .map_or(Answer::Aborted, |record| record.answer_for(branch.call, branch.execution));
-            effects.tell(session, Response::Answered { branch, answer });
-        }
-    }
-
-    /// The leader's own first entry is applied: take up every unfinished delivery, and what has waited.
-    fn begin_serving_at(&mut self, now: Now, slot: Slot, effects: &mut Effects<Unsynced>) {
-        let Role::Leader(leader) = &mut self.role else { return };
-        if leader.leading.is_serving() || slot < leader.barrier {
-            return;
-        }
-        let parked = leader.leading.begin_serving();
-        for (gtid, record) in self.machine.outcomes().unfinished() {
-            if let Verdict::Committed { branches, settled, .. } = &record.verdict {
-                let open = branches.iter().filter(|named| !settled.contains(&(named.call, named.execution)));
-                leader.leading.deliveries.add(gtid, open, now.monotonic, effects);
-                if !leader.leading.deliveries.is_open(gtid) {
-                    leader.leading.note_delivered(gtid);
-                }
-            }
-        }
-        effects.notice(Notice::Leading(leader.ballot));
-        for (session, request) in parked {
-            self.on_request(now, session, request, effects);
-        }
-    }
-
     // ---- helpers ----
 
     /// The coordinator's lineage, at a serving leader.
@@ -528,7 +298,7 @@ impl Replica {
 
     /// The later of the own clock and the median of the replicas' clocks: a gtid is from the future only if it is so for
     /// the most generous honest clock, since refusing is no matter of safety.
-    fn latest_clock(&self, now: Now) -> UnixMillis {
+    pub(super) fn latest_clock(&self, now: Now) -> UnixMillis {
         match &self.role {
             Role::Leader(leader) => {
                 let median = leader.median_clock(now, self.config.quorum_count());
@@ -541,7 +311,7 @@ impl Replica {
     /// What a deadline is compared with: the median of a quorum's clocks, whatever the own one shows. A stamp takes the
     /// lower of the two, since the watermark must not run ahead; but an abort is safe at any time, and under a leader
     /// whose clock is an hour behind, a branch would hold its locks for an hour.
-    fn deadline_clock(&self, now: Now) -> UnixMillis {
+    pub(super) fn deadline_clock(&self, now: Now) -> UnixMillis {
         let median = match &self.role {
             Role::Leader(leader) => leader.median_clock(now, self.config.quorum_count()),
             _ => None,

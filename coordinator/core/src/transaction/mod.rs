@@ -141,7 +141,8 @@ impl Leading {
     /// The next entry's commands with their origins. Finished deliveries ride along with other commands, and make an
     /// entry of their own only once a heartbeat found them waiting.
     pub(crate) fn take_entry(&mut self, bytes_max: usize) -> Option<(Vec<Bytes>, Vec<Origin>)> {
-        if self.queue.is_empty() && !(self.delivered_is_due && !self.delivered.is_empty()) {
+        let is_delivered_due = self.delivered_is_due && !self.delivered.is_empty();
+        if self.queue.is_empty() && !is_delivered_due {
             return None;
         }
         let (mut commands, mut origins) = (Vec::new(), Vec::new());

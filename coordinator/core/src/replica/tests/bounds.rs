@@ -1,6 +1,6 @@
 //! What may enter the register: the rules of a proposal, bounds, clocks (T11, T14).
 
-use super::coordinator::{DATABASE, LINEAGE, abort, branch, commit, decided, log, named, serving, told};
+use super::coordinator::{DATABASE, LINEAGE, abort, branch, decided, log, named, serving};
 use super::register::{answered, at, inquire, refused};
 use super::{Bench, Out, WALL, disk};
 use crate::entry;

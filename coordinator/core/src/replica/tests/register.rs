@@ -1,9 +1,9 @@
 //! The register through the watermark and an operator's word: T5, T6, T9.
 
+use super::WALL;
 use super::coordinator::{
     DATABASE, LINEAGE, abort, branch, commit, decided, deliver, gtid, log, named, serving, told,
 };
-use super::{Bench, Out, WALL, disk};
 use crate::effects::Told;
 use crate::entry;
 use crate::machine::Machine;
@@ -327,16 +327,28 @@ fn t9_below_the_watermark_absence_is_known() {
 #[test]
 fn t14_a_question_about_the_future_is_refused_and_one_about_the_past_moves_the_watermark() {
     let mut bench = serving();
-    let ask = |gtid| Request::Outcome { request: RequestId(1), gtid };
+    let ask = |gtid| Request::Outcome {
+        request: RequestId(1),
+        gtid,
+    };
     let ahead = Gtid::new(bench.now.wall.plus(3_600_000), [1; 10]);
     let refusal = Refusal::FromFuture { ahead_ms: 3_600_000 };
     assert_eq!(
         bench.ask(ask(ahead)).told,
-        vec![told(Response::Refused { request: RequestId(1), refusal })]
+        vec![told(Response::Refused {
+            request: RequestId(1),
+            refusal
+        })]
     );
     let old = Gtid::new(bench.now.wall.minus(7_200_000), [1; 10]);
     let out = bench.ask(ask(old));
     bench.sync(&out);
     let status = TransactionStatus::Expired;
-    assert_eq!(bench.ask(ask(old)).told, vec![told(Response::Status { request: RequestId(1), status })]);
+    assert_eq!(
+        bench.ask(ask(old)).told,
+        vec![told(Response::Status {
+            request: RequestId(1),
+            status
+        })]
+    );
 }
