@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// A decision is many small, short-lived allocations on one thread: the system's allocator takes a sixth of a leader's
+/// time for them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     synod_coordinator::cli::main()
 }
