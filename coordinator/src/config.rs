@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use synod_proto::ids::{ClusterId, ReplicaId};
 use synod_proto::limits::{DEADLINE_MS_MAX, WATERMARK_LAG_MS_DEFAULT};
 use toml::Spanned;
+use tracing_subscriber::EnvFilter;
 
 /// How often a leader says that it lives, in milliseconds.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 50;
@@ -342,6 +343,12 @@ impl Draft {
         if let Some(listen) = &self.listen {
             check_address(&listen.value, &listen.place, PortZero::Allowed)?;
         }
+        if let Some(trace) = &self.trace {
+            trace_filter(&trace.value).map_err(|text| ConfigError {
+                place: trace.place.clone(),
+                text,
+            })?;
+        }
         Ok(Settings {
             listen: self.listen.map_or(defaults.listen, |listen| listen.value),
             heartbeat_ms: heartbeat_ms.value,
@@ -359,6 +366,11 @@ impl ConfigError {
         self.text = format!("{} ({reason})", self.text);
         self
     }
+}
+
+/// Reads the filter of a trace, or says what is wrong with it.
+pub(crate) fn trace_filter(filter: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(filter).map_err(|error| format!("the trace's filter `{filter}`: {error}"))
 }
 
 /// The line of a byte offset, from 1.

@@ -2,18 +2,22 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `identity` | format, cluster, replica and the directory's incarnation, in TOML; written once |
+//! | `identity` | format, cluster, replica, all replicas and the directory's incarnation, in TOML; written once |
 //! | `lock` | nothing; locked by the process that uses the directory |
 //! | `segment-0000000001.log` … | the [`log`](crate::log) |
 //!
 //! A new directory becomes one by the last step of its making, the renaming of `identity.new` to `identity`, when the log
 //! is already there. So an identity without a log, or a log without an identity, is never the trace of an
 //! interrupted start: it is a loss, and is refused rather than begun afresh (traps J3, J4).
+//!
+//! The replicas are those of the first start for ever: a log that was written under one set of them says nothing about
+//! the quorums of another, and two sets at once can decide two values for one slot (L6).
 
 use crate::log::file_disk::DirectoryLock;
 use crate::log::format::segment_number;
 use crate::log::{FileDisk, Identity, Log, LogError, Opened, Options};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -22,13 +26,13 @@ use synod_coordinator_core::durable::Recovered;
 use synod_proto::ids::{ClusterId, Incarnation, ReplicaId};
 
 /// The directory format that this program writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const IDENTITY: &str = "identity";
 const IDENTITY_NEW: &str = "identity.new";
 const LOCK: &str = "lock";
 /// What the root of a freshly made file system holds; it does not make a directory foreign.
-const LOST_AND_FOUND: &str = "lost+found";
+pub(crate) const LOST_AND_FOUND: &str = "lost+found";
 
 /// A data directory that this process has locked.
 #[derive(Debug)]
@@ -99,6 +103,19 @@ pub enum DirectoryError {
         /// The one asked for.
         expected: ReplicaId,
     },
+    /// It was made for another set of replicas.
+    #[error(
+        "`{path}` was made for the replicas {}, but `peers` names {}: name the same replicas as before; a cluster's \
+         members cannot be changed yet", list(.found), list(.expected)
+    )]
+    OtherReplicas {
+        /// The directory.
+        path: PathBuf,
+        /// Its replicas.
+        found: BTreeSet<ReplicaId>,
+        /// Those asked for.
+        expected: BTreeSet<ReplicaId>,
+    },
     /// It was made by a version of Synod whose format this one does not know.
     #[error(
         "`{path}` has directory format {found}; this program reads format {FORMAT}: use the version that wrote it"
@@ -155,12 +172,14 @@ struct IdentityFile {
     format: u32,
     cluster: String,
     replica: u8,
+    replicas: BTreeSet<u8>,
     incarnation: String,
 }
 
 impl Directory {
-    /// Locks the directory at `path` for replica `replica` of `cluster`. Makes a new one, with an empty log, if there
-    /// is nothing at `path` or an empty directory. Blocks on the disk: up to a second for a new directory.
+    /// Locks the directory at `path` for replica `replica` of `cluster`, which consists of `replicas`. Makes a new one,
+    /// with an empty log, if there is nothing at `path` or an empty directory. Blocks on the disk: up to a second for a
+    /// new directory.
     ///
     /// # Errors
     /// Each [`DirectoryError`] says what to do. A directory that is refused is left as it was.
@@ -168,6 +187,7 @@ impl Directory {
         path: &Path,
         cluster: &ClusterId,
         replica: ReplicaId,
+        replicas: &BTreeSet<ReplicaId>,
         options: Options,
     ) -> Result<Self, DirectoryError> {
         create_if_absent(path)?;
@@ -178,21 +198,26 @@ impl Directory {
         refuse_foreign(path, &entries)?;
         let disk = Arc::new(FileDisk::locked(path.to_owned(), lock));
         if entries.iter().any(|entry| entry == IDENTITY) {
-            let identity = read_identity(path)?;
+            let (identity, found) = read_identity(path)?;
             if identity.cluster != *cluster {
-                let (found, expected) = (identity.cluster, cluster.clone());
                 return Err(DirectoryError::OtherCluster {
                     path: path.to_owned(),
-                    found,
-                    expected,
+                    found: identity.cluster,
+                    expected: cluster.clone(),
                 });
             }
             if identity.replica != replica {
-                let found = identity.replica;
                 return Err(DirectoryError::OtherReplica {
                     path: path.to_owned(),
-                    found,
+                    found: identity.replica,
                     expected: replica,
+                });
+            }
+            if found != *replicas {
+                return Err(DirectoryError::OtherReplicas {
+                    path: path.to_owned(),
+                    found,
+                    expected: replicas.clone(),
                 });
             }
             return Ok(Self {
@@ -207,7 +232,7 @@ impl Directory {
             replica,
             incarnation,
         };
-        make(path, &disk, &identity, &entries, options)?;
+        make(path, &disk, (&identity, replicas), &entries, options)?;
         Ok(Self {
             disk,
             identity,
@@ -345,7 +370,7 @@ fn lock(path: &Path) -> Result<DirectoryLock, DirectoryError> {
 fn make(
     path: &Path,
     disk: &Arc<FileDisk>,
-    identity: &Identity,
+    (identity, replicas): (&Identity, &BTreeSet<ReplicaId>),
     entries: &[String],
     options: Options,
 ) -> Result<(), DirectoryError> {
@@ -355,7 +380,7 @@ fn make(
         fs::remove_file(path.join(entry)).map_err(|source| io_error(&path.join(entry), source))?;
     }
     let new = path.join(IDENTITY_NEW);
-    let announced = write_identity(&new, identity).and_then(|()| sync_directory());
+    let announced = write_identity(&new, identity, replicas).and_then(|()| sync_directory());
     announced.map_err(|source| DirectoryError::Unwritable {
         path: path.to_owned(),
         source,
@@ -368,11 +393,12 @@ fn make(
     named.map_err(|source| io_error(path, source))
 }
 
-fn write_identity(path: &Path, identity: &Identity) -> io::Result<()> {
+fn write_identity(path: &Path, identity: &Identity, replicas: &BTreeSet<ReplicaId>) -> io::Result<()> {
     let text = toml::to_string(&IdentityFile {
         format: FORMAT,
         cluster: identity.cluster.to_string(),
         replica: identity.replica.0,
+        replicas: replicas.iter().map(|replica| replica.0).collect(),
         incarnation: identity.incarnation.to_string(),
     });
     let text = text.map_err(io::Error::other)?;
@@ -385,7 +411,8 @@ fn write_identity(path: &Path, identity: &Identity) -> io::Result<()> {
     file.sync_all()
 }
 
-fn read_identity(directory: &Path) -> Result<Identity, DirectoryError> {
+/// Whose directory it is, and the replicas that it was made for.
+fn read_identity(directory: &Path) -> Result<(Identity, BTreeSet<ReplicaId>), DirectoryError> {
     let path = directory.join(IDENTITY);
     let unreadable = |reason: String| DirectoryError::IdentityUnreadable {
         path: path.clone(),
@@ -410,7 +437,7 @@ fn read_identity(directory: &Path) -> Result<Identity, DirectoryError> {
     let file: IdentityFile = table
         .try_into()
         .map_err(|error: toml::de::Error| unreadable(error.message().to_owned()))?;
-    Ok(Identity {
+    let identity = Identity {
         cluster: file
             .cluster
             .parse()
@@ -420,7 +447,14 @@ fn read_identity(directory: &Path) -> Result<Identity, DirectoryError> {
             .incarnation
             .parse()
             .map_err(|error| unreadable(format!("{error}")))?,
-    })
+    };
+    Ok((identity, file.replicas.into_iter().map(ReplicaId).collect()))
+}
+
+/// `1, 2, 3`.
+fn list(replicas: &BTreeSet<ReplicaId>) -> String {
+    let replicas: Vec<_> = replicas.iter().map(ToString::to_string).collect();
+    replicas.join(", ")
 }
 
 /// A random UUID (version 4).

@@ -5,11 +5,11 @@
 //! without a timer. There is no lock; everything else reaches the replica through bounded channels.
 
 mod reads;
+mod status;
 #[cfg(test)]
 mod tests;
-mod view;
 
-pub(crate) use view::ReplicaView;
+pub(crate) use status::ReplicaStatus;
 
 use crate::links::{LinkEvent, LinkSender, Sent};
 use crate::log::{LogError, Storage};
@@ -243,10 +243,11 @@ impl Driver {
                 self.sessions.close(session);
                 self.inputs.push(Input::SessionClosed(session));
             }
-            SessionEvent::View(answer) => {
-                // Nobody waits for it any more: nothing to do.
-                let view = ReplicaView::new(self.replica.status(), self.sessions.count(), self.log_write_count);
-                let _ = answer.send(view);
+            SessionEvent::Status(answer) => {
+                let status =
+                    ReplicaStatus::new(self.replica.status(), self.sessions.count(), self.log_write_count);
+                // An error: nobody waits for it any more, and there is nothing to do.
+                let _ = answer.send(status);
             }
         }
     }

@@ -11,6 +11,7 @@ pub(crate) mod wire;
 pub(crate) use incoming::Incoming;
 pub(crate) use outgoing::{LinkSender, Sent, keep_link};
 
+use crate::config::REPLICA_COUNT_MAX;
 use std::collections::BTreeSet;
 use std::fmt;
 use synod_coordinator_core::paxos::Envelope;
@@ -18,7 +19,7 @@ use synod_proto::ids::{ClusterId, ReplicaId};
 use synod_proto::v1;
 
 /// Counts the incompatible changes of what replicas say to each other.
-const PROTOCOL_VERSION: u32 = 1;
+const PROTOCOL_VERSION: u32 = 2;
 
 /// The longest message on a link, in bytes. Catch-up and promises carry many entries, so it is far above what a client
 /// may send.
@@ -51,6 +52,7 @@ impl Identity {
                 replica: u32::from(self.replica.0),
                 to: u32::from(to.0),
                 protocol_version: PROTOCOL_VERSION,
+                replicas: self.replicas.iter().map(|replica| u32::from(replica.0)).collect(),
             })),
         }
     }
@@ -105,6 +107,16 @@ impl Identity {
                 is: self.replica,
             });
         }
+        // Two sets are two quorums, which need not meet: nothing is said to a replica that counts another one (L6).
+        let ours = self.replicas.iter().map(|replica| u32::from(replica.0));
+        if ours.collect::<BTreeSet<_>>() != greeting.replicas.iter().copied().collect() {
+            return Err(Refused::OtherReplicas {
+                from,
+                // A clear sentence needs no more of what somebody else sent.
+                theirs: greeting.replicas.into_iter().take(REPLICA_COUNT_MAX).collect(),
+                ours: self.replicas.clone(),
+            });
+        }
         Ok(from)
     }
 }
@@ -113,11 +125,27 @@ impl Identity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     NoGreeting,
-    Version { theirs: u32 },
-    Cluster { theirs: String, ours: ClusterId },
-    UnknownReplica { theirs: u32, known: BTreeSet<ReplicaId> },
-    OtherReplica { meant: ReplicaId, is: ReplicaId },
+    Version {
+        theirs: u32,
+    },
+    Cluster {
+        theirs: String,
+        ours: ClusterId,
+    },
+    UnknownReplica {
+        theirs: u32,
+        known: BTreeSet<ReplicaId>,
+    },
+    OtherReplica {
+        meant: ReplicaId,
+        is: ReplicaId,
+    },
     SameReplica(ReplicaId),
+    OtherReplicas {
+        from: ReplicaId,
+        theirs: Vec<u32>,
+        ours: BTreeSet<ReplicaId>,
+    },
 }
 
 impl fmt::Display for Refused {
@@ -139,11 +167,18 @@ impl fmt::Display for Refused {
                 )
             }
             Self::UnknownReplica { theirs, known } => {
-                let known: Vec<_> = known.iter().map(ToString::to_string).collect();
                 write!(
                     f,
                     "unknown replica {theirs}: this cluster has {}: give every replica the same `peers`",
-                    known.join(", ")
+                    list(known)
+                )
+            }
+            Self::OtherReplicas { from, theirs, ours } => {
+                write!(
+                    f,
+                    "other members: replica {from} was started with the replicas {}, this one with {}: give every replica the same `peers`",
+                    list(theirs),
+                    list(ours)
                 )
             }
             Self::OtherReplica { meant, is } => {
@@ -160,6 +195,12 @@ impl fmt::Display for Refused {
             }
         }
     }
+}
+
+/// `1, 2, 3`.
+fn list<T: ToString>(replicas: impl IntoIterator<Item = T>) -> String {
+    let replicas: Vec<_> = replicas.into_iter().map(|replica| replica.to_string()).collect();
+    replicas.join(", ")
 }
 
 #[cfg(test)]
@@ -204,15 +245,39 @@ mod tests {
             greet(identity("orders", 1, &[1, 2, 3]), 1),
             Err(Refused::SameReplica(ReplicaId(1)))
         );
+        for theirs in [&[2][..], &[1, 2], &[1, 2, 3, 4]] {
+            let refused = greet(identity("orders", 2, theirs), 1);
+            let expected = Refused::OtherReplicas {
+                from: ReplicaId(2),
+                theirs: theirs.iter().copied().map(u32::from).collect(),
+                ours: me.replicas.clone(),
+            };
+            assert_eq!(
+                refused,
+                Err(expected),
+                "two sets of replicas are two clusters (L6)"
+            );
+        }
+        assert_eq!(
+            greet(identity("orders", 2, &[1, 2]), 1).map_err(|refused| refused.to_string()),
+            Err("other members: replica 2 was started with the replicas 1, 2, this one with 1, 2, 3: give every replica \
+                 the same `peers`"
+                .to_owned())
+        );
         assert_eq!(me.check(None, None), Err(Refused::NoGreeting));
         let newer = v1::Greeting {
-            protocol_version: 2,
+            protocol_version: PROTOCOL_VERSION + 1,
             ..Default::default()
         };
         let newer = v1::LinkMessage {
             message: Some(v1::link_message::Message::Greeting(newer)),
         };
-        assert_eq!(me.check(Some(newer), None), Err(Refused::Version { theirs: 2 }));
+        assert_eq!(
+            me.check(Some(newer), None),
+            Err(Refused::Version {
+                theirs: PROTOCOL_VERSION + 1
+            })
+        );
         let answer = identity("orders", 3, &[1, 2, 3]).greeting(ReplicaId(1));
         assert_eq!(
             me.check(Some(answer), Some(ReplicaId(2))),

@@ -5,7 +5,7 @@ use crate::config::Settings;
 use crate::directory::{Directory, DirectoryError};
 use crate::driver::{Driver, Health, Inbox, StorageBroken, chain};
 use crate::links::{self, Incoming, LINK_MESSAGE_BYTES_MAX};
-use crate::log::{Disk, FileDisk, Log, LogError, Opened, Options, ReadError, Storage};
+use crate::log::{Disk, FileDisk, Log, LogError, Options, ReadError, Storage};
 use crate::service::{EVENT_COUNT_MAX, Service};
 use std::future::Future;
 use std::sync::Arc;
@@ -74,8 +74,7 @@ pub enum RunError {
     Storage(String),
 }
 
-/// Runs a replica until `shutdown` is cancelled: then it resigns, answers what it can, closes its streams, and returns
-/// once its log is closed. Dropping the future instead is like a crash of the process.
+/// [Opens](open) a replica and runs it until `shutdown` is cancelled; see [`Opened::run`].
 ///
 /// # Errors
 /// See [`RunError`]; each says what to do next.
@@ -84,23 +83,71 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
-    // A18: what was begun on a blocking thread is waited for, also if this future is dropped: the directory's lock
-    // goes with it.
-    let opening = settings.clone();
-    let opened = tokio::task::spawn_blocking(move || open(&opening)).await;
-    let (replica, log, incarnation) =
-        opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    let platform = Platform {
-        incarnation,
-        storage: Storage::start(log).map_err(RunError::Thread)?,
-        clock: WallClock::system(),
-        connector: Connector::tcp(),
-        incoming: TcpIncoming::from(listener).with_nodelay(Some(true)),
-    };
-    run_on(platform, &settings, replica, shutdown).await
+    open(settings).await?.run(listener, shutdown).await
 }
 
-/// What a replica stands on: the log's storage, a wall clock and a network. [`run`] takes this machine's; a simulation
+/// A replica of which the directory is locked and the log is read. It has sent nothing yet.
+#[derive(Debug)]
+pub struct Opened {
+    settings: Settings,
+    replica: Replica,
+    log: Log<FileDisk>,
+    incarnation: Incarnation,
+}
+
+/// Opens a replica's directory and log.
+///
+/// # Errors
+/// The directory or the log is not this replica's, or not usable; nothing was started.
+pub async fn open(settings: Settings) -> Result<Opened, RunError> {
+    // A18: what was begun on a blocking thread is waited for, also if this future is dropped: the directory's lock
+    // goes with it.
+    let opened = tokio::task::spawn_blocking(move || Opened::open(settings)).await;
+    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+impl Opened {
+    fn open(settings: Settings) -> Result<Self, RunError> {
+        let options = Options {
+            segment_bytes: settings.segment_bytes,
+        };
+        let replicas = settings.peers.keys().copied().collect();
+        let directory = Directory::open(
+            &settings.data,
+            &settings.cluster,
+            settings.replica,
+            &replicas,
+            options,
+        )?;
+        let incarnation = directory.identity().incarnation;
+        let (log, recovered) = directory.open_log(options)?;
+        let replica = load(&settings, &log, recovered, incarnation, seed()?)?;
+        Ok(Self {
+            settings,
+            replica,
+            log,
+            incarnation,
+        })
+    }
+
+    /// Runs the replica until `shutdown` is cancelled: then it resigns, answers what it can, closes its streams, and
+    /// returns once its log is closed. Dropping the future instead is like a crash of the process.
+    ///
+    /// # Errors
+    /// The server failed, or the log cannot be written.
+    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), RunError> {
+        let platform = Platform {
+            incarnation: self.incarnation,
+            storage: Storage::start(self.log).map_err(RunError::Thread)?,
+            clock: WallClock::system(),
+            connector: Connector::tcp(),
+            incoming: TcpIncoming::from(listener).with_nodelay(Some(true)),
+        };
+        run_on(platform, &self.settings, self.replica, shutdown).await
+    }
+}
+
+/// What a replica stands on: the log's storage, a wall clock and a network. [`Opened::run`] takes this machine's; a simulation
 /// gives its own, and tokio's virtual time.
 #[derive(Debug)]
 pub struct Platform<I> {
@@ -114,23 +161,6 @@ pub struct Platform<I> {
     pub connector: Connector,
     /// Connections of peers and clients, as a listener yields them.
     pub incoming: I,
-}
-
-/// Opens the directory and the log, and loads the replica.
-fn open(settings: &Settings) -> Result<(Replica, Log<FileDisk>, Incarnation), RunError> {
-    let options = Options {
-        segment_bytes: settings.segment_bytes,
-    };
-    let directory = Directory::open(&settings.data, &settings.cluster, settings.replica, options)?;
-    let incarnation = directory.identity().incarnation;
-    let Opened {
-        log,
-        recovered,
-        report,
-    } = Log::open(directory.disk(), directory.identity().clone(), options)?;
-    report.trace();
-    let replica = load(settings, &log, recovered, incarnation, seed()?)?;
-    Ok((replica, log, incarnation))
 }
 
 /// Makes the replica's core from what the log holds. `seed` is its chance: for election timeouts, and for the lineage of a
@@ -163,7 +193,7 @@ fn seed() -> Result<u64, RunError> {
     getrandom::u64().map_err(|error| RunError::Random(error.to_string()))
 }
 
-/// As [`run`], on a platform of the caller's own.
+/// As [`Opened::run`], on a platform of the caller's own.
 ///
 /// # Errors
 /// The server failed, or the log cannot be written.

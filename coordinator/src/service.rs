@@ -9,7 +9,7 @@ mod unary;
 
 pub(crate) use refusal::LEADER_METADATA_KEY;
 
-use crate::driver::ReplicaView;
+use crate::driver::ReplicaStatus;
 use crate::sessions::SessionEvent;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -101,14 +101,14 @@ impl Service {
         places.clone().try_acquire_owned().map_err(|_| full())
     }
 
-    async fn view(&self) -> Result<ReplicaView, Status> {
-        let (answer, view) = oneshot::channel();
+    async fn replica_status(&self) -> Result<ReplicaStatus, Status> {
+        let (answer, status) = oneshot::channel();
         self.shared
             .events
-            .send(SessionEvent::View(answer))
+            .send(SessionEvent::Status(answer))
             .await
             .map_err(|_| shutting_down())?;
-        view.await.map_err(|_| shutting_down())
+        status.await.map_err(|_| shutting_down())
     }
 }
 
@@ -171,9 +171,9 @@ impl Coordinator for Service {
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusReply>, Status> {
-        let view = self.view().await?;
+        let status = self.replica_status().await?;
         let shared = &self.shared;
-        Ok(Response::new(view.into_reply(
+        Ok(Response::new(status.into_reply(
             &shared.cluster,
             shared.replica,
             shared.incarnation,

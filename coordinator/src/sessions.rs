@@ -18,7 +18,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::driver::ReplicaView;
+use crate::driver::ReplicaStatus;
 
 /// The most requests of one session that wait for an answer. Above, the session is told `Overloaded`: one process does
 /// not crowd out the others.
@@ -38,7 +38,7 @@ pub(crate) enum SessionEvent {
     /// It ended. Always the last event of its id.
     Closed(SessionId),
     /// "How are you?"
-    View(oneshot::Sender<ReplicaView>),
+    Status(oneshot::Sender<ReplicaStatus>),
 }
 
 /// The driver's end of one session.

@@ -116,6 +116,7 @@ async fn dev_serves_and_keeps_what_it_decided() {
     let expected = [
         "address",
         "admission",
+        "admission_text",
         "applied_up_to",
         "ballot",
         "cluster",
@@ -125,9 +126,11 @@ async fn dev_serves_and_keeps_what_it_decided() {
         "incarnation",
         "leader",
         "lineage",
+        "log_write_count",
         "mark_unix_ms",
         "outcome_count",
         "peers",
+        "process_id",
         "reachable",
         "read_only",
         "replica",
@@ -147,6 +150,7 @@ async fn dev_serves_and_keeps_what_it_decided() {
         fields.sort_unstable();
         assert_eq!(fields, expected, "documented fields, stable from now on");
         assert_eq!(replica["cluster"], "dev");
+        assert_eq!(replica["read_only"], Value::Null);
     }
     assert_eq!(
         replicas
@@ -157,10 +161,14 @@ async fn dev_serves_and_keeps_what_it_decided() {
     );
     let people = run(&["status", "--endpoints", &addresses]).await;
     let text = String::from_utf8_lossy(&people.stdout).into_owned();
-    assert!(
-        text.starts_with("ADDRESS") && text.contains("leader") && text.lines().count() == 4,
-        "{text}"
-    );
+    // Below the table may stand why a replica is not admitted yet.
+    let rows: Vec<_> = text.lines().take(4).collect();
+    let firsts: Vec<_> = rows
+        .iter()
+        .filter_map(|row| row.split_whitespace().next())
+        .collect();
+    let expected: Vec<_> = std::iter::once("ADDRESS").chain(addresses.split(',')).collect();
+    assert_eq!((firsts, text.contains("leader")), (expected, true), "{text}");
 
     let random: [u8; 10] = *b"0123456789";
     let now = std::time::SystemTime::now()
@@ -173,6 +181,14 @@ async fn dev_serves_and_keeps_what_it_decided() {
     assert_eq!(
         (undecided.status.code(), &json(&undecided)["status"]),
         (Some(7), &Value::from("undecided"))
+    );
+    let future = synod_proto::ids::UnixMillis(now.0 + 3_600_000);
+    let future = synod_proto::ids::Gtid::new(future, random).to_string();
+    let (code, text) = fails(&["txn", "get", &future, "--endpoints", &addresses]).await;
+    assert_eq!(
+        (code, text.contains("too far ahead of the coordinator's clock")),
+        (1, true),
+        "nothing true can be said of it: {text}"
     );
     let who = ["--author", "me", "--reason", "stuck"];
     let resolve = [
@@ -305,58 +321,124 @@ async fn wrong_starts_are_refused_by_name() {
         "{text}"
     );
 
-    let refused_after_listening = async |arguments: Vec<String>| {
-        let output = run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
-    };
     std::fs::create_dir(path("foreign")).expect("a directory");
     std::fs::write(path("foreign/letter.txt"), "dear").expect("a file");
-    let (code, text) = refused_after_listening(start("orders", "1", &path("foreign"), any)).await;
+    let (code, text) = refused(start("orders", "1", &path("foreign"), any)).await;
     assert_eq!(
         (code, text.contains("is not a Synod data directory and not empty")),
-        (Some(3), true),
+        (3, true),
         "{text}"
     );
     std::fs::write(path("file"), "").expect("a file");
-    let (code, text) = refused_after_listening(start("orders", "1", &path("file"), any)).await;
-    assert_eq!(
-        (code, text.contains("is not a directory")),
-        (Some(3), true),
-        "{text}"
-    );
+    let (code, text) = refused(start("orders", "1", &path("file"), any)).await;
+    assert_eq!((code, text.contains("is not a directory")), (3, true), "{text}");
 
     let arguments = start("orders", "1", &path("mine"), any);
     let mut daemon = Daemon::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let address = daemon.line("listening ").await;
-    // Listening begins before the directory is opened; an answer comes after it.
     let status = run(&["status", "--endpoints", &address, "--json"]).await;
+    let own = &json(&status)[0];
     assert_eq!(
-        (status.status.code(), &json(&status)[0]["role"]),
-        (Some(1), &Value::from("follower")),
+        (status.status.code(), &own["role"], &own["admission"]),
+        (Some(1), &Value::from("follower"), &Value::from("pending")),
         "alone, no leader"
     );
-    let (code, text) = refused_after_listening(start("orders", "1", &path("mine"), any)).await;
+    let waits = own["admission_text"].as_str().expect("a sentence");
+    assert!(waits.starts_with("waits to hear from replica 2, 3"), "{waits}");
+    for key in ["stamp_unix_ms", "mark_unix_ms", "read_only", "lineage", "leader"] {
+        assert_eq!(own[key], Value::Null, "{key}");
+    }
+    let people = run(&["status", "--endpoints", &address]).await;
+    let text = String::from_utf8_lossy(&people.stdout).into_owned();
+    assert!(
+        text.contains(&format!("  pending\n{address}: waits to hear")),
+        "{text}"
+    );
+    let (code, text) = refused(start("orders", "1", &path("mine"), any)).await;
     assert_eq!(
         (code, text.contains("is in use by another process")),
-        (Some(3), true),
+        (3, true),
         "{text}"
     );
     assert_eq!(daemon.terminate().await, 0);
-    let (code, text) = refused_after_listening(start("billing", "1", &path("mine"), any)).await;
+    let (code, text) = refused(start("billing", "1", &path("mine"), any)).await;
     assert_eq!(
         (code, text.contains("belongs to cluster `orders`, not `billing`")),
-        (Some(3), true),
+        (3, true),
         "{text}"
     );
-    let (code, text) = refused_after_listening(start("orders", "2", &path("mine"), any)).await;
+    let (code, text) = refused(start("orders", "2", &path("mine"), any)).await;
     assert_eq!(
         (code, text.contains("belongs to replica 1, not 2")),
-        (Some(3), true),
+        (3, true),
         "{text}"
     );
+
+    // L6: one that was made for three is not one of another three, and does not lead itself.
+    for other in [
+        &peers[..2],
+        &[
+            peers[0],
+            peers[1],
+            peers[2],
+            peers[3],
+            "--peer",
+            "4=127.0.0.1:7414",
+        ],
+    ] {
+        let mut arguments = start("orders", "1", &path("mine"), any);
+        arguments.truncate(arguments.len() - peers.len());
+        arguments.extend(other.iter().map(ToString::to_string));
+        let given = if other.len() == 2 { "1" } else { "1, 2, 4" };
+        let expected = format!("was made for the replicas 1, 2, 3, but `peers` names {given}: name the same");
+        let (code, text) = refused(arguments).await;
+        assert_eq!((code, text.contains(&expected)), (3, true), "{text}");
+    }
+}
+
+/// The same for `dev`: it begins nothing among files that are not its own, and says `listening` when all three listen.
+#[tokio::test]
+async fn wrong_developments_are_refused_by_name() {
+    let data = directory();
+    let dev = async |data: &Path, ports: &str| {
+        fails(&["dev", "--ports", ports, "--data", data.to_str().expect("UTF-8")]).await
+    };
+    std::fs::write(data.path().join("letter.txt"), "dear").expect("a file");
+    let (code, text) = dev(data.path(), "0,0,0").await;
+    assert_eq!(
+        (
+            code,
+            text.contains("holds `letter.txt`, which `synod dev` has not made")
+        ),
+        (3, true),
+        "{text}"
+    );
+    let names: Vec<_> = std::fs::read_dir(data.path())
+        .expect("readable")
+        .map(|entry| entry.expect("readable").file_name())
+        .collect();
+    assert_eq!(names, ["letter.txt"], "nothing was begun");
+    let (code, text) = dev(&data.path().join("letter.txt"), "0,0,0").await;
+    assert_eq!((code, text.contains("is not a directory")), (3, true), "{text}");
+
+    let data = directory();
+    std::fs::write(data.path().join("replica-2"), "").expect("a file");
+    let (code, text) = dev(data.path(), "0,0,0").await;
+    assert_eq!(
+        (
+            code,
+            text.contains("replica 2: ") && text.contains("is not a directory")
+        ),
+        (3, true),
+        "{text}"
+    );
+    let (code, text) = dev(&data.path().join("new"), "7431,7432,7431").await;
+    assert_eq!(
+        (code, text.contains("--ports names 7431 twice")),
+        (2, true),
+        "{text}"
+    );
+    assert!(!data.path().join("new").exists(), "nothing was begun");
 }
 
 /// J4: a file with a misspelt key or a bad value is refused with its line, whatever flags say beside it.
@@ -388,7 +470,7 @@ async fn a_configuration_file_is_read_or_refused_with_its_line() {
         ),
         (
             good.replace("trace = \"warn\"", "trace = \"a=b=c\""),
-            "the trace's filter `a=b=c`",
+            "synod.toml:5: the trace's filter `a=b=c`",
         ),
         (good.replace("[peers]", "[peers"), "synod.toml:7: "),
     ];

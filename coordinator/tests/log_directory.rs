@@ -3,6 +3,7 @@
 mod log_support;
 
 use log_support::{accepted, batch, segment, segments_of};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,8 +20,18 @@ fn cluster(name: &str) -> ClusterId {
     name.parse().expect("a cluster id")
 }
 
+fn replicas(ids: &[u8]) -> BTreeSet<ReplicaId> {
+    ids.iter().copied().map(ReplicaId).collect()
+}
+
 fn open(path: &Path) -> Result<Directory, DirectoryError> {
-    Directory::open(path, &cluster("test"), ReplicaId(1), OPTIONS)
+    Directory::open(
+        path,
+        &cluster("test"),
+        ReplicaId(1),
+        &replicas(&[1, 2, 3]),
+        OPTIONS,
+    )
 }
 
 /// What is in a directory: names and content.
@@ -135,8 +146,9 @@ fn another_cluster_or_replica_is_refused() {
     let (_temporary, path) = temporary();
     drop(open(&path).expect("is made"));
     let before = listing(&path);
+    let all = replicas(&[1, 2, 3]);
     let other =
-        Directory::open(&path, &cluster("other"), ReplicaId(1), OPTIONS).expect_err("another cluster");
+        Directory::open(&path, &cluster("other"), ReplicaId(1), &all, OPTIONS).expect_err("another cluster");
     assert_eq!(
         other.to_string(),
         format!(
@@ -144,7 +156,8 @@ fn another_cluster_or_replica_is_refused() {
             path.display()
         )
     );
-    let other = Directory::open(&path, &cluster("test"), ReplicaId(2), OPTIONS).expect_err("another replica");
+    let other =
+        Directory::open(&path, &cluster("test"), ReplicaId(2), &all, OPTIONS).expect_err("another replica");
     assert!(matches!(
         other,
         DirectoryError::OtherReplica {
@@ -154,6 +167,50 @@ fn another_cluster_or_replica_is_refused() {
         }
     ));
     assert!(before == listing(&path));
+}
+
+/// L6: a log says nothing about the quorums of another set of replicas. A replica of a larger set would count promises of
+/// replicas that never promised; one that once led itself would bring its own decisions into a cluster of three.
+#[test]
+fn another_set_of_replicas_is_refused() {
+    for (made_for, started_with) in [
+        (&[1, 2, 3][..], &[1][..]),
+        (&[1, 2, 3], &[1, 2]),
+        (&[1, 2, 3], &[1, 2, 4]),
+        (&[1, 2, 3], &[1, 2, 3, 4, 5]),
+        (&[1], &[1, 2, 3]),
+    ] {
+        let (_temporary, path) = temporary();
+        let open =
+            |set: &[u8]| Directory::open(&path, &cluster("test"), ReplicaId(1), &replicas(set), OPTIONS);
+        drop(open(made_for).expect("is made"));
+        let before = listing(&path);
+        let error = open(started_with).expect_err("another set");
+        let expected = format!("{:?} {:?}", replicas(made_for), replicas(started_with));
+        match &error {
+            DirectoryError::OtherReplicas {
+                found,
+                expected: given,
+                ..
+            } => {
+                assert_eq!(format!("{found:?} {given:?}"), expected);
+            }
+            other => panic!("{other}"),
+        }
+        assert!(before == listing(&path));
+        assert!(!open(made_for).expect("the same set, in any order").is_new());
+    }
+    let (_temporary, path) = temporary();
+    drop(open(&path).expect("is made"));
+    let error = Directory::open(&path, &cluster("test"), ReplicaId(1), &replicas(&[1]), OPTIONS);
+    assert_eq!(
+        error.expect_err("another set").to_string(),
+        format!(
+            "`{}` was made for the replicas 1, 2, 3, but `peers` names 1: name the same replicas as before; a cluster's \
+             members cannot be changed yet",
+            path.display()
+        )
+    );
 }
 
 #[test]
@@ -217,15 +274,24 @@ fn another_format_or_a_damaged_identity_is_refused() {
         fs::write(path.join("identity"), text).expect("writes");
         open(&path).expect_err("refused")
     };
-    let later = text.replace("format = 1", "format = 2\nnovelty = true");
+    let later = text.replace("format = 2", "format = 3\nnovelty = true");
     assert!(matches!(
         refused(&later),
-        DirectoryError::UnknownFormat { found: 2, .. }
+        DirectoryError::UnknownFormat { found: 3, .. }
+    ));
+    // The format before did not name the replicas.
+    let earlier = text
+        .replace("format = 2", "format = 1")
+        .replace("replicas = [1, 2, 3]\n", "");
+    assert!(matches!(
+        refused(&earlier),
+        DirectoryError::UnknownFormat { found: 1, .. }
     ));
     let damaged = [
         String::new(),
         "format = ".to_owned(),
-        text.replace("format = 1", ""),
+        text.replace("format = 2", ""),
+        text.replace("replicas = ", "others = "),
         text.replace("replica = 1", "replica = 1000"),
         text.replace("cluster = \"test\"", "cluster = \"Not A Name\""),
         text.replace("incarnation = \"", "incarnation = \"x"),

@@ -254,6 +254,7 @@ async fn when_the_storage_is_gone_its_directory_is_free() {
             path,
             &"test".parse().expect("a cluster id"),
             ReplicaId(1),
+            &[ReplicaId(1)].into(),
             segments_of(4),
         )
     };

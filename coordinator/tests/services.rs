@@ -412,35 +412,44 @@ async fn health_and_reflection() {
     .await;
 }
 
-/// A link from another cluster, an unknown replica, or with the wrong address is refused, and says which.
+/// A link from another cluster, an unknown replica, one with other members, or with the wrong address is refused, and says
+/// which.
 #[tokio::test]
 async fn greetings_of_strangers_are_refused() {
     within(async {
         let cluster = Cluster::start().await;
         let (leader, _, _) = cluster.roles().await;
         let address = &cluster.peers[&leader];
-        let greeting = |cluster: &str, replica, to, protocol_version| {
+        let greeting_among = |replicas: &[u32], cluster: &str, replica, to, protocol_version| {
             LinkMessage::Greeting(v1::Greeting {
                 cluster: cluster.to_owned(),
                 replica,
                 to,
                 protocol_version,
+                replicas: replicas.to_vec(),
             })
+        };
+        let greeting = |cluster: &str, replica, to, protocol_version| {
+            greeting_among(&[1, 2, 3], cluster, replica, to, protocol_version)
         };
         let own = u32::from(leader.0);
         let other = if own == 1 { 2 } else { 1 };
         let cases = [
             (
-                greeting("staging", other, own, 1),
+                greeting("staging", other, own, 2),
                 "wrong cluster: that replica belongs to `staging`, this one to `test`",
             ),
             (
-                greeting("test", 9, own, 1),
+                greeting("test", 9, own, 2),
                 "unknown replica 9: this cluster has 1, 2, 3",
             ),
-            (greeting("test", other, 9, 1), "meant for replica 9, but replica"),
-            (greeting("test", own, own, 1), "two processes claim to be replica"),
+            (greeting("test", other, 9, 2), "meant for replica 9, but replica"),
+            (greeting("test", own, own, 2), "two processes claim to be replica"),
             (greeting("test", other, own, 99), "speaks version 99 of the links"),
+            (
+                greeting_among(&[other], "test", other, own, 2),
+                "this one with 1, 2, 3: give every replica the same `peers`",
+            ),
             (
                 LinkMessage::Envelopes(v1::Envelopes::default()),
                 "did not introduce itself",
@@ -467,7 +476,7 @@ async fn greetings_of_strangers_are_refused() {
         let broken = v1::Envelopes {
             messages: vec![v1::PaxosMessage { message: None }],
         };
-        let messages = [greeting("test", other, own, 1), LinkMessage::Envelopes(broken)].map(|message| {
+        let messages = [greeting("test", other, own, 2), LinkMessage::Envelopes(broken)].map(|message| {
             v1::LinkMessage {
                 message: Some(message),
             }

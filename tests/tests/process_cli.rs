@@ -28,9 +28,10 @@ fn fields(value: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-const STATUS_FIELDS: [&str; 22] = [
+const STATUS_FIELDS: [&str; 25] = [
     "address",
     "admission",
+    "admission_text",
     "applied_up_to",
     "ballot",
     "cluster",
@@ -40,9 +41,11 @@ const STATUS_FIELDS: [&str; 22] = [
     "incarnation",
     "leader",
     "lineage",
+    "log_write_count",
     "mark_unix_ms",
     "outcome_count",
     "peers",
+    "process_id",
     "reachable",
     "read_only",
     "replica",

@@ -5,8 +5,11 @@ use super::exit::{Exit, Failure};
 use super::output::print;
 use super::start;
 use crate::config::Settings;
+use crate::directory::{DirectoryError, LOST_AND_FOUND};
 use crate::replica_process::{self, RunError};
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -46,6 +49,16 @@ async fn serve(args: &Args) -> Result<Exit, Failure> {
             format!("--ports takes three ports, not {}", args.ports.len()),
         ));
     }
+    let twice = (1..).zip(&args.ports).find_map(|(next, port)| {
+        let is_repeated = *port != 0 && args.ports[next..].contains(port);
+        is_repeated.then_some(port)
+    });
+    if let Some(port) = twice {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("--ports names {port} twice: each replica needs a port of its own, or 0 for any"),
+        ));
+    }
     // Lives as long as the replicas; removed when it is dropped.
     let temporary = match &args.data {
         Some(_) => None,
@@ -72,30 +85,40 @@ async fn serve(args: &Args) -> Result<Exit, Failure> {
         peers.insert(replica, address.to_string());
         listeners.push((replica, listener));
     }
+    refuse_foreign(data)?;
     let shutdown = CancellationToken::new();
     start::end_on_signal(shutdown.clone())?;
     let cluster = "dev"
         .parse()
         .map_err(|error| Failure::new(Exit::Configuration, format!("{error}")))?;
-    let (ended, mut ends) = mpsc::unbounded_channel();
+    let (events, mut inbox) = mpsc::unbounded_channel();
     let mut threads = Vec::new();
     for (replica, listener) in listeners {
-        let directory = data.join(format!("replica-{replica}"));
+        let directory = data.join(directory_name(replica));
         let settings = Settings::new(Clone::clone(&cluster), replica, peers.clone(), directory);
-        threads.push(spawn(settings, listener, shutdown.clone(), ended.clone())?);
+        threads.push(spawn(settings, listener, shutdown.clone(), events.clone())?);
     }
-    drop(ended);
+    drop(events);
     let addresses: Vec<_> = peers.into_values().collect();
-    print(&format!("listening {}\n", addresses.join(",")))?;
-    tokio::spawn(announce(addresses));
 
-    // One replica that fails ends all three: a development coordinator that limps on would hide it.
+    let mut unopened_count = addresses.len();
     let mut result = Ok(Exit::Success);
-    while let Some((replica, end)) = ends.recv().await {
-        if let Err(error) = end {
-            let Failure { exit, text } = error.into();
-            result = result.and(Err(Failure::new(exit, format!("replica {replica}: {text}"))));
-            shutdown.cancel();
+    while let Some(event) = inbox.recv().await {
+        match event {
+            Event::Opened => {
+                unopened_count -= 1;
+                if unopened_count == 0 {
+                    print(&format!("listening {}\n", addresses.join(",")))?;
+                    tokio::spawn(announce(addresses.clone()));
+                }
+            }
+            // One replica that fails ends all three: a development coordinator that limps on would hide it.
+            Event::Ended(replica, Err(error)) => {
+                let Failure { exit, text } = error.into();
+                result = result.and(Err(Failure::new(exit, format!("replica {replica}: {text}"))));
+                shutdown.cancel();
+            }
+            Event::Ended(_, Ok(())) => {}
         }
     }
     for thread in threads {
@@ -104,12 +127,50 @@ async fn serve(args: &Args) -> Result<Exit, Failure> {
     result
 }
 
+fn directory_name(replica: ReplicaId) -> String {
+    format!("replica-{replica}")
+}
+
+/// Refuses a directory that holds anything but what this verb makes there. One that does not exist yet is made.
+fn refuse_foreign(data: &Path) -> Result<(), Failure> {
+    let failed = |source: io::Error| {
+        let path = data.to_owned();
+        Failure::from(RunError::Directory(match source.kind() {
+            io::ErrorKind::NotADirectory => DirectoryError::NotADirectory { path },
+            _ => DirectoryError::Io { path, source },
+        }))
+    };
+    let entries = match fs::read_dir(data) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        let is_own =
+            entry == LOST_AND_FOUND || (1..=3).any(|replica| entry == directory_name(ReplicaId(replica)));
+        if !is_own {
+            let text = format!(
+                "`{}` holds `{entry}`, which `synod dev` has not made: name a directory that is empty or does not exist yet",
+                data.display()
+            );
+            return Err(Failure::new(Exit::Configuration, text));
+        }
+    }
+    Ok(())
+}
+
+/// What the replicas' threads tell.
+enum Event {
+    Opened,
+    Ended(ReplicaId, Result<(), RunError>),
+}
+
 /// Starts a replica on a thread and a reactor of its own, as it would have in a process of its own.
 fn spawn(
     settings: Settings,
     listener: TcpListener,
     shutdown: CancellationToken,
-    ended: mpsc::UnboundedSender<(ReplicaId, Result<(), RunError>)>,
+    events: mpsc::UnboundedSender<Event>,
 ) -> Result<thread::JoinHandle<()>, Failure> {
     let failed =
         |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot start a replica: {error}"));
@@ -123,12 +184,14 @@ fn spawn(
     let body = move || {
         let end = runtime.block_on(async {
             let listener = TcpListener::from_std(listener).map_err(RunError::Server)?;
-            replica_process::run(settings, listener, shutdown).await
+            let opened = replica_process::open(settings).await?;
+            let _ = events.send(Event::Opened);
+            opened.run(listener, shutdown).await
         });
-        let _ = ended.send((replica, end));
+        let _ = events.send(Event::Ended(replica, end));
     };
     thread::Builder::new()
-        .name(format!("replica-{replica}"))
+        .name(directory_name(replica))
         .spawn(body)
         .map_err(failed)
 }

@@ -11,11 +11,12 @@ pub enum Exit {
     /// 0: done, and the answer is positive.
     Success = 0,
     /// 1: the command failed, or the answer is negative: no replica leads, the log says otherwise than was asked for,
-    /// a request was refused.
+    /// a request was refused, a load left work behind.
     Failed = 1,
     /// 2: the command line is wrong.
     Usage = 2,
-    /// 3: the configuration or the data directory is wrong; nothing was started.
+    /// 3: the configuration or the data directory is wrong, or the directory is another replica's, cluster's or set of
+    /// replicas'; nothing was started.
     Configuration = 3,
     /// 4: the address to listen at is taken, or not this machine's.
     Address = 4,

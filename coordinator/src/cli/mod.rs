@@ -5,14 +5,17 @@
 //! |---|---|
 //! | `synod dev [--data DIR] [--ports P,P,P]` | three replicas in one process on 127.0.0.1; without `--data` in a temporary directory that is removed at the end |
 //! | `synod start --replica N --cluster NAME --data DIR --peer 1=HOST:PORT ... [--listen ADDR] \| --config FILE` | one replica; flags override the file |
-//! | `synod status [--endpoints LIST] [--json]` | every replica's view of itself |
+//! | `synod status [--endpoints LIST] [--json]` | what every replica says of itself |
 //! | `synod txn get GTID [--json]` | what became of a transaction |
-//! | `synod txn list [--unfinished] [--count N] [--json]` | the transactions in the register, by begin |
+//! | `synod txn list [--unfinished] [--after GTID] [--count N] [--json]` | the transactions in the register, by begin |
 //! | `synod txn resolve GTID (--abort \| --settle CALL/EXECUTION) --author A --reason R [--json]` | an operator's hand, entered in the log |
-//! | `synod bench [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--unary] [--rate R] [--json]` | a load generator |
+//! | `synod bench [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--warm-up S] [--rate PER_SECOND] [--unary] [--json]` | a load generator |
 //!
-//! `dev` and `start` print one line to stdout once they listen (`listening ADDRESS`), and `dev` one more once a leader
-//! serves (`ready ADDRESS,ADDRESS,ADDRESS`). They end on SIGTERM or SIGINT.
+//! `status` and `txn` also take `--endpoints LIST`, the replicas to ask, and `--timeout-ms MS`, how long `txn` looks for a
+//! leader and waits for its answer; `bench` takes `--endpoints`.
+//!
+//! `dev` and `start` print one line to stdout once the address is theirs and the log is read (`listening ADDRESS`), and
+//! `dev` one more once a leader serves (`ready ADDRESS,ADDRESS,ADDRESS`). They end on SIGTERM or SIGINT.
 //!
 //! # Ports
 //! | port | for |
@@ -33,10 +36,11 @@
 //!
 //! | verb | fields |
 //! |---|---|
-//! | `status` | a list of `address`, `reachable`, `error`, and if reachable: `cluster`, `replica`, `incarnation`, `lineage`, `role` (`leader`, `candidate`, `follower`), `leader`, `ballot` {`round`, `replica`, `start`}, `decided_up_to`, `applied_up_to`, `stamp_unix_ms`, `mark_unix_ms`, `outcome_count`, `unfinished_count`, `hazard_count`, `session_count`, `admission`, `read_only`, `peers` [{`replica`, `address`, `connected`}], `version`, `process_id`, `log_write_count` (each with a sync, since the start) |
+//! | `status` | a list of `address`, `reachable`, `error`, and if reachable: `cluster`, `replica`, `incarnation`, `lineage`, `role` (`leader`, `candidate`, `follower`), `leader`, `ballot` {`round`, `replica`, `start`}, `decided_up_to`, `applied_up_to`, `stamp_unix_ms`, `mark_unix_ms` (both null before the first entry), `outcome_count`, `unfinished_count`, `hazard_count`, `session_count`, `admission` (`admitted`, `pending`, `refused`), `admission_text` (null if admitted, else whom it waits for or what contradicts its directory), `read_only` (null, or why its log cannot be written), `peers` [{`replica`, `address`, `connected`}], `version`, `process_id`, `log_write_count` (writes to its log since its start, each with a sync) |
 //! | `txn get` | `gtid`, `began_at_unix_ms`, `status` (`committed`, `aborted`, `undecided`, `expired`), `branches` [{`call`, `execution`, `resource`, `delivery` (`pending`, `acknowledged`, `hazard`, `settled`), `hazard`}], `read_only_count`, `cause` {`kind`, `call`, `execution`, `text`} |
 //! | `txn list` | a list of the same, each with `decided_at_unix_ms` |
 //! | `txn resolve` | `gtid`, `decision` (`committed`, `aborted`, `mismatch`, `expired`, `settled`), `cause` |
+//! | `bench` | `sessions`, `in_flight`, `branches`, `transport` (`session`, `unary`), `rate_asked`, `seconds`, `transactions`, `per_second`, `latency_us` {`p50`, `p90`, `p99`, `p99_9`, `max`}, `gap_ms_max`, `aborted`, `overloaded`, `resent`, `drained`, `unfinished`; for each transaction `cpu_us`, `syncs`, `written_bytes` (of all replicas), `generator_cpu_us`; `replicas` [{`address`, `role`, `version`, `cpu_us`, `syncs`, `written_bytes`}], `not_measured` (why something is null) |
 
 mod bench;
 mod client;
@@ -49,11 +53,11 @@ mod txn;
 
 pub use exit::Exit;
 
+use crate::config;
 use clap::{Parser, Subcommand};
 use exit::Failure;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// A distributed transaction coordinator: one outcome for every global transaction, whatever crashes.
 #[derive(Debug, Parser)]
@@ -72,7 +76,7 @@ enum Verb {
     Dev(dev::Args),
     /// Run one replica.
     Start(start::Args),
-    /// Show every replica's view of itself.
+    /// Show what every replica says of itself.
     Status(status::Args),
     /// Put load on a cluster, and measure it.
     Bench(bench::Args),
@@ -107,12 +111,7 @@ pub fn main() -> ExitCode {
 
 /// Sends the trace to stderr.
 fn init_trace(filter: &str) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        Failure::new(
-            Exit::Configuration,
-            format!("the trace's filter `{filter}`: {error}"),
-        )
-    })?;
+    let filter = config::trace_filter(filter).map_err(|text| Failure::new(Exit::Configuration, text))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

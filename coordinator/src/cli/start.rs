@@ -76,8 +76,10 @@ async fn serve(settings: Settings) -> Result<Exit, Failure> {
     let shutdown = CancellationToken::new();
     end_on_signal(shutdown.clone())?;
     tracing::info!(cluster = %settings.cluster, replica = %settings.replica, %address, data = %settings.data.display(), "starting");
+    // Said only once nothing of its own can stop the replica any more; whoever connects meanwhile waits.
+    let opened = replica_process::open(settings).await?;
     print(&format!("listening {address}\n"))?;
-    replica_process::run(settings, listener, shutdown).await?;
+    opened.run(listener, shutdown).await?;
     Ok(Exit::Success)
 }
 

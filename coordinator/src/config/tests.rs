@@ -89,6 +89,10 @@ fn every_broken_rule_names_its_line() {
             GOOD.replace("heartbeat_ms = 20", "watermark_lag_ms = 1000"),
             "synod.toml:4: 1000 is out of range: 600000 to 31536000000 (at least twice the longest deadline)",
         ),
+        (
+            GOOD.replace("heartbeat_ms = 20", "trace = \"x=y=z\""),
+            "synod.toml:4: the trace's filter `x=y=z`: ",
+        ),
         (GOOD.replace("replica = 2", "replica = "), "synod.toml:2: "),
         (
             GOOD.replace("data = \"/var/lib/synod\"\n", ""),

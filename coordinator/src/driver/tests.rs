@@ -83,12 +83,13 @@ impl Alone {
     }
 
     async fn lineage(&self) -> Lineage {
-        let (answer, view) = oneshot::channel();
+        let (answer, status) = oneshot::channel();
         self.events
-            .send(SessionEvent::View(answer))
+            .send(SessionEvent::Status(answer))
             .await
             .expect("the driver runs");
-        view.await
+        status
+            .await
             .expect("an answer")
             .lineage()
             .expect("a serving leader has one")

@@ -29,7 +29,7 @@ pub(super) fn status(refusal: Refusal, addresses: &Addresses) -> Status {
         }
         Refusal::Invalid { text } => Status::invalid_argument(text),
         Refusal::FromFuture { ahead_ms } => Status::out_of_range(format!(
-            "the gtid or deadline lies {ahead_ms} ms too far ahead of the coordinator's clock; check the caller's clock"
+            "the gtid or deadline lies {ahead_ms} ms too far ahead of the coordinator's clock; check the caller's clock, and where the gtid comes from"
         )),
         Refusal::ForeignLineage { expected } => Status::failed_precondition(format!(
             "the request belongs to another coordinator; this one's lineage is {expected}"

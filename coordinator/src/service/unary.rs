@@ -58,7 +58,7 @@ impl Service {
     pub(super) async fn resolve_call(&self, call: v1::ResolveRequest) -> Result<v1::DecisionReply, Status> {
         let resolve = Resolve::try_from(call).map_err(malformed)?;
         // An operator need not know the lineage: whoever reached this replica means this coordinator.
-        let lineage = self.view().await?.lineage().ok_or_else(|| {
+        let lineage = self.replica_status().await?.lineage().ok_or_else(|| {
             Status::unavailable("this coordinator has not had a leader yet; start a majority of its replicas")
         })?;
         self.decision(resolve.into_request(REQUEST, lineage)).await
