@@ -17,7 +17,7 @@
 //!
 //! # What `--keep DIR` leaves
 //! `orders.redb` and `inventory.redb`, the services' databases; `replica-1` to `replica-3`, the replicas' logs; and `traces`, a
-//! text file for each process, of which `SYNOD_LOG` (for example `info,order_inventory=debug`, which has a line for each order)
+//! text file for each process, of which `SYNOD_TRACE` (for example `info,order_inventory=debug`, which has a line for each order)
 //! chooses the detail.
 //!
 //! # The summary for programs

@@ -215,10 +215,10 @@ pub(crate) fn until_driver_ends() -> CancellationToken {
     token
 }
 
-/// Lets this process's trace go somewhere: a process's own to stderr, which the driver leads into a file. `SYNOD_LOG` filters
+/// Lets this process's trace go somewhere: a process's own to stderr, which the driver leads into a file. `SYNOD_TRACE` filters
 /// it, in the syntax of `tracing-subscriber`; `info` by default.
 pub(crate) fn start_trace(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
-    let filter = EnvFilter::try_from_env("SYNOD_LOG").unwrap_or_else(|_| "info".into());
+    let filter = EnvFilter::try_from_env("SYNOD_TRACE").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)

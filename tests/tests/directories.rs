@@ -1,4 +1,4 @@
-//! L10 and L3 in a cluster: a directory that was wiped, swapped or put back does not vote, and a record that cannot be
+//! L10 and L3 in a cluster: a directory that was wiped, swapped or put back neither promises nor accepts, and a record that cannot be
 //! read is neither used nor taken for absent.
 
 use synod_coordinator_core::paxos::{Ballot, Slot};

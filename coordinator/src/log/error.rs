@@ -58,7 +58,7 @@ pub enum LogError {
         known: u32,
     },
     /// More is unreadable at the log's end than one interrupted write explains: this replica's last promise may be
-    /// lost, and with it the right to vote (L7, L10).
+    /// lost, and with it the right to promise and accept (L7, L10).
     #[error(
         "the end of the log is lost ({reason} in segment {segment}): this replica may have forgotten a promise; \
          restore the files, or give it an empty directory and have it admitted again"

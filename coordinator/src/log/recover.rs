@@ -7,7 +7,7 @@
 //! end of the one before, so a batch that has vanished is noticed even where zeros, or no file at all, took its place.
 //!
 //! Damage at the end that one interrupted write cannot explain may have held the replica's last promise. Such a
-//! replica must not vote: [`LogError::EndLost`] (L7).
+//! replica must neither promise nor accept: [`LogError::EndLost`] (L7).
 
 use super::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskFile};
 use super::format::{

@@ -190,7 +190,7 @@ pub enum Message {
         decided_up_to: Slot,
         /// Counts the leader's rounds of heartbeats.
         sequence: u64,
-        /// Whether the leader hears a quorum: one that does not keeps nobody from voting.
+        /// Whether the leader hears a quorum: one that does not keeps nobody from promising to another.
         has_quorum: bool,
     },
     /// The answer to `Heartbeat`.

@@ -425,7 +425,7 @@ fn t16_the_last_acknowledgement_ends_the_wait() {
     );
 }
 
-/// A leader that hears no quorum resigns, sends away who waits, and keeps nobody from voting.
+/// A leader that hears no quorum resigns, sends away who waits, and keeps nobody from promising to another.
 #[test]
 fn a_leader_without_a_quorum_resigns_and_answers_whoever_waits() {
     let mut bench = Bench::fresh(3);
