@@ -17,6 +17,7 @@
 pub mod actors;
 pub mod checkers;
 pub mod clocks;
+pub mod explore;
 pub mod faults;
 pub mod host;
 pub mod linearizability;

@@ -177,19 +177,14 @@ impl Hash for InFlight {
     }
 }
 
-/// For checkers, like [`Candidate`].
-impl Hash for Heard {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { at: _, sequence, wall } = self;
-        (sequence, wall).hash(state);
-    }
-}
-
-/// For checkers, like [`Candidate`].
+/// For checkers, like [`Candidate`]. Rounds of heartbeats are only compared with each other.
 impl Hash for Leader {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { ballot, next_slot, in_flight, barrier, sequence, heard, stamp, leading, .. } = self;
-        (ballot, next_slot, in_flight, barrier, sequence, heard, stamp, leading).hash(state);
+        for (replica, Heard { at: _, sequence: answered, wall }) in heard {
+            (replica, sequence - answered, wall).hash(state);
+        }
+        (ballot, next_slot, in_flight, barrier, heard.len(), stamp, leading).hash(state);
     }
 }
 
