@@ -122,6 +122,7 @@ fn live(blocks: u64, lives: &[Life], seed: u64) {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    /// L7: whatever a power cut leaves of the last writes, the synced batches are there, and nothing that was never written.
     #[test]
     fn a_crash_loses_nothing_synced_and_invents_nothing(
         blocks in 1u64..12,

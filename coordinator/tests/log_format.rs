@@ -60,7 +60,7 @@ fn the_format_is_what_it_was() {
     assert_eq!(print(&file), print(&expected));
 }
 
-/// The other direction: the golden bytes alone are a log.
+/// The other direction: the golden bytes alone are a log (traps J9).
 #[test]
 fn a_log_of_format_1_is_read() {
     let disk = MemoryDisk::default();

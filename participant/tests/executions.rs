@@ -139,8 +139,8 @@ impl http_body::Body for Whole {
     }
 }
 
-/// T2: a repeated request is a second execution of the same call. Both prepare, one is named, the other one
-/// asks and is rolled back: the work takes effect once.
+/// T2, B18: a repeated request is a second execution of the same call. Both prepare, one is named, the other
+/// one asks and is rolled back: the work takes effect once.
 #[tokio::test]
 async fn a_repeated_request_takes_effect_once() {
     within(async {

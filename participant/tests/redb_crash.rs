@@ -150,8 +150,8 @@ async fn operation_count(options: RedbOptions) -> u64 {
     disk.operation_count() - before
 }
 
-/// Traps C1, F2, F3, F5 and T8, at every operation of the disk: power is lost, and of the unsynced writes
-/// none, all or some remain.
+/// Traps B12, B17, C1, C4, F2, F3, F5, and T8, L8, at every operation of the disk: power is lost, and of the
+/// unsynced writes none, all or some remain.
 #[tokio::test]
 async fn power_loss_at_every_operation_of_the_disk() {
     for quick_repair in [true, false] {
@@ -183,7 +183,7 @@ async fn power_loss_at_every_operation_of_the_disk() {
     }
 }
 
-/// Traps F4: after a failed write the store says so to every call, also of other tasks, until it has read
+/// Traps F4, C12: after a failed write the store says so to every call, also of other tasks, until it has read
 /// everything back.
 #[tokio::test]
 async fn f4_a_failed_write_closes_the_store_until_it_is_reopened() {

@@ -301,7 +301,8 @@ async fn c16_a_locking_read_is_not_read_only() {
     assert_eq!(store.prepare(&plain, tx).await.unwrap().vote, Vote::ReadOnly);
 }
 
-/// Cancelled waiters leave the queue; a cancelled one that was just granted the lock does not lose it.
+/// Cancelled waiters leave the queue; a cancelled one that was just granted the lock does not lose it, nor its
+/// waking (traps A19).
 #[tokio::test]
 async fn cancelled_waits_leave_no_trace() {
     let store = store().await;

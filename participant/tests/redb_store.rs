@@ -44,6 +44,7 @@ async fn a_second_opening_of_the_file_is_refused_by_name() {
     }
 }
 
+/// Traps C14: what cannot take part is refused when it is opened, and not at the first transaction.
 #[tokio::test]
 async fn what_is_no_store_is_refused_and_left_alone() {
     let directory = TempDir::new().unwrap();
@@ -221,6 +222,7 @@ async fn a_database_that_is_open_already_can_be_shared() {
     assert_eq!(store.identity(None).await.unwrap().lineage, Some(LINEAGE));
 }
 
+/// Traps C8: an overlong value is an error before anything is written, never a value that was cut.
 #[tokio::test]
 async fn limits_are_errors_and_roll_back() {
     let store = store().await;

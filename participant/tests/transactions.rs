@@ -276,7 +276,7 @@ async fn a_dropped_commit_future_still_commits() {
     .await;
 }
 
-/// T7: handed over and unanswered is in doubt, never an abort; `resolve` finds what the log says (B8).
+/// T7: handed over and unanswered is in doubt, never an abort; `resolve` finds what the log says (B8, B16).
 #[tokio::test]
 async fn an_unanswered_commit_is_in_doubt_and_resolves() {
     within(async {

@@ -1,10 +1,10 @@
 //! What comes late, or in another order than it was sent: transactions that overtake each other, and replicas that slept.
 
 use synod_proto::command::Decide;
-use synod_proto::session::{Decision, Response};
-use synod_tests::faults::Fault;
+use synod_proto::session::{Decision, Refusal, Request, Response, TransactionStatus};
+use synod_tests::faults::{Fault, topology};
 use synod_tests::run::{converge_after, resource};
-use synod_tests::script::{Desk, ELECTION_US, commit, gtid, named, prepare, settled};
+use synod_tests::script::{Desk, ELECTION_US, abort, commit, gtid, named, prepare, settled};
 use synod_tests::store::UnsyncedWrite;
 use synod_tests::world::{Setup, World};
 
@@ -51,6 +51,65 @@ fn a6_a_later_transaction_hides_no_earlier_one() {
         proposals.len(),
         "each took effect once"
     );
+}
+
+/// A7: a command is acknowledged when it is applied, and not when a leader took it. One that a cut-off leader took is refused
+/// there in the end, is unknown to the next leader, loses to what that one decides, and stays so when its old record comes back
+/// into reach.
+#[test]
+fn a7_what_a_cut_off_leader_took_is_neither_acknowledged_nor_decided_later() {
+    let (mut world, _) = settled(Setup::scripted(23, 3), 1).expect("settles");
+    let old = world.serving().expect("a leader");
+    let others: Vec<_> = world.replicas().into_iter().filter(|one| *one != old).collect();
+    let mut desk = Desk::open(&mut world, old);
+    world
+        .on_fault(Fault::Topology(topology(&[(others[0].0, others[1].0)])))
+        .expect("cut");
+    let gtid = gtid(&world, 1, 0);
+    let branch = named(1, resource(0));
+    prepare(&mut world, gtid, &branch);
+    let proposal = commit(&world, gtid, vec![branch]);
+    let request = desk.number();
+    world.ask(
+        desk.session,
+        Request::Decide {
+            request,
+            command: proposal.encode(),
+        },
+    );
+    world
+        .run_while_not(ELECTION_US, "another leader", |world| {
+            world.serving().is_some_and(|one| one != old)
+        })
+        .expect("elected");
+    let refused = Response::Refused {
+        request,
+        refusal: Refusal::NotLeader { leader: None },
+    };
+    assert_eq!(desk.wait(&mut world), Ok(refused));
+
+    let mut desk = Desk::at_leader(&mut world);
+    let asked = desk.ask(&mut world, |request| Request::Outcome { request, gtid });
+    assert!(
+        matches!(
+            asked,
+            Ok(Response::Status {
+                status: TransactionStatus::Undecided,
+                ..
+            })
+        ),
+        "{asked:?}"
+    );
+    let contrary = abort(&world, gtid);
+    let Decision::Aborted(cause) = decide(&mut world, &mut desk, &contrary) else {
+        panic!("aborted")
+    };
+    world.on_fault(Fault::Mend).expect("mend");
+    world.run_for(1_000_000).expect("nothing is wrong");
+    let mut desk = Desk::at_leader(&mut world);
+    assert_eq!(decide(&mut world, &mut desk, &proposal), Decision::Aborted(cause));
+    converge_after(&mut world, 1_000_000).expect("comes to rest");
+    assert_eq!(world.databases.committed_count(), 0);
 }
 
 /// A16: a follower that slept through many election timeouts, and one whose process starts, have heard nobody for long; that

@@ -245,7 +245,7 @@ fn another_set_of_branches_is_a_mismatch() {
     ]);
 }
 
-/// T6: past the deadline an inquiry writes an abort, and everybody is told the same cause.
+/// T6, B14: past the deadline an inquiry writes an abort, and everybody is told the same cause, the late commit too.
 #[test]
 fn an_inquiry_may_write_the_abort() {
     assert_accepted(vec![

@@ -152,7 +152,7 @@ pub(crate) fn per(count: u64, elapsed: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    /// No coordinated omission: a request that began in the window counts with its whole latency though it ended after
+    /// No coordinated omission (traps J10): a request that began in the window counts with its whole latency though it ended after
     /// it, one that began before does not; and a stall is told as the longest gap.
     #[test]
     fn latencies_count_by_when_a_request_began() {

@@ -260,7 +260,7 @@ mod tests {
         }
     }
 
-    /// The machine's mood falls on both of a pair: the median of the ratios, not the ratio of the medians.
+    /// The machine's mood falls on both of a pair (traps J10): the median of the ratios, not the ratio of the medians.
     #[test]
     fn ratios_are_taken_within_pairs() {
         let mut figures = Figures::default();

@@ -139,7 +139,7 @@ fn a_refusal_after_a_lost_send_proves_nothing() {
 }
 
 /// T7: a leader that resigns refuses what it has in flight as "not the leader", and the next one may decide it all the same:
-/// such a request is in doubt, not undone.
+/// such a request is in doubt, not undone (B13).
 #[test]
 fn a_request_that_a_resigning_leader_refused_is_in_doubt() {
     let mut session = serving();
