@@ -42,6 +42,9 @@ pub(crate) struct Acceptor {
     meta: Meta,
     values: BTreeMap<Slot, (Ballot, Bytes)>,
     decided_bytes_held: usize,
+    /// The decided prefix as the disk knows it. Ahead of the one in `meta` while an unreadable slot lies in it; what is
+    /// written never falls behind it, else a second start would have to learn again what the first one knew.
+    decided_on_disk_up_to: Slot,
     unreadable: BTreeSet<Slot>,
     unwritten: Vec<Accepted>,
     is_dirty: bool,
@@ -50,6 +53,7 @@ pub(crate) struct Acceptor {
 impl Acceptor {
     pub(crate) fn new(recovered: Recovered) -> Self {
         Self {
+            decided_on_disk_up_to: recovered.meta.decided_up_to,
             meta: recovered.meta,
             values: BTreeMap::new(),
             decided_bytes_held: 0,
@@ -137,7 +141,7 @@ impl Acceptor {
         if ballot < self.meta.promised {
             return AcceptVerdict::Nack(self.meta.promised);
         }
-        let is_decided = slot <= self.meta.decided_up_to;
+        let is_decided = slot <= self.meta.decided_up_to.max(self.decided_on_disk_up_to);
         match self.value(slot) {
             Some((held, held_value)) if is_decided || held >= ballot => {
                 if held_value != value {
@@ -149,7 +153,7 @@ impl Acceptor {
             }
             // Decided, and no longer in memory. The acknowledgement claims nothing that a quorum could miss: whoever
             // promised a higher ballot does not acknowledge this one.
-            None if is_decided => self.promise(ballot),
+            None if slot <= self.meta.decided_up_to => self.promise(ballot),
             _ => {
                 self.promise(ballot);
                 self.record(slot, ballot, value.clone());
@@ -196,7 +200,9 @@ impl Acceptor {
         if !core::mem::take(&mut self.is_dirty) {
             return None;
         }
-        Some(Batch { meta: self.meta.clone(), accepted: core::mem::take(&mut self.unwritten) })
+        let mut meta = self.meta.clone();
+        meta.decided_up_to = meta.decided_up_to.max(self.decided_on_disk_up_to);
+        Some(Batch { meta, accepted: core::mem::take(&mut self.unwritten) })
     }
 
     fn promise(&mut self, ballot: Ballot) {
@@ -304,5 +310,26 @@ mod tests {
         let mut acceptor = Acceptor::new(Recovered { meta: Meta { start: 4, ..Meta::default() }, ..Recovered::default() });
         assert_eq!(acceptor.begin_start(), 5);
         assert_eq!(acceptor.take_batch().map(|batch| batch.meta.start), Some(5));
+    }
+
+    /// L3: an unreadable slot holds up the prefix in memory. The one on disk stands: it says of the slots above that their
+    /// records are the decided values, and that stays true. (It used to shrink, and the log refused to write that.)
+    #[test]
+    fn l3_the_decided_prefix_on_disk_never_shrinks() {
+        let meta = Meta { promised: ballot(1), decided_up_to: Slot(3), accepted_up_to: Slot(3), ..Meta::default() };
+        let unreadable = BTreeSet::from([Slot(2)]);
+        let mut acceptor = Acceptor::new(Recovered { meta: meta.clone(), unreadable, ..Recovered::default() });
+        acceptor.set_decided_at_start(Slot::ZERO);
+        acceptor.load(Accepted { slot: Slot(1), ballot: ballot(1), value: value(1) });
+        acceptor.load(Accepted { slot: Slot(3), ballot: ballot(1), value: value(3) });
+        acceptor.mark_decided(Slot(1));
+        acceptor.begin_start();
+        let started = Meta { start: 1, ..meta.clone() };
+        assert_eq!(acceptor.take_batch(), Some(Batch { meta: started.clone(), accepted: vec![] }));
+        // The unreadable slot is healed; the readable one above is decided, and no other value goes over it.
+        assert_eq!(acceptor.on_accept(ballot(2), Slot(2), &value(2)), AcceptVerdict::Accepted);
+        assert_eq!(acceptor.on_accept(ballot(2), Slot(3), &value(9)), AcceptVerdict::Conflict);
+        let accepted = vec![Accepted { slot: Slot(2), ballot: ballot(2), value: value(2) }];
+        assert_eq!(acceptor.take_batch(), Some(Batch { meta: Meta { promised: ballot(2), ..started }, accepted }));
     }
 }
