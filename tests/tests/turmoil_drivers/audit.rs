@@ -71,7 +71,10 @@ pub async fn run(ledger: Ledger, clock: WallClock, findings: Findings) -> turmoi
     for number in [1, 2] {
         auditor.transfer(number, &ledger).await?;
     }
-    auditor.rest(Instant::now() + REST_TIMEOUT).await?;
+    let round = auditor.rest(Instant::now() + REST_TIMEOUT).await?;
+    if round != rest {
+        return Err(format!("an election without a fault: round {rest} became {round}").into());
+    }
 
     let participant = Participant::builder()
         .coordinators(COORDINATORS)
