@@ -206,6 +206,44 @@ fn commit(gtid: Gtid, lineage: Lineage, resource: ResourceId, branch_count: u64)
     }
 }
 
+/// L6: a replica that counts other replicas than its peers is kept out, and both ends say which sets there are.
+#[tokio::test]
+async fn replicas_with_other_members_are_not_listened_to() {
+    within(async {
+        let directory = tempfile::tempdir().expect("a directory");
+        let cluster = Cluster::start("orders", directory.path()).await;
+        cluster.leader().await;
+        let (own_port, fourth_port) = (ReservedPort::take(), ReservedPort::take());
+        let mut start = start(
+            &["--cluster", "orders", "--replica", "3"],
+            &directory.path().join("stranger"),
+        );
+        let addresses = [
+            cluster.address(1),
+            cluster.address(2),
+            own_port.address(),
+            fourth_port.address(),
+        ];
+        for (id, address) in (1..).zip(&addresses) {
+            start.arg("--peer").arg(format!("{id}={address}"));
+        }
+        let mut stranger = Program::start("stranger", start, directory.path());
+        stranger.line("listening").await;
+        let told = "other members: replica 3 was started with the replicas 1, 2, 3, 4, this one with 1, 2, 3: give every \
+                    replica the same `peers`";
+        eventually("both sides say what is wrong", async || {
+            let is_told = cluster.trace(1).contains(told) && cluster.trace(2).contains(told);
+            (is_told && stranger.trace().contains(told)).then_some(())
+        })
+        .await;
+        let leader = cluster.leader().await;
+        let status = cluster.status(leader).await.expect("it answers");
+        assert!(status.peers.iter().all(|peer| peer.connected), "the cluster goes on");
+        assert_eq!(stranger.terminate().await, Some(0));
+    })
+    .await;
+}
+
 /// J6, J8, A20, T5, T9, T11, T14: each bad request is refused by name, and the register holds nothing of it.
 #[tokio::test]
 async fn bad_requests_are_refused_and_leave_no_trace() {
