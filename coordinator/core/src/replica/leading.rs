@@ -256,6 +256,10 @@ impl Replica {
         if leader.ballot != ballot {
             return self.ignore(Ignored::StaleBallot);
         }
+        // An answer to a round that was never sent would confirm reads that nobody has asked yet.
+        if sequence > leader.sequence {
+            return self.ignore(Ignored::Malformed);
+        }
         let heard = leader.heard.entry(from).or_insert(Heard { at: now.monotonic, sequence, wall });
         if sequence < heard.sequence {
             return self.ignore(Ignored::StaleAnswer);

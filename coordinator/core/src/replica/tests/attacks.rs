@@ -1,7 +1,7 @@
 //! What an old message, a broken peer or a careless client may send: refused by name, with no effect and no panic.
 
-use super::coordinator::{LINEAGE, serving, told};
-use super::{Bench, Out, accepted, ballot, disk, establish, promise, to, value};
+use super::coordinator::{LINEAGE, gtid, serving, told};
+use super::{Bench, Out, WALL, accepted, ballot, disk, establish, promise, to, value};
 use crate::effects::Notice;
 use crate::paxos::acceptor::ACCEPT_WINDOW_SLOTS;
 use crate::paxos::{Accepted, Ballot, Message, Slot};
@@ -161,6 +161,25 @@ fn what_no_replica_could_have_sent_is_ignored() {
         assert_eq!(bench.replica.ignored(), &[Ignored::Malformed], "{message:?}");
     }
     assert_eq!(bench.meta(), before);
+}
+
+/// T10: an answer to a round of heartbeats that was never sent confirms nothing, neither now nor later.
+#[test]
+fn t10_an_answer_to_a_round_that_was_never_sent_confirms_no_read() {
+    let mut bench = Bench::fresh(3);
+    let own = bench.serve();
+    let answer = Message::HeartbeatAnswer {
+        ballot: own,
+        sequence: u64::MAX,
+        wall: WALL,
+    };
+    assert_eq!(bench.hear(2, answer), Out::default());
+    assert_eq!(bench.replica.ignored(), &[Ignored::Malformed]);
+    let outcome = Request::Outcome {
+        request: RequestId(1),
+        gtid: gtid(),
+    };
+    assert_eq!(bench.ask(outcome).told, vec![]);
 }
 
 /// A slot far above all others in a promise would have the candidate fill everything below it with no-ops.
