@@ -155,6 +155,22 @@ async fn a_file_can_be_read_after_its_process_is_gone() {
     ));
 }
 
+/// redb ends every reading when its database is dropped: a snapshot keeps the database, so that an audit may hold on to
+/// the snapshot alone.
+#[tokio::test]
+async fn a_snapshot_outlives_the_file_that_it_was_taken_of() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("store.redb");
+    let store = bound(options().open(&path).unwrap()).await;
+    for number in 0..200 {
+        load(&store, "stock", &format!("sku-{number:03}"), &"x".repeat(500)).await;
+    }
+    store.close().await.unwrap();
+    let snapshot = RedbFile::open(&path).unwrap().snapshot().unwrap();
+    assert_eq!(snapshot.scan("stock", "").unwrap().len(), 200);
+    assert_eq!(snapshot.clone().in_doubt().unwrap(), []);
+}
+
 /// What a crash leaves of a file that was being made is not in the way of the next start, nor is it taken for
 /// a store.
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use ::redb::backends::FileBackend;
 use ::redb::{BackendError, Builder, Database, DatabaseError, StorageBackend};
@@ -76,7 +76,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 /// Nothing in the file is changed, also if its process was killed: what redb repairs then, it repairs in
 /// memory.
 pub struct RedbFile {
-    database: Database,
+    database: Arc<Database>,
 }
 
 impl std::fmt::Debug for RedbFile {
@@ -95,16 +95,16 @@ impl RedbFile {
         let path = path.as_ref();
         let open = || Database::builder().create_with_backend(Overlay::new(File::open(path)?)?);
         Ok(Self {
-            database: open().map_err(|error| open_error(&path.display().to_string(), error))?,
+            database: Arc::new(open().map_err(|error| open_error(&path.display().to_string(), error))?),
         })
     }
 
-    /// The rows, as the last commit left them.
+    /// The rows, as the last commit left them. The snapshot may outlive this value.
     ///
     /// # Errors
     /// The file cannot be read; no resource manager ever opened it.
     pub fn snapshot(&self) -> Result<Snapshot, ResourceError> {
-        let snapshot = Snapshot::begin(&self.database)?;
+        let snapshot = Snapshot::begin_owning(Arc::clone(&self.database))?;
         snapshot.identity()?;
         Ok(snapshot)
     }

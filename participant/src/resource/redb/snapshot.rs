@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::redb::{ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle};
+use ::redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle};
 use bytes::Bytes;
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
 
@@ -27,6 +27,8 @@ pub const SCAN_ROWS_MAX: usize = 65_536;
 #[derive(Clone)]
 pub struct Snapshot {
     tx: Arc<ReadTransaction>,
+    /// Of a file that nobody else holds open: redb ends the reading with the database. Dropped after `tx`.
+    _database: Option<Arc<Database>>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -68,7 +70,14 @@ impl Snapshot {
     pub(super) fn begin(database: &impl ReadableDatabase) -> Result<Self, ResourceError> {
         Ok(Self {
             tx: Arc::new(database.begin_read().map_err(failed)?),
+            _database: None,
         })
+    }
+
+    /// A snapshot that keeps its database open.
+    pub(super) fn begin_owning(database: Arc<Database>) -> Result<Self, ResourceError> {
+        let tx = Self::begin(&*database)?.tx;
+        Ok(Self { tx, _database: Some(database) })
     }
 
     /// The value of a row, or `None`.
