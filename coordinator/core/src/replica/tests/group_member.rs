@@ -234,7 +234,7 @@ fn a_pre_vote_changes_nothing_and_a_grant_begins_phase_1() {
     assert_eq!(out, expected);
 }
 
-/// Voters deny while they hear a leader that hears a quorum, and grant once that leader says it hears none (Omni-Paxos,
+/// Replicas deny while they hear a leader that hears a quorum, and grant once that leader says it hears none (Omni-Paxos,
 /// section 3: a replica must not keep another from leading by following one that cannot).
 #[test]
 fn a_pre_vote_is_denied_while_a_leader_with_a_quorum_is_heard() {

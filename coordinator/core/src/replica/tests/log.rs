@@ -91,7 +91,7 @@ fn l5_a_candidate_fetches_what_its_voters_know_as_decided() {
     assert_eq!(accepts(&out), vec![3]);
 }
 
-/// A voter grants whether or not the candidate's log is up to date (Omni-Paxos, section 3: else a topology in which only a
+/// A replica grants whether or not the candidate's log is up to date (Omni-Paxos, section 3: else a topology in which only a
 /// lagging replica reaches a quorum has no leader).
 #[test]
 fn a_lagging_replica_gets_its_pre_vote() {
