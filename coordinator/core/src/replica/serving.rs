@@ -4,7 +4,7 @@ use super::{Ignored, Replica, Role};
 use crate::effects::{Effects, Notice, Unsynced};
 use crate::machine::outcomes::Verdict;
 use crate::time::Now;
-use crate::transaction::{Origin, invalid, request_id};
+use crate::transaction::{Inquired, Origin, invalid, request_id};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -52,7 +52,7 @@ impl Replica {
             });
         };
         if !leading.leading.is_serving() {
-            return leading.leading.park(session, request);
+            return leading.leading.park(session, request, &self.config.limits);
         }
         match request {
             Request::Register { request, lineage, resources } => {
@@ -199,14 +199,24 @@ impl Replica {
         if outcome_count + leader.leading.queue_count() >= limits.register_count_max + reserve {
             return effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
         }
-        if leader.leading.note_inquiry(session, branch) {
-            let cause = AbortCause::new(AbortKind::Deadline, "no outcome at the deadline; a prepared branch inquired");
-            let proposal = Proposal::Abort { cause, branches: Vec::new() };
-            let decide = Decide { lineage, gtid: branch.gtid, deadline, proposal, guards: Vec::new() };
-            if leader.leading.push(decide.encode(), Origin::Inquiry(branch.gtid), &limits).is_err() {
-                leader.leading.take_inquiries(branch.gtid);
-                effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+        let is_told_to_ask_again = match leader.leading.note_inquiry(session, branch) {
+            Inquired::Joined => false,
+            Inquired::Full => true,
+            Inquired::First => {
+                let text = "no outcome at the deadline; a prepared branch inquired";
+                let proposal =
+                    Proposal::Abort { cause: AbortCause::new(AbortKind::Deadline, text), branches: Vec::new() };
+                let decide = Decide { lineage, gtid: branch.gtid, deadline, proposal, guards: Vec::new() };
+                let is_full =
+                    leader.leading.push(decide.encode(), Origin::Inquiry(branch.gtid), &limits).is_err();
+                if is_full {
+                    leader.leading.take_inquiries(branch.gtid);
+                }
+                is_full
             }
+        };
+        if is_told_to_ask_again {
+            effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
         }
     }
 

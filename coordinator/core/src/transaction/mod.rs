@@ -15,10 +15,17 @@ use core::hash::{Hash, Hasher};
 use deliveries::Deliveries;
 use synod_proto::command::{Command, DELIVERED_COUNT_MAX};
 use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId};
+use synod_proto::limits::BRANCH_COUNT_MAX;
 use synod_proto::session::{Answer, Refusal, Request, Response};
 
 /// Requests held until a new leader serves. It takes one round trip; what comes beyond is told to try again.
 const PARKED_COUNT_MAX: usize = 16_384;
+
+/// Inquiries of one transaction that wait for the same abort. Inquiries are not counted at a session, since they are never
+/// refused; what comes beyond is told to ask again (traps A20).
+pub(crate) const INQUIRY_COUNT_MAX: usize = 4096;
+
+const _: () = assert!(INQUIRY_COUNT_MAX >= 16 * BRANCH_COUNT_MAX, "a transaction's own branches always fit");
 
 /// Who proposed a command, and so who is answered when it is applied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +57,17 @@ impl Hash for Read {
     }
 }
 
+/// What became of an inquiry after the deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inquired {
+    /// The first one for its gtid: an abort is to be proposed.
+    First,
+    /// An abort is under way already.
+    Joined,
+    /// Too many wait for it.
+    Full,
+}
+
 /// The leader's transactions.
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Leading {
@@ -57,7 +75,8 @@ pub(crate) struct Leading {
     queue: VecDeque<(Bytes, Origin)>,
     queue_bytes: usize,
     parked: VecDeque<(SessionId, Request)>,
-    inquiries: BTreeMap<Gtid, Vec<(SessionId, BranchId)>>,
+    parked_bytes: usize,
+    inquiries: BTreeMap<Gtid, BTreeSet<(SessionId, BranchId)>>,
     reads: VecDeque<Read>,
     /// Sessions that had databases enrolled and are still open: a session that closes while the log takes its databases
     /// must not be delivered to afterwards.
@@ -74,6 +93,7 @@ impl Leading {
             queue: VecDeque::new(),
             queue_bytes: 0,
             parked: VecDeque::new(),
+            parked_bytes: 0,
             inquiries: BTreeMap::new(),
             reads: VecDeque::new(),
             enrolling: BTreeSet::new(),
@@ -90,13 +110,22 @@ impl Leading {
     /// The leader has applied all that was chosen before it (traps A4). Returns the requests that waited for that.
     pub(crate) fn begin_serving(&mut self) -> VecDeque<(SessionId, Request)> {
         self.is_serving = true;
+        self.parked_bytes = 0;
         core::mem::take(&mut self.parked)
     }
 
-    pub(crate) fn park(&mut self, session: SessionId, request: Request) -> Result<(), Refusal> {
-        if self.parked.len() >= PARKED_COUNT_MAX {
+    /// Holds a request until this leader serves. Their bytes are bounded like those of the queue that they will join.
+    pub(crate) fn park(
+        &mut self,
+        session: SessionId,
+        request: Request,
+        limits: &crate::replica::Limits,
+    ) -> Result<(), Refusal> {
+        let bytes = self.parked_bytes + proposed_bytes(&request);
+        if self.parked.len() >= PARKED_COUNT_MAX || bytes > limits.queue_bytes_max {
             return Err(Refusal::Overloaded { what: "requests that wait for the new leader".to_string() });
         }
+        self.parked_bytes = bytes;
         self.parked.push_back((session, request));
         Ok(())
     }
@@ -189,17 +218,18 @@ impl Leading {
         self.delivered.push(gtid);
     }
 
-    /// Adds an inquiring branch; returns whether an abort for its gtid is to be proposed, or is under way already.
-    pub(crate) fn note_inquiry(&mut self, session: SessionId, branch: BranchId) -> bool {
+    /// Adds an inquiring branch.
+    pub(crate) fn note_inquiry(&mut self, session: SessionId, branch: BranchId) -> Inquired {
         let waiting = self.inquiries.entry(branch.gtid).or_default();
-        let is_first = waiting.is_empty();
-        if !waiting.contains(&(session, branch)) {
-            waiting.push((session, branch));
+        if waiting.len() >= INQUIRY_COUNT_MAX {
+            return Inquired::Full;
         }
-        is_first
+        let is_first = waiting.is_empty();
+        waiting.insert((session, branch));
+        if is_first { Inquired::First } else { Inquired::Joined }
     }
 
-    pub(crate) fn take_inquiries(&mut self, gtid: Gtid) -> Vec<(SessionId, BranchId)> {
+    pub(crate) fn take_inquiries(&mut self, gtid: Gtid) -> BTreeSet<(SessionId, BranchId)> {
         self.inquiries.remove(&gtid).unwrap_or_default()
     }
 
@@ -221,6 +251,7 @@ impl Leading {
         self.deliveries.close_session(session);
         self.enrolling.remove(&session);
         self.parked.retain(|(parked, _)| *parked != session);
+        self.parked_bytes = self.parked.iter().map(|(_, request)| proposed_bytes(request)).sum();
         self.reads.retain(|read| read.session != session);
         for waiting in self.inquiries.values_mut() {
             waiting.retain(|(inquirer, _)| *inquirer != session);
@@ -258,6 +289,14 @@ impl Leading {
         for session in self.deliveries.sessions() {
             effects.end(session);
         }
+    }
+}
+
+/// The bytes that a request proposes for the log. All others are small.
+fn proposed_bytes(request: &Request) -> usize {
+    match request {
+        Request::Decide { command, .. } => command.len(),
+        _ => 0,
     }
 }
 

@@ -1,15 +1,17 @@
 //! What may enter the register: the rules of a proposal, bounds, clocks (T11, T14).
 
-use super::coordinator::{DATABASE, LINEAGE, abort, branch, decided, log, named, serving};
+use super::coordinator::{DATABASE, LINEAGE, SESSION, abort, branch, decided, log, named, serving};
 use super::register::{answered, at, inquire, refused};
 use super::{Bench, Out, WALL, disk};
 use crate::entry;
 use crate::paxos::{Message, Slot};
-use crate::replica::Ignored;
+use crate::replica::{Ignored, Input};
+use crate::transaction::INQUIRY_COUNT_MAX;
 use alloc::string::{String, ToString};
 use alloc::vec;
+use alloc::vec::Vec;
 use synod_proto::command::{Decide, Guard, Proposal};
-use synod_proto::ids::{BranchId, Lineage, RequestId, ResourceId, UnixMillis};
+use synod_proto::ids::{BranchId, ExecutionId, Lineage, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::session::{Answer, Decision, Refusal, Request};
 
 /// What a proposal must be to enter the log: of this lineage (T11), without guards, not of the future (T14), with a deadline
@@ -236,4 +238,65 @@ fn t11_a_foreign_inquiry_is_ignored() {
     };
     assert_eq!(bench.ask(foreign), Out::default());
     assert_eq!(bench.replica.ignored(), &[Ignored::ForeignLineage]);
+}
+
+/// A20: inquiries are counted nowhere before, since they are never refused. A session that makes up executions of one call
+/// by the thousand is told to ask again beyond a bound; all others get the answer of the log.
+#[test]
+fn a20_the_inquiries_that_wait_for_one_abort_are_bounded() {
+    let mut bench = serving();
+    bench.wait(31_000_000);
+    let execution = |number: usize| BranchId {
+        execution: ExecutionId(number as u64),
+        ..branch(1)
+    };
+    let first = bench.ask(inquire(execution(0), WALL));
+    for number in 1..INQUIRY_COUNT_MAX {
+        assert_eq!(bench.ask(inquire(execution(number), WALL)).told, vec![]);
+    }
+    let beyond = execution(INQUIRY_COUNT_MAX);
+    assert_eq!(
+        bench.ask(inquire(beyond, WALL)).told,
+        answered(beyond, Answer::Undecided)
+    );
+    let expected: Vec<_> = (0..INQUIRY_COUNT_MAX)
+        .flat_map(|number| answered(execution(number), Answer::Aborted))
+        .collect();
+    assert_eq!(bench.sync(&first).told, expected);
+}
+
+/// A20: what waits for a new leader to serve is bounded in bytes, too, and a session that goes makes room.
+#[test]
+fn a20_what_waits_for_a_new_leader_is_bounded_in_bytes() {
+    let mut bench = Bench::fresh(3);
+    let command = abort().encode();
+    bench.replica.config.limits.queue_bytes_max = 2 * command.len();
+    bench.lead();
+    let mut ask = |number, session| {
+        let request = Request::Decide {
+            request: RequestId(number),
+            command: command.clone(),
+        };
+        bench.step(Input::Request { session, request }).told
+    };
+    assert_eq!(ask(1, SESSION), vec![]);
+    assert_eq!(ask(2, SessionId(6)), vec![]);
+    let refusal = Refusal::Overloaded {
+        what: "requests that wait for the new leader".to_string(),
+    };
+    assert_eq!(ask(3, SESSION), refused(3, refusal));
+    bench.step(Input::SessionClosed(SessionId(6)));
+    let request = Request::Decide {
+        request: RequestId(4),
+        command,
+    };
+    assert_eq!(
+        bench
+            .step(Input::Request {
+                session: SESSION,
+                request
+            })
+            .told,
+        vec![]
+    );
 }
