@@ -1,6 +1,8 @@
 //! One machine with one replica, driven by the contract of `synod_coordinator_core` in its four steps.
 
+use crate::checkers::{Check, Violation};
 use crate::clocks::Clocks;
+use crate::log_disk::LogDisk;
 use crate::schedule::Micros;
 use crate::store::{Store, UnsyncedWrite};
 use std::collections::BTreeSet;
@@ -42,8 +44,10 @@ pub struct Process {
 pub struct Host {
     /// The replica.
     pub config: Config,
-    /// Its directory.
+    /// Its directory, as it must be.
     pub store: Store,
+    /// The real log in it, where the run has one: compared with the model at every turn.
+    pub log: Option<LogDisk>,
     /// Its disk.
     pub disk: Disk,
     /// Its clocks.
@@ -81,6 +85,7 @@ impl Host {
         Self {
             config,
             store,
+            log: None,
             disk: Disk::Healthy(300),
             clocks,
             life: 0,
@@ -103,15 +108,23 @@ impl Host {
     /// Whether everything that the replica has asked to be written is on disk.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        self.process.as_ref().is_none_or(|process| process.group.is_idle())
+        self.process
+            .as_ref()
+            .is_none_or(|process| process.group.is_idle())
     }
 
     /// Starts a process on the directory.
-    pub fn start(&mut self, now: Micros, seed: u64, mail_us_max: Micros) -> Output {
+    ///
+    /// # Errors
+    /// The log holds something else than it should.
+    pub fn start(&mut self, now: Micros, seed: u64, mail_us_max: Micros) -> Result<Output, Violation> {
         assert!(self.process.is_none(), "one process at a time");
         self.life += 1;
         self.config.incarnation = self.store.incarnation;
-        let (recovered, values) = self.store.recover();
+        let (recovered, values) = match &mut self.log {
+            Some(log) => log.start(&self.store)?,
+            None => self.store.recover(),
+        };
         let mut replica = Replica::new(self.config.clone(), recovered, seed);
         for value in values {
             replica.load(value);
@@ -130,13 +143,33 @@ impl Host {
         let mut output = Output::default();
         self.route(effects, &mut output);
         self.turn(now, &mut output);
-        output
+        Ok(output)
     }
 
-    /// The process dies.
-    pub fn crash(&mut self, unsynced: UnsyncedWrite) {
+    /// The machine stops.
+    ///
+    /// # Errors
+    /// The log does not show what its disk must hold.
+    pub fn crash(&mut self, unsynced: UnsyncedWrite) -> Check {
         self.process = None;
-        self.store.crash(unsynced);
+        match &mut self.log {
+            Some(log) => log.crash(&mut self.store, unsynced),
+            None => {
+                self.store.crash(unsynced);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads slots for a lagging peer.
+    ///
+    /// # Errors
+    /// The log holds something else than it should.
+    pub fn fetch(&self, fetch: Fetch) -> Result<Option<Vec<bytes::Bytes>>, Violation> {
+        match &self.log {
+            Some(log) => log.fetch(fetch, &self.store),
+            None => Ok(self.store.fetch(fetch)),
+        }
     }
 
     /// Puts an input where the process finds it at its next turn.
@@ -157,19 +190,29 @@ impl Host {
     }
 
     /// The write under way has ended.
-    pub fn on_synced(&mut self, now: Micros) -> Output {
+    ///
+    /// # Errors
+    /// The log refuses what a sound disk takes.
+    pub fn on_synced(&mut self, now: Micros) -> Result<Output, Violation> {
         let mut output = Output::default();
         let Some(process) = &mut self.process else {
-            return output;
+            return Ok(output);
         };
+        let batch = self.store.under_way().expect("a write is under way");
         match self.disk {
             Disk::Healthy(_) => {
+                if let Some(log) = &mut self.log {
+                    log.append(batch)?;
+                }
                 self.store.complete();
                 for synced in process.group.on_synced() {
                     self.send_gated(synced, &mut output);
                 }
             }
             Disk::Failing(kind) => {
+                if let Some(log) = &mut self.log {
+                    log.fail(batch);
+                }
                 process.is_writable = false;
                 process.group = GroupCommit::default();
                 process.inbox.push(Input::WriteFailed {
@@ -180,7 +223,7 @@ impl Host {
             }
         }
         self.turn(now, &mut output);
-        output
+        Ok(output)
     }
 
     /// Steps until nothing is left to do but to wait, then starts a write if the disk is free.

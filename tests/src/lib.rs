@@ -7,6 +7,8 @@
 //! What must hold is checked by [`checkers`], which know nothing of how the system works inside: they see what is
 //! decided, what leaves a replica, what is on its disk, and what services are told.
 //!
+//! Beside it, [`process`] starts the real programs on real sockets and disks; it shares nothing with the rest.
+//!
 //! | to add | touch |
 //! |---|---|
 //! | a workload | a new [`Actor`](actors::Actor) |
@@ -21,6 +23,7 @@ pub mod explore;
 pub mod faults;
 pub mod host;
 pub mod linearizability;
+pub mod log_disk;
 pub mod network;
 pub mod plan;
 pub mod process;

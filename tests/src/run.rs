@@ -12,14 +12,17 @@ use crate::world::{Lines, Setup, World};
 use std::collections::BTreeSet;
 use synod_coordinator_core::random::Random;
 use synod_coordinator_core::replica::Limits;
-use synod_proto::limits::WATERMARK_LAG_MS_DEFAULT;
 use synod_proto::ids::{ReplicaId, ResourceId};
+use synod_proto::limits::WATERMARK_LAG_MS_DEFAULT;
 
 /// How long a healed world may take to come to rest: the longest deadline, an election and some rounds of asking.
 pub const CONVERGENCE_US: Micros = 90_000_000;
 
 /// A healed cluster settles on one leader: more ballots a minute than this is a livelock.
 pub const BALLOTS_PER_MINUTE_MAX: usize = 10;
+
+/// The lengths of the log's segments among which runs differ.
+const SEGMENT_BYTES: [u64; 4] = [8 << 10, 32 << 10, 128 << 10, 512 << 10];
 
 /// What a seed draws before its run begins.
 #[derive(Clone, Debug)]
@@ -72,7 +75,11 @@ impl Draw {
         let limits = Limits {
             pipeline_depth: random.between(1, 12) as usize,
             // So little that a lagging peer is served from the disk at once.
-            retained_bytes_max: if random.between(0, 2) == 0 { 300 } else { Limits::default().retained_bytes_max },
+            retained_bytes_max: if random.between(0, 2) == 0 {
+                300
+            } else {
+                Limits::default().retained_bytes_max
+            },
             ..Limits::default()
         };
         let is_long = random.between(0, 15) == 0;
@@ -162,6 +169,8 @@ pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
         Ok(world) => Box::new(world),
         Err(violation) => return (Err(violation), None),
     };
+    // Short segments, so that a run fills several; the shortest hold hardly more than one batch.
+    world.attach_logs(SEGMENT_BYTES[(draw.seed % SEGMENT_BYTES.len() as u64) as usize]);
     let habits = initiator::Habits::mixed(draw.transaction_count);
     let participants = (draw.participant_count, participant::Habits::MIXED);
     populate(&mut world, participants, (draw.initiator_count, &habits));
@@ -172,7 +181,13 @@ pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
     let result = world
         .run_until(draw.faults_us)
         .and_then(|()| converge(&mut world))
-        .and_then(|()| if draw.is_long { outlive_watermark(&mut world) } else { Ok(()) });
+        .and_then(|()| {
+            if draw.is_long {
+                outlive_watermark(&mut world)
+            } else {
+                Ok(())
+            }
+        });
     (result, Some(world))
 }
 
@@ -218,8 +233,13 @@ fn outlive_watermark(world: &mut World) -> Check {
     // Clocks that run ahead delay it by as much as the stamps are behind the truth, which is nothing by now.
     world.run_for((WATERMARK_LAG_MS_DEFAULT + 30_000) * 1_000)?;
     let count = world.checkers.log.reference().outcomes().count();
-    require(count == 0, || format!("{count} outcomes are left in an idle world's register"))?;
-    world.hosts.values().try_for_each(|host| world.checkers.log.check_final(host))
+    require(count == 0, || {
+        format!("{count} outcomes are left in an idle world's register")
+    })?;
+    world
+        .hosts
+        .values()
+        .try_for_each(|host| world.checkers.log.check_final(host))
 }
 
 /// Whether all replicas stand at the same slot with nothing unfinished, under one leader.

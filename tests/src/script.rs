@@ -34,7 +34,10 @@ pub fn settled_with(
     participant_count: u32,
     adapt: impl Fn(&mut Config),
 ) -> Result<(World, Vec<ActorId>), Violation> {
-    let mut world = World::with_config(setup, adapt)?;
+    settle(World::with_config(setup, adapt)?, participant_count)
+}
+
+fn settle(mut world: World, participant_count: u32) -> Result<(World, Vec<ActorId>), Violation> {
     world.run_while_not(ELECTION_US, "a first leader", |world| world.serving().is_some())?;
     let habits = crate::actors::initiator::Habits::single();
     let (participants, _) = populate(
@@ -49,6 +52,20 @@ pub fn settled_with(
     // Until the answers have reached them.
     world.run_for(100_000)?;
     Ok((world, participants))
+}
+
+/// As [`settled`], with the real log under every replica, in segments of this length.
+///
+/// # Errors
+/// As [`settled`].
+pub fn settled_on_logs(
+    setup: Setup,
+    participant_count: u32,
+    segment_bytes: u64,
+) -> Result<(World, Vec<ActorId>), Violation> {
+    let mut world = World::new(setup)?;
+    world.attach_logs(segment_bytes);
+    settle(world, participant_count)
 }
 
 /// A session of the test itself.

@@ -65,6 +65,17 @@ impl Store {
         assert!(self.under_way.replace(batch).is_none(), "one write at a time");
     }
 
+    /// The write under way.
+    #[must_use]
+    pub fn under_way(&self) -> Option<&Batch> {
+        self.under_way.as_ref()
+    }
+
+    /// These slots' records, and no others, cannot be read, or may be lost.
+    pub fn lose(&mut self, unreadable: BTreeSet<Slot>) {
+        self.unreadable = unreadable;
+    }
+
     /// The write under way is synced.
     pub fn complete(&mut self) {
         let batch = self.under_way.take().expect("a sync ends a write");

@@ -7,6 +7,7 @@ use crate::actors::{Actor, ActorId, Command, Scene, Speech};
 use crate::checkers::{Check, Checkers, Violation, require};
 use crate::clocks::{Clocks, true_wall};
 use crate::host::{Disk, Host, Output};
+use crate::log_disk::LogDisk;
 use crate::network::{Network, Weather};
 use crate::schedule::{Micros, Schedule};
 use crate::store::Store;
@@ -151,7 +152,7 @@ pub struct World {
     mailboxes: BTreeMap<SessionId, Vec<Response>>,
     random: Random,
     actors_random: Random,
-    backups: BTreeMap<ReplicaId, Store>,
+    backups: BTreeMap<ReplicaId, (Store, Option<LogDisk>)>,
     incarnation_count: u64,
     event_count: u64,
     drained: BTreeSet<ReplicaId>,
@@ -209,6 +210,15 @@ impl World {
             world.start(*id)?;
         }
         Ok(world)
+    }
+
+    /// Puts the real log under every replica, on a disk of its own. Before anything was written.
+    pub fn attach_logs(&mut self, segment_bytes: u64) {
+        for host in self.hosts.values_mut() {
+            assert_eq!(host.store.meta().start, 0, "nothing was written");
+            let seed = self.setup.seed ^ (u64::from(host.id().0) << 32);
+            host.log = Some(LogDisk::new(host.id(), host.store.incarnation, segment_bytes, seed));
+        }
     }
 
     /// Adds a service and starts it.
@@ -338,7 +348,7 @@ impl World {
             Event::Synced { replica, life } => self.on_synced(replica, life),
             Event::Fetched { replica, life, fetch } => {
                 if self.hosts[&replica].life == life {
-                    let values = self.hosts[&replica].store.fetch(fetch);
+                    let values = self.hosts[&replica].fetch(fetch)?;
                     self.post(replica, Input::Fetched { fetch, values });
                 }
                 Ok(())
@@ -396,7 +406,7 @@ impl World {
         if let Disk::Failing(_) = host.disk {
             host.disk = Disk::Healthy(self.setup.sync_us);
         }
-        let output = host.start(now, seed, mail_us_max);
+        let output = host.start(now, seed, mail_us_max)?;
         for peer in self.replicas() {
             if peer != id {
                 self.schedule.after(1_000, Event::Connected { replica: id, peer });
@@ -471,7 +481,7 @@ impl World {
             self.schedule.at(until, Event::Synced { replica: id, life });
             return Ok(());
         }
-        let output = host.on_synced(now);
+        let output = host.on_synced(now)?;
         self.on_output(id, output)
     }
 
@@ -525,8 +535,7 @@ impl World {
             self.carry(Event::SessionLost { session });
         }
         if output.is_over {
-            self.crash(id, crate::store::UnsyncedWrite::Lost);
-            return Ok(());
+            return self.crash(id, crate::store::UnsyncedWrite::Lost);
         }
         let timeout = self.hosts[&id]
             .replica()

@@ -1,6 +1,6 @@
 //! One transaction of two branches, steps 2 to 5, with one fault before every single event of it: whatever is
 //! interrupted, there is one outcome, every branch follows it, and nothing is left over. And since the deadline is far,
-//! a change of leader aborts nothing (T1).
+//! a change of leader aborts nothing (T1). Under every replica lies the real log; a crash leaves any part of a write.
 
 use synod_coordinator_core::machine::outcomes::Verdict;
 use synod_proto::ids::ReplicaId;
@@ -10,15 +10,18 @@ use synod_tests::checkers::{Check, Violation};
 use synod_tests::faults::Fault;
 use synod_tests::network::Fate;
 use synod_tests::run::converge_after;
-use synod_tests::script::settled;
+use synod_tests::script::settled_on_logs;
 use synod_tests::store::UnsyncedWrite;
 use synod_tests::world::{Setup, World};
 
 const SEED: u64 = 42;
 
+/// Hardly more than one batch a segment: every few writes begin a new one.
+const SEGMENT_BYTES: u64 = 16 << 10;
+
 /// A settled world in which one initiator is about to begin.
 fn stage(replica_count: u8) -> Result<(World, Vec<ActorId>), Violation> {
-    let (mut world, participants) = settled(Setup::scripted(SEED, replica_count), 2)?;
+    let (mut world, participants) = settled_on_logs(Setup::scripted(SEED, replica_count), 2, SEGMENT_BYTES)?;
     let replicas = world.replicas();
     world.add_actor(Initiator::new(replicas, participants.clone(), Habits::single()));
     Ok((world, participants))

@@ -4,6 +4,7 @@ use super::{Event, World};
 use crate::checkers::Check;
 use crate::faults::Fault;
 use crate::host::Disk;
+use crate::log_disk::LogDisk;
 use crate::store::{Store, UnsyncedWrite};
 use synod_coordinator_core::paxos::Slot;
 use synod_coordinator_core::replica::Input;
@@ -19,10 +20,10 @@ impl World {
     /// A checker found something.
     pub fn on_fault(&mut self, fault: Fault) -> Check {
         match fault {
-            Fault::Crash(id, unsynced) => self.crash(id, unsynced),
+            Fault::Crash(id, unsynced) => self.crash(id, unsynced)?,
             Fault::CrashLeader(unsynced) => {
                 if let Some(id) = self.serving() {
-                    self.crash(id, unsynced);
+                    self.crash(id, unsynced)?;
                 }
             }
             Fault::Start(id) => {
@@ -58,27 +59,31 @@ impl World {
                 }
             }
             Fault::Corrupt(id, pick) => {
-                self.crash(id, UnsyncedWrite::Kept);
-                self.corrupt(id, pick);
+                self.crash(id, UnsyncedWrite::Kept)?;
+                self.corrupt(id, pick)?;
             }
             Fault::Wipe(id) => {
-                self.crash(id, UnsyncedWrite::Lost);
+                self.crash(id, UnsyncedWrite::Lost)?;
                 let incarnation = self.new_incarnation();
                 self.checkers.log.disks_are_whole = false;
-                self.host(id).store = Store::new(incarnation);
+                let host = self.host(id);
+                host.store = Store::new(incarnation);
+                host.log = host.log.as_ref().map(|log| log.renewed(incarnation));
                 self.start(id)?;
             }
             Fault::Backup(id) => {
-                let mut copy = self.hosts[&id].store.clone();
+                let host = &self.hosts[&id];
+                let (mut copy, log) = (host.store.clone(), host.log.as_ref().map(LogDisk::copy));
                 copy.crash(UnsyncedWrite::Lost);
-                self.backups.insert(id, copy);
+                self.backups.insert(id, (copy, log));
             }
             Fault::Rollback(id) => {
-                if let Some(copy) = self.backups.get(&id).cloned() {
-                    self.crash(id, UnsyncedWrite::Lost);
+                if let Some((copy, log)) = self.backups.remove(&id) {
+                    self.crash(id, UnsyncedWrite::Lost)?;
                     self.checkers.log.disks_are_whole = false;
                     self.checkers.gate.on_rolled_back(copy.incarnation);
-                    self.host(id).store = copy;
+                    let host = self.host(id);
+                    (host.store, host.log) = (copy, log);
                     self.start(id)?;
                 }
             }
@@ -114,7 +119,7 @@ impl World {
                 .replica()
                 .is_some_and(|replica| replica.status().failure.is_some() || self.is_drained(id));
             if needs_restart {
-                self.crash(id, UnsyncedWrite::Kept);
+                self.crash(id, UnsyncedWrite::Kept)?;
             }
             let host = self.host(id);
             host.disk = Disk::Healthy(sync_us);
@@ -129,10 +134,10 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn crash(&mut self, id: ReplicaId, unsynced: UnsyncedWrite) {
+    pub(super) fn crash(&mut self, id: ReplicaId, unsynced: UnsyncedWrite) -> Check {
         self.drained.remove(&id);
-        self.host(id).crash(unsynced);
         self.break_sessions(|replica| replica == id);
+        self.host(id).crash(unsynced)
     }
 
     fn is_drained(&self, id: ReplicaId) -> bool {
@@ -152,14 +157,21 @@ impl World {
         }
     }
 
-    fn corrupt(&mut self, id: ReplicaId, pick: u64) {
+    fn corrupt(&mut self, id: ReplicaId, pick: u64) -> Check {
         let slots: Vec<Slot> = self.hosts[&id].store.readable().collect();
         if slots.is_empty() {
-            return;
+            return Ok(());
         }
         let slot = slots[(pick % slots.len() as u64) as usize];
         self.checkers.log.disks_are_whole = false;
-        self.host(id).store.corrupt(slot);
+        let host = self.host(id);
+        match &mut host.log {
+            Some(log) => log.corrupt(&mut host.store, pick),
+            None => {
+                host.store.corrupt(slot);
+                Ok(())
+            }
+        }
     }
 
     fn set_topology(&mut self, is_open: impl Fn(ReplicaId, ReplicaId) -> bool) {
