@@ -201,7 +201,7 @@ fn what_no_test_covers_is_in_the_readme() {
         let is_told = row.id().split('-').all(|id| mentions(limits, id));
         match row.verdict() {
             Verdict::Limit if !is_told => {
-                faults.push(format!("{}: a limit, and not among the README's", row.id()))
+                faults.push(format!("{}: a limit, and not among the README's", row.id()));
             }
             Verdict::Later(feature) if !is_told => {
                 faults.push(format!(
