@@ -254,10 +254,7 @@ impl Driver {
 
     fn on_written(&mut self, result: Result<(), LogError>) -> Result<(), StorageBroken> {
         let Err(error) = result else {
-            self.log_write_count += 1;
-            for synced in self.group.on_synced() {
-                self.send_gated(synced);
-            }
+            self.on_synced();
             return Ok(());
         };
         let text = chain(&error);
@@ -281,6 +278,14 @@ impl Driver {
         }
     }
 
+    /// What rested on the write that has just ended leaves.
+    fn on_synced(&mut self) {
+        self.log_write_count += 1;
+        for synced in self.group.on_synced() {
+            self.send_gated(synced);
+        }
+    }
+
     fn on_read(&mut self, read: reads::Read) {
         match read.follow() {
             Followed::Told(input) => self.inputs.push(input),
@@ -288,27 +293,43 @@ impl Driver {
         }
     }
 
-    /// Steps until nothing is left to do but to wait, then starts a write if the disk is free.
+    /// Steps until nothing is left to do but to wait, with a write under way if there is something to write.
     fn advance(&mut self) {
         loop {
             let inputs = std::mem::take(&mut self.inputs);
             let effects = self.replica.step_many(self.clock.now(), inputs);
             self.route(effects);
+            if self.inputs.is_empty() {
+                self.write();
+            }
             // What the replica sends to itself, it hears at once.
             if self.inputs.is_empty() {
                 break;
             }
         }
-        if self.is_writable
-            && self.writing.is_none()
-            && let Some(batch) = self.group.next_write()
-        {
-            self.writing = Some(Box::pin(self.storage.append(batch)));
-        }
         let leader = self.replica.leader();
         if leader != self.leader {
             self.leader = leader;
             self.publish_health();
+        }
+    }
+
+    /// Starts a write if there is one to do and the disk is free. A follower does it here and now: it is one serial loop
+    /// of append, sync and acknowledge, and would have nothing to do meanwhile but to gather the next batch, which the
+    /// sockets do for it. A leader goes on serving.
+    fn write(&mut self) {
+        if !self.is_writable || self.writing.is_some() {
+            return;
+        }
+        let Some(batch) = self.group.next_write() else {
+            return;
+        };
+        let is_following = self.replica.leader().is_some_and(|leader| leader != self.own);
+        let written = is_following.then(|| self.storage.append_now(&batch)).flatten();
+        match written {
+            Some(Ok(())) => self.on_synced(),
+            Some(failed) => self.writing = Some(Box::pin(std::future::ready(failed))),
+            None => self.writing = Some(Box::pin(self.storage.append(batch))),
         }
     }
 
@@ -319,6 +340,7 @@ impl Driver {
         for told in effects.take_told() {
             self.sessions.tell(told);
         }
+        self.sessions.flush();
         for session in effects.take_ended() {
             let status = Status::unavailable(
                 "this replica no longer leads; what was asked is open: ask the leader again",

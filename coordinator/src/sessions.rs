@@ -5,11 +5,11 @@
 //! A session whose queue of responses is full is closed: its client does not read, and what it misses it is told
 //! again when it returns (deliveries are repeated by the core, requests by the client).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use synod_coordinator_core::effects::Told;
 use synod_proto::ids::SessionId;
 use synod_proto::session::{Request, Response};
@@ -44,20 +44,24 @@ pub(crate) enum SessionEvent {
 /// The driver's end of one session.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbox {
-    responses: mpsc::Sender<Response>,
+    /// What one step of the driver told the session, as one: a message to another task is the unit of cost.
+    responses: mpsc::UnboundedSender<Vec<Response>>,
     shared: Arc<Shared>,
 }
 
 /// The client's end: what its stream or call reads.
 #[derive(Debug)]
 pub(crate) struct Responses {
-    responses: mpsc::Receiver<Response>,
+    responses: mpsc::UnboundedReceiver<Vec<Response>>,
+    ready: VecDeque<Response>,
     shared: Arc<Shared>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     unanswered_count: AtomicUsize,
+    /// Responses that the client has not taken: what bounds the queue.
+    unread_count: AtomicUsize,
     /// Why the session was closed, where somebody said so. The first to say it is heard.
     closing: OnceLock<Status>,
     closed: CancellationToken,
@@ -65,7 +69,7 @@ struct Shared {
 
 /// Makes the two ends of a session's queue of responses.
 pub(crate) fn outbox() -> (Outbox, Responses) {
-    let (sender, receiver) = mpsc::channel(OUTBOX_COUNT_MAX);
+    let (sender, receiver) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::default());
     (
         Outbox {
@@ -74,6 +78,7 @@ pub(crate) fn outbox() -> (Outbox, Responses) {
         },
         Responses {
             responses: receiver,
+            ready: VecDeque::new(),
             shared,
         },
     )
@@ -103,11 +108,22 @@ impl Outbox {
 
     /// Queues a response that answers no counted request.
     pub(crate) fn refuse(&self, response: Response) {
-        self.queue(response);
+        self.queue(vec![response]);
     }
 
-    fn queue(&self, response: Response) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.responses.try_send(response) {
+    fn queue(&self, mut responses: Vec<Response>) {
+        let unread = self.shared.unread_count.load(Ordering::Relaxed);
+        let room = OUTBOX_COUNT_MAX.saturating_sub(unread);
+        let is_full = responses.len() > room;
+        responses.truncate(room);
+        if !responses.is_empty() {
+            // Counted before the other end can take it off again. A reader that has gone needs nothing.
+            self.shared
+                .unread_count
+                .fetch_add(responses.len(), Ordering::Relaxed);
+            let _ = self.responses.send(responses);
+        }
+        if is_full {
             self.close(Status::resource_exhausted(format!(
                 "the client left {OUTBOX_COUNT_MAX} responses unread; open a new session and read it"
             )));
@@ -131,7 +147,29 @@ impl Responses {
         buffer: &mut Vec<Response>,
         count_max: usize,
     ) -> Poll<usize> {
-        self.responses.poll_recv_many(cx, buffer, count_max)
+        if !ready!(self.poll_ready(cx)) {
+            return Poll::Ready(0);
+        }
+        while self.ready.len() < count_max
+            && let Ok(more) = self.responses.try_recv()
+        {
+            self.ready.extend(more);
+        }
+        let count = count_max.min(self.ready.len());
+        buffer.extend(self.ready.drain(..count));
+        self.shared.unread_count.fetch_sub(count, Ordering::Relaxed);
+        Poll::Ready(count)
+    }
+
+    /// Whether there is something to read; `false` at the end.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.ready.is_empty() {
+            match ready!(self.responses.poll_recv(cx)) {
+                Some(responses) => self.ready.extend(responses),
+                None => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(true)
     }
 
     /// Why the session was closed, if somebody said so.
@@ -144,7 +182,11 @@ impl Stream for Responses {
     type Item = Response;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Response>> {
-        self.responses.poll_recv(cx)
+        if !ready!(self.poll_ready(cx)) {
+            return Poll::Ready(None);
+        }
+        self.shared.unread_count.fetch_sub(1, Ordering::Relaxed);
+        Poll::Ready(self.ready.pop_front())
     }
 }
 
@@ -164,30 +206,46 @@ fn is_answer(response: &Response) -> bool {
 /// The driver's sessions.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
-    open: BTreeMap<SessionId, Outbox>,
+    open: BTreeMap<SessionId, Open>,
+    /// The sessions that were told something since the last [`flush`](Self::flush).
+    told: Vec<SessionId>,
+}
+
+#[derive(Debug)]
+struct Open {
+    outbox: Outbox,
+    pending: Vec<Response>,
 }
 
 impl Sessions {
     pub(crate) fn open(&mut self, session: SessionId, outbox: Outbox) {
-        self.open.insert(session, outbox);
+        let open = Open {
+            outbox,
+            pending: Vec::new(),
+        };
+        self.open.insert(session, open);
     }
 
     /// Forgets a session. What it was told is still read by its client.
     pub(crate) fn close(&mut self, session: SessionId) {
-        self.open.remove(&session);
+        if let Some(mut open) = self.open.remove(&session) {
+            open.flush();
+        }
     }
 
     /// Ends a session from this side: what is queued is still read, then `status`.
     pub(crate) fn end(&mut self, session: SessionId, status: Status) {
-        if let Some(outbox) = self.open.remove(&session) {
-            outbox.close(status);
+        if let Some(mut open) = self.open.remove(&session) {
+            open.flush();
+            open.outbox.close(status);
         }
     }
 
     /// Ends all of them, with a reason.
     pub(crate) fn close_all(&mut self, status: &Status) {
-        for outbox in std::mem::take(&mut self.open).into_values() {
-            outbox.close(status.clone());
+        for mut open in std::mem::take(&mut self.open).into_values() {
+            open.flush();
+            open.outbox.close(status.clone());
         }
     }
 
@@ -195,17 +253,40 @@ impl Sessions {
         self.open.len()
     }
 
-    /// Hands a response over. One for a session that has gone is dropped: nobody waits for it.
-    pub(crate) fn tell(&self, told: Told) {
-        let Some(outbox) = self.open.get(&told.session) else {
+    /// Tells a session something, with the next [`flush`](Self::flush). One that has gone is told nothing: nobody waits.
+    pub(crate) fn tell(&mut self, told: Told) {
+        let Some(open) = self.open.get_mut(&told.session) else {
             return;
         };
-        if is_answer(&told.response) {
-            // A second answer to one request would be a bug in the core; it must not make the count wrap.
-            let count = &outbox.shared.unanswered_count;
-            let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+        if open.pending.is_empty() {
+            self.told.push(told.session);
         }
-        outbox.queue(told.response);
+        open.pending.push(told.response);
+    }
+
+    /// Hands over what the sessions were told.
+    pub(crate) fn flush(&mut self) {
+        for session in self.told.drain(..) {
+            if let Some(open) = self.open.get_mut(&session) {
+                open.flush();
+            }
+        }
+    }
+}
+
+impl Open {
+    fn flush(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let responses = std::mem::take(&mut self.pending);
+        let answer_count = responses.iter().filter(|response| is_answer(response)).count();
+        // A second answer to one request would be a bug in the core; it must not make the count wrap.
+        let count = &self.outbox.shared.unanswered_count;
+        let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            Some(count.saturating_sub(answer_count))
+        });
+        self.outbox.queue(responses);
     }
 }
 
@@ -233,6 +314,7 @@ mod tests {
                 session,
                 response: registered(request),
             });
+            sessions.flush();
         }
         outbox.closed().await;
         let closing = responses.closing().expect("a reason");
@@ -261,6 +343,7 @@ mod tests {
             session,
             response: registered(1),
         });
+        sessions.flush();
         assert_eq!(outbox.admit(), Admitted::Yes);
         assert_eq!(outbox.admit(), Admitted::Full);
     }

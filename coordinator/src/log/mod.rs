@@ -372,6 +372,7 @@ impl<D: Disk> Log<D> {
 }
 
 /// A read that has been looked up and is to be done.
+#[derive(Debug)]
 pub(crate) struct ReadPlan<D: Disk> {
     reader: Reader<D>,
     wanted: Vec<(Slot, Record)>,
@@ -388,6 +389,7 @@ impl<D: Disk> ReadPlan<D> {
 
 /// Reads values, keeping the segment open that it read last: slots near each other lie near each other. (All of a
 /// long log's segments kept open would use up a process's file descriptors.)
+#[derive(Debug)]
 struct Reader<D: Disk> {
     disk: Arc<D>,
     identity: Identity,

@@ -4,6 +4,8 @@
 //! catch-up delays no acknowledgement. A third, short-lived one prepares the next segment. The driver talks to it by
 //! channels; what it answers to an append is the sync that L2 waits for.
 //!
+//! A caller that has nothing else to do may write in its own thread instead ([`Storage::append_now`]): two hand-offs less.
+//!
 //! The thread starts before the replica does, and whoever stops it waits until nothing writes any more
 //! (traps A18): only then may another be started on the same directory.
 
@@ -15,8 +17,8 @@ use super::{Log, LogError, ReadError, ReadPlan};
 use inline::Inline;
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use synod_coordinator_core::durable::Batch;
@@ -28,6 +30,12 @@ const READ_COUNT_MAX: usize = 64;
 /// How long to wait after a failed preparation of a segment before the next try, while the current one has room.
 const PREPARE_RETRY: Duration = Duration::from_secs(1);
 
+/// A write that took longer than this sends the following ones to the thread, for as long as [`SLOW_PAUSE`]: a disk that
+/// stalls must not hold up its caller again and again.
+const SLOW_WRITE: Duration = Duration::from_millis(20);
+/// See [`SLOW_WRITE`].
+const SLOW_PAUSE: Duration = Duration::from_secs(1);
+
 /// A running storage thread. Dropping it stops the thread, and waits until it has ended.
 #[derive(Debug)]
 pub struct Storage {
@@ -38,8 +46,18 @@ pub struct Storage {
 /// Who carries the commands out.
 #[derive(Debug)]
 enum To {
-    Thread(mpsc::Sender<Command>),
+    Thread {
+        commands: mpsc::Sender<Command>,
+        shared: Arc<dyn AppendNow>,
+        /// Appends on their way to the thread or being done by it.
+        append_count: Arc<AtomicUsize>,
+    },
     Caller(Arc<Inline>),
+}
+
+/// A worker of any disk, for a write in the caller's thread.
+trait AppendNow: std::fmt::Debug + Send + Sync {
+    fn append_now(&self, batch: &Batch) -> Option<Result<(), LogError>>;
 }
 
 #[derive(Debug)]
@@ -70,22 +88,33 @@ impl Storage {
         let (commands, inbox) = mpsc::channel();
         let (reads, reads_inbox) = mpsc::sync_channel(READ_COUNT_MAX);
         let reader = spawn("synod-log-read", move || run_reads::<D>(&reads_inbox))?;
+        let shared = Arc::new(Shared(Mutex::new(Some(Worker {
+            log,
+            reads,
+            preparing: None,
+            prepare_after: None,
+            slow_until: None,
+        }))));
+        let append_count = Arc::new(AtomicUsize::new(0));
+        let (worker, counted) = (shared.clone(), append_count.clone());
         let thread = spawn("synod-log", move || {
-            let worker = Worker {
-                log,
-                reads,
-                preparing: None,
-                prepare_after: None,
-            };
+            let answer = worker.run(&inbox, &counted);
             // The log is closed and its files released before whoever stops the thread is told.
-            let (result, answer) = worker.run(&inbox);
+            let result = worker
+                .lock()
+                .take()
+                .map_or(Err(LogError::Stopped), Worker::finish);
             reader.join().ok();
             if let Some(answer) = answer {
                 answer.send(result).ok();
             }
         })?;
         Ok(Self {
-            to: To::Thread(commands),
+            to: To::Thread {
+                commands,
+                shared,
+                append_count,
+            },
             thread: Some(thread),
         })
     }
@@ -121,6 +150,21 @@ impl Storage {
         }
     }
 
+    /// Writes and syncs a batch in the caller's thread, which is blocked meanwhile, as long as that is cheap: `None`, and
+    /// nothing done, where the write would wait for another one or for a new segment, or where the disk was slow lately.
+    /// For a follower, which is one serial loop: what it would do meanwhile waits for this very sync.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub fn append_now(&self, batch: &Batch) -> Option<Result<(), LogError>> {
+        match &self.to {
+            To::Thread {
+                shared, append_count, ..
+            } if append_count.load(Ordering::Acquire) == 0 => shared.append_now(batch),
+            To::Thread { .. } | To::Caller(_) => None,
+        }
+    }
+
     /// Reads the values of the slots of `range` that have one, as [`Log::read_range`], beside the writes.
     ///
     /// # Errors
@@ -147,7 +191,14 @@ impl Storage {
     /// Hands a command to the thread, or gives it back to be run by the caller.
     fn give(&self, command: Command) -> Option<(Arc<Inline>, Command)> {
         match &self.to {
-            To::Thread(commands) => {
+            To::Thread {
+                commands,
+                append_count,
+                ..
+            } => {
+                if matches!(command, Command::Append { .. }) {
+                    append_count.fetch_add(1, Ordering::AcqRel);
+                }
                 commands.send(command).ok();
                 None
             }
@@ -194,35 +245,76 @@ fn spawn<R: Send + 'static>(
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
 }
 
+#[derive(Debug)]
 struct Worker<D: Disk> {
     log: Log<D>,
     reads: mpsc::SyncSender<(ReadPlan<D>, oneshot::Sender<ReadAnswer>)>,
     preparing: Option<Preparing<D::File>>,
     prepare_after: Option<Instant>,
+    slow_until: Option<Instant>,
 }
 
 type StopAnswer = Option<oneshot::Sender<Result<(), LogError>>>;
 
-impl<D: Disk> Worker<D> {
-    fn run(mut self, inbox: &mpsc::Receiver<Command>) -> (Result<(), LogError>, StopAnswer) {
+/// The worker, for the storage thread and for the driver's own; `None` once it has stopped. The two never want it at the
+/// same time, but for a peer's catch-up that is being looked up.
+#[derive(Debug)]
+struct Shared<D: Disk>(Mutex<Option<Worker<D>>>);
+
+impl<D: Disk> AppendNow for Shared<D> {
+    fn append_now(&self, batch: &Batch) -> Option<Result<(), LogError>> {
+        self.0.try_lock().ok()?.as_mut()?.append_now(batch)
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    /// A panic while it was held ended the storage thread, or the replica: nobody takes what it left for a success.
+    fn lock(&self) -> MutexGuard<'_, Option<Worker<D>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries out commands until one says stop.
+    fn run(&self, inbox: &mpsc::Receiver<Command>, append_count: &AtomicUsize) -> StopAnswer {
         loop {
-            match inbox.recv() {
-                Ok(Command::Append { batch, answer }) => {
-                    let result = self.append(&batch);
+            let command = match inbox.recv() {
+                Ok(Command::Stop { answer }) => return answer,
+                Ok(command) => command,
+                // The handle sends `Stop` before it goes; without it there is nobody to wait for.
+                Err(mpsc::RecvError) => return None,
+            };
+            let mut worker = self.lock();
+            let Some(worker) = worker.as_mut() else {
+                return None;
+            };
+            match command {
+                Command::Append { batch, answer } => {
+                    let result = worker.append(&batch);
+                    append_count.fetch_sub(1, Ordering::AcqRel);
                     // A driver that has gone away needs no answer.
                     answer.send(result).ok();
-                    self.prepare();
+                    worker.prepare();
                 }
-                Ok(Command::Read {
+                Command::Read {
                     range,
                     bytes_max,
                     answer,
-                }) => self.read(range, bytes_max, answer),
-                Ok(Command::Stop { answer }) => return (self.finish(), answer),
-                // The handle sends `Stop` before it goes; without it there is nobody to wait for.
-                Err(mpsc::RecvError) => return (self.finish(), None),
+                } => worker.read(range, bytes_max, answer),
+                Command::Stop { .. } => unreachable!("taken above"),
             }
         }
+    }
+}
+
+impl<D: Disk> Worker<D> {
+    fn append_now(&mut self, batch: &Batch) -> Option<Result<(), LogError>> {
+        let begun = Instant::now();
+        if self.log.rolls_for(batch) || self.slow_until.is_some_and(|until| begun < until) {
+            return None;
+        }
+        let result = self.append(batch);
+        self.prepare();
+        self.slow_until = (begun.elapsed() > SLOW_WRITE).then(|| begun + SLOW_PAUSE);
+        Some(result)
     }
 
     fn append(&mut self, batch: &Batch) -> Result<(), LogError> {

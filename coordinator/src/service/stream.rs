@@ -223,6 +223,7 @@ mod tests {
         for response in [registered(1), registered(2), listed(3), registered(4)] {
             sessions.tell(Told { session, response });
         }
+        sessions.flush();
         assert_eq!(numbers(stream.next().await).len(), 2);
         assert_eq!(
             numbers(stream.next().await),
@@ -239,6 +240,7 @@ mod tests {
                 refusal: leader,
             },
         });
+        sessions.flush();
         let refused = numbers(stream.next().await);
         assert!(refused[0].contains("address: \"b:7401\""), "{refused:?}");
         sessions.close_all(&shutting_down());
