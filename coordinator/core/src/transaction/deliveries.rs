@@ -50,6 +50,13 @@ struct Resource {
     low_water: UnixMillis,
 }
 
+impl Resource {
+    /// Whether one more branch may be told.
+    fn has_room(&self) -> bool {
+        !self.sessions.is_empty() && self.window.len() < WINDOW_BRANCHES
+    }
+}
+
 /// The leader's deliveries.
 #[derive(Clone, Debug)]
 pub(crate) struct Deliveries {
@@ -141,9 +148,16 @@ impl Deliveries {
             let branch = BranchId { gtid, call: named.call, execution: named.execution };
             let target = Target { resource: named.resource, attempts: 0, told_until: None, hazard: None };
             self.targets.insert(branch, target);
-            self.resources.entry(named.resource).or_default().waiting.insert(branch);
             count += 1;
-            self.fill_window(named.resource, now, effects);
+            let resource = self.resources.entry(named.resource).or_default();
+            // The common case first: nothing waits, and the branch goes out at once.
+            if resource.has_room() && resource.waiting.is_empty() {
+                resource.window.insert(branch);
+                self.tell(branch, now, effects);
+            } else {
+                resource.waiting.insert(branch);
+                self.fill_window(named.resource, now, effects);
+            }
         }
         if count > 0 {
             self.open.insert(gtid, count);
@@ -170,11 +184,14 @@ impl Deliveries {
         now: Timestamp,
         effects: &mut Effects<Unsynced>,
     ) -> Option<bool> {
-        self.unschedule(branch);
         let target = self.targets.remove(&branch)?;
-        if let Some(resource) = self.resources.get_mut(&target.resource) {
+        if let Some(at) = target.told_until {
+            self.due.remove(&(at, branch));
+        }
+        if let Some(resource) = self.resources.get_mut(&target.resource)
+            && !resource.window.remove(&branch)
+        {
             resource.waiting.remove(&branch);
-            resource.window.remove(&branch);
         }
         self.fill_window(target.resource, now, effects);
         let open = self.open.get_mut(&branch.gtid)?;
@@ -289,7 +306,7 @@ impl Deliveries {
     fn fill_window(&mut self, id: ResourceId, now: Timestamp, effects: &mut Effects<Unsynced>) {
         loop {
             let Some(resource) = self.resources.get_mut(&id) else { return };
-            if resource.sessions.is_empty() || resource.window.len() >= WINDOW_BRANCHES {
+            if !resource.has_room() {
                 return;
             }
             let Some(branch) = resource.waiting.pop_first() else { return };
