@@ -52,7 +52,8 @@ pub struct Report {
     pub untold_count: u64,
     pub failed_call_count: u64,
     pub round_max: u64,
-    pub rest_ms_max: u128,
+    /// How long after healing the slowest seed was at rest, and which seed that was.
+    pub rest_ms_max: (u128, u64),
     pub virtual_ms: u128,
     pub faults: BTreeMap<&'static str, u64>,
 }
@@ -80,7 +81,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} transactions: {} committed, {} aborted ({} by an inquiry), {} were in doubt, {} untold; {} calls failed; at most {} rounds; at rest \
-             within {} ms; {} s of virtual time; faults: {:?}",
+             within {} ms (seed {}); {} s of virtual time; faults: {:?}",
             self.attempt_count,
             self.committed_count,
             self.aborted_count,
@@ -89,7 +90,8 @@ impl fmt::Display for Report {
             self.untold_count,
             self.failed_call_count,
             self.round_max,
-            self.rest_ms_max,
+            self.rest_ms_max.0,
+            self.rest_ms_max.1,
             self.virtual_ms / 1_000,
             self.faults
         )
@@ -218,7 +220,7 @@ pub fn run(plan: &Plan, sabotage: Sabotage) -> Result<Report, String> {
         untold_count: attempts.filter(|attempt| attempt.told.is_none()).count() as u64,
         failed_call_count: entries.failed_call_count,
         round_max: found.round,
-        rest_ms_max: found.rest_ms,
+        rest_ms_max: (found.rest_ms, plan.seed),
         virtual_ms,
         faults,
     })
