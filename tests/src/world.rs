@@ -1,12 +1,13 @@
 //! Everything together: hosts, network, services, time, and the checkers that watch.
 
 mod faulty;
+mod replicas;
+mod services;
 
 use crate::actors::databases::Databases;
-use crate::actors::{Actor, ActorId, Command, Scene, Speech};
+use crate::actors::{Actor, ActorId, Speech};
 use crate::checkers::{Check, Checkers, Violation, require};
-use crate::clocks::{Clocks, true_wall};
-use crate::host::{Disk, Host, Output};
+use crate::host::{Disk, Host};
 use crate::log_disk::LogDisk;
 use crate::network::{Network, Weather};
 use crate::schedule::{Micros, Schedule};
@@ -217,7 +218,12 @@ impl World {
         for host in self.hosts.values_mut() {
             assert_eq!(host.store.meta().start, 0, "nothing was written");
             let seed = self.setup.seed ^ (u64::from(host.id().0) << 32);
-            host.log = Some(LogDisk::new(host.id(), host.store.incarnation, segment_bytes, seed));
+            host.log = Some(LogDisk::new(
+                host.id(),
+                host.store.incarnation,
+                segment_bytes,
+                seed,
+            ));
         }
     }
 
@@ -388,294 +394,6 @@ impl World {
             Event::ActorWake { .. } => Ok(()),
             Event::Fault(fault) => self.on_fault(fault),
         }
-    }
-
-    // ---- replicas ----
-
-    /// Starts a replica's process.
-    ///
-    /// # Errors
-    /// A checker found something.
-    pub fn start(&mut self, id: ReplicaId) -> Check {
-        let now = self.now();
-        let (seed, base) = (self.random.next_u64(), self.random.between(0, 1 << 40));
-        let drift_ppm = self.random.between(0, 400) as i32 - 200;
-        let mail_us_max = self.setup.mail_us_max;
-        let host = self.hosts.get_mut(&id).expect("a replica of this world");
-        host.clocks = Clocks::new(now, base, drift_ppm, host.clocks.wall_offset_ms);
-        if let Disk::Failing(_) = host.disk {
-            host.disk = Disk::Healthy(self.setup.sync_us);
-        }
-        let output = host.start(now, seed, mail_us_max)?;
-        for peer in self.replicas() {
-            if peer != id {
-                self.schedule.after(1_000, Event::Connected { replica: id, peer });
-                self.schedule.after(
-                    1_000,
-                    Event::Connected {
-                        replica: peer,
-                        peer: id,
-                    },
-                );
-            }
-        }
-        self.on_output(id, output)
-    }
-
-    fn post(&mut self, id: ReplicaId, input: Input) {
-        let now = self.now();
-        let host = self.hosts.get_mut(&id).expect("a replica of this world");
-        let Some(process) = &host.process else { return };
-        let delay = self.random.between(0, process.mail_us_max);
-        host.post(input);
-        self.arrange_wake(id, now + delay);
-    }
-
-    fn arrange_wake(&mut self, id: ReplicaId, at: Micros) {
-        let host = self.hosts.get_mut(&id).expect("a replica of this world");
-        let life = host.life;
-        let Some(process) = &mut host.process else { return };
-        let at = at.max(process.paused_until);
-        if process.wake_at.is_none_or(|arranged| at < arranged) {
-            process.wake_at = Some(at);
-            self.schedule.at(
-                at,
-                Event::Wake {
-                    replica: id,
-                    life,
-                    at,
-                },
-            );
-        }
-    }
-
-    fn on_wake(&mut self, id: ReplicaId, life: u64, at: Micros) -> Check {
-        let now = self.now();
-        let host = self.hosts.get_mut(&id).expect("a replica of this world");
-        let Some(process) = &mut host.process else {
-            return Ok(());
-        };
-        if host.life != life || process.wake_at != Some(at) {
-            return Ok(());
-        }
-        process.wake_at = None;
-        if process.paused_until > now {
-            self.arrange_wake(id, now);
-            return Ok(());
-        }
-        let output = host.wake(now);
-        self.on_output(id, output)
-    }
-
-    fn on_synced(&mut self, id: ReplicaId, life: u64) -> Check {
-        let now = self.now();
-        let host = self.hosts.get_mut(&id).expect("a replica of this world");
-        let Some(process) = &host.process else {
-            return Ok(());
-        };
-        if host.life != life {
-            return Ok(());
-        }
-        if process.paused_until > now {
-            let until = process.paused_until;
-            self.schedule.at(until, Event::Synced { replica: id, life });
-            return Ok(());
-        }
-        let output = host.on_synced(now)?;
-        self.on_output(id, output)
-    }
-
-    fn on_output(&mut self, id: ReplicaId, output: Output) -> Check {
-        let now = self.now();
-        self.checkers
-            .after_turn(now, &self.hosts, id, &output, &self.databases)?;
-        let host = &self.hosts[&id];
-        let life = host.life;
-        if output.write_began {
-            let sync_us = match host.disk {
-                Disk::Healthy(sync_us) => sync_us,
-                Disk::Failing(_) => self.setup.sync_us,
-            };
-            let jitter = if self.setup.mail_us_max == 0 {
-                0
-            } else {
-                self.random.between(0, sync_us)
-            };
-            self.schedule
-                .after(sync_us + jitter, Event::Synced { replica: id, life });
-        }
-        for notice in &output.notices {
-            self.trace
-                .note(now, 100, format_args!("replica {id}: {notice:?}"));
-        }
-        for envelope in output.envelopes {
-            for delay in self.network.carry(envelope.from, envelope.to) {
-                self.schedule.after(delay, Event::Envelope(envelope.clone()));
-            }
-        }
-        for fetch in output.fetches {
-            self.fetch_count += 1;
-            self.schedule.after(
-                self.setup.sync_us,
-                Event::Fetched {
-                    replica: id,
-                    life,
-                    fetch,
-                },
-            );
-        }
-        for told in output.told {
-            self.carry(Event::Response {
-                session: told.session,
-                response: told.response,
-            });
-        }
-        for session in output.ended {
-            self.ended_sessions.insert(session);
-            self.carry(Event::SessionLost { session });
-        }
-        if output.is_over {
-            return self.crash(id, crate::store::UnsyncedWrite::Lost);
-        }
-        let timeout = self.hosts[&id]
-            .replica()
-            .and_then(|replica| replica.next_timeout());
-        if let Some(timeout) = timeout {
-            let clocks = self.hosts[&id].clocks;
-            require(timeout > clocks.read(now).monotonic, || {
-                format!("replica {id}: its timer stands still")
-            })?;
-            self.arrange_wake(id, clocks.moment(timeout));
-        }
-        Ok(())
-    }
-
-    // ---- sessions and services ----
-
-    /// Opens a session for the test itself.
-    pub fn open_session(&mut self, replica: ReplicaId) -> SessionId {
-        self.next_session += 1;
-        let session = SessionId(self.next_session);
-        self.sessions.insert(
-            session,
-            Session {
-                owner: None,
-                replica,
-                is_open: true,
-            },
-        );
-        session
-    }
-
-    /// Sends a request of the test itself.
-    pub fn ask(&mut self, session: SessionId, request: Request) {
-        self.checkers.on_asked(self.now(), session, &request);
-        self.carry(Event::Request { session, request });
-    }
-
-    /// What the test's session was told since the last look.
-    pub fn take_responses(&mut self, session: SessionId) -> Vec<Response> {
-        self.mailboxes.remove(&session).unwrap_or_default()
-    }
-
-    /// Whether the test's session has been told anything.
-    #[must_use]
-    pub fn has_responses(&self, session: SessionId) -> bool {
-        self.mailboxes.contains_key(&session)
-    }
-
-    /// Ends a session of the test itself.
-    pub fn close_session(&mut self, session: SessionId) {
-        if let Some(one) = self.sessions.get_mut(&session) {
-            one.is_open = false;
-        }
-        self.schedule
-            .after(self.setup.lines.delay_us.0, Event::SessionClosed { session });
-    }
-
-    fn carry(&mut self, event: Event) {
-        let lines = self.setup.lines;
-        let delay = self.random.between(lines.delay_us.0, lines.delay_us.1);
-        let is_lost =
-            self.random.between(0, 999_999) < lines.loss_ppm && !matches!(event, Event::SessionLost { .. });
-        if !is_lost {
-            self.schedule.after(delay, event);
-        }
-    }
-
-    fn on_response(&mut self, session: SessionId, response: Response) -> Check {
-        match self.sessions.get(&session).copied() {
-            Some(Session {
-                owner: Some(owner),
-                is_open: true,
-                ..
-            }) => self.with_actor(owner, |actor, scene| actor.on_response(scene, session, response)),
-            Some(Session { owner: None, .. }) => {
-                self.mailboxes.entry(session).or_default().push(response);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn on_session_lost(&mut self, session: SessionId) -> Check {
-        let Some(one) = self.sessions.get_mut(&session) else {
-            return Ok(());
-        };
-        if !std::mem::replace(&mut one.is_open, false) {
-            return Ok(());
-        }
-        let owner = one.owner;
-        self.schedule.after(0, Event::SessionClosed { session });
-        match owner {
-            Some(owner) => self.with_actor(owner, |actor, scene| actor.on_session_lost(scene, session)),
-            None => Ok(()),
-        }
-    }
-
-    /// Lets an actor do something, and carries out what it says.
-    fn with_actor(&mut self, id: ActorId, act: impl FnOnce(&mut dyn Actor, &mut Scene<'_>)) -> Check {
-        let now = self.now();
-        let cast = self.actors.get_mut(&id).expect("an actor of this world");
-        let life = cast.life;
-        let mut scene = Scene {
-            own: id,
-            now,
-            wall: synod_proto::ids::UnixMillis(true_wall(now).0.saturating_add_signed(cast.wall_offset_ms)),
-            random: &mut self.actors_random,
-            databases: &mut self.databases,
-            next_session: &mut self.next_session,
-            commands: Vec::new(),
-        };
-        act(cast.actor.as_mut(), &mut scene);
-        let commands = scene.commands;
-        self.checkers.on_databases(&mut self.databases)?;
-        for command in commands {
-            match command {
-                Command::Open(session, replica) => {
-                    self.sessions.insert(
-                        session,
-                        Session {
-                            owner: Some(id),
-                            replica,
-                            is_open: true,
-                        },
-                    );
-                }
-                Command::Close(session) => self.close_session(session),
-                Command::Ask(session, request) => self.ask(session, request),
-                Command::Say(to, speech) => self.carry(Event::Speech { from: id, to, speech }),
-                Command::Wake(delay, token) => self.schedule.after(
-                    delay,
-                    Event::ActorWake {
-                        actor: id,
-                        life,
-                        token,
-                    },
-                ),
-            }
-        }
-        Ok(())
     }
 
     fn new_incarnation(&mut self) -> Incarnation {
