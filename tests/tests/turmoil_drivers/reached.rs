@@ -8,6 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, fmt, registry};
@@ -57,6 +59,7 @@ pub fn count() {
 pub fn watch() {
     let printed = fmt::layer()
         .with_writer(std::io::stderr)
+        .with_timer(VirtualTime)
         .with_ansi(false)
         .with_filter(EnvFilter::from_default_env());
     let counted = Counted.with_filter(LevelFilter::INFO);
@@ -85,6 +88,16 @@ pub fn counts() -> BTreeMap<&'static str, u64> {
 pub fn all() -> String {
     let line = |(line, count): (&String, &u64)| format!("{count:>6} {line}\n");
     lines().iter().map(line).collect()
+}
+
+/// Seconds since the simulation began, or nothing outside of one.
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        let elapsed = turmoil::sim_elapsed().unwrap_or_default();
+        write!(writer, "{:>9.3}", elapsed.as_secs_f64())
+    }
 }
 
 struct Counted;
