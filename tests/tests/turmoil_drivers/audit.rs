@@ -125,6 +125,7 @@ impl Auditor {
                 Ok(round) => return Ok(round),
                 Err(restless) => restless,
             };
+            tracing::debug!(%restless, "not at rest");
             if Instant::now() >= deadline {
                 return Err(format!("{} s after healing: {restless}", REST_TIMEOUT.as_secs()).into());
             }
