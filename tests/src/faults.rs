@@ -1,6 +1,7 @@
 //! What can go wrong, as data: a plan is a list of moments and faults, drawn from a seed or written by hand.
 
 use crate::actors::ActorId;
+use crate::chance::{pick, place};
 use crate::network::Weather;
 use crate::schedule::Micros;
 use crate::store::UnsyncedWrite;
@@ -69,7 +70,7 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
     let all: Vec<ReplicaId> = replicas.iter().copied().collect();
     let enabled: Vec<bool> = (0..11).map(|_| random.between(0, 2) > 0).collect();
     // Faults that destroy what was synced strike one replica only: more than a minority of them is beyond any log.
-    let victim = all[random.between(0, all.len() as u64 - 1) as usize];
+    let victim = pick(random, &all);
     let is_destructive = random.between(0, 3) == 0;
     let incident = (random.between(0, 5) == 0).then(|| random.between(3_000_000, length));
     let mut plan = Vec::new();
@@ -79,13 +80,13 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
         if at >= length {
             break;
         }
-        let replica = all[random.between(0, all.len() as u64 - 1) as usize];
+        let replica = pick(random, &all);
         let unsynced = if random.between(0, 1) == 0 {
             UnsyncedWrite::Kept
         } else {
             UnsyncedWrite::Lost
         };
-        let kind = random.between(0, 11) as usize;
+        let kind = place(random, 12);
         if enabled.get(kind) == Some(&false) {
             continue;
         }
@@ -105,10 +106,7 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
             5 => plan.push((at, Fault::Weather(draw_weather(random)))),
             6 => plan.push((at, Fault::SlowDisk(replica, random.between(50, 150_000)))),
             7 => plan.push((at, Fault::WallClock(replica, draw_offset(random)))),
-            8 => plan.push((
-                at,
-                Fault::CrashActor(actors[random.between(0, actors.len() as u64 - 1) as usize]),
-            )),
+            8 => plan.push((at, Fault::CrashActor(pick(random, actors)))),
             9 => plan.push((
                 at,
                 if random.between(0, 1) == 0 {
@@ -149,9 +147,22 @@ fn add_directory_incident(plan: &mut Plan, at: Micros, victim: ReplicaId, all: &
     let quiet = at.saturating_sub(4_000_000)..at + 4_000_000;
     plan.retain(|(when, fault)| !quiet.contains(when) && !matches!(fault, Fault::FailDisk(..)));
     plan.push((quiet.start, Fault::Backup(victim)));
-    plan.extend([(quiet.start, Fault::Mend), (quiet.start, Fault::Weather(Weather::CALM))]);
-    plan.extend(all.iter().map(|one| (quiet.start + 1_000_000, Fault::Start(*one))));
-    plan.push((at, if is_wiped { Fault::Wipe(victim) } else { Fault::Rollback(victim) }));
+    plan.extend([
+        (quiet.start, Fault::Mend),
+        (quiet.start, Fault::Weather(Weather::CALM)),
+    ]);
+    plan.extend(
+        all.iter()
+            .map(|one| (quiet.start + 1_000_000, Fault::Start(*one))),
+    );
+    plan.push((
+        at,
+        if is_wiped {
+            Fault::Wipe(victim)
+        } else {
+            Fault::Rollback(victim)
+        },
+    ));
 }
 
 fn draw_offset(random: &mut Random) -> i64 {
@@ -176,12 +187,11 @@ fn draw_weather(random: &mut Random) -> Weather {
 }
 
 fn draw_partition(random: &mut Random, all: &[ReplicaId]) -> Fault {
-    let pick = |random: &mut Random| all[random.between(0, all.len() as u64 - 1) as usize];
-    let hub = pick(random);
+    let hub = pick(random, all);
     let pairs = all.iter().flat_map(|from| all.iter().map(move |to| (*from, *to)));
     match random.between(0, 4) {
         0 => {
-            let (from, to) = (pick(random), pick(random));
+            let (from, to) = (pick(random, all), pick(random, all));
             Fault::Cut(from, to)
         }
         // One replica alone.

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod actors;
+mod chance;
 pub mod checkers;
 pub mod clocks;
 pub mod explore;

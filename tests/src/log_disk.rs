@@ -2,6 +2,7 @@
 //! leaves of the sectors written, the log must find either all of the batch that was under way or nothing of it, all that
 //! was synced before, and nothing else (L3, L7, traps A10).
 
+use crate::chance::{place, place_of};
 use crate::checkers::{Check, Violation, require};
 use crate::store::{Store, UnsyncedWrite};
 use bytes::Bytes;
@@ -151,8 +152,9 @@ impl LogDisk {
         if used.is_empty() {
             return Ok(());
         }
-        let (name, byte) = used[usize::try_from(pick % used.len() as u64).unwrap_or(0)];
-        self.disk.flip(name, byte, (pick >> 32) as u8 % 8);
+        let (name, byte) = used[place_of(pick, used.len())];
+        self.disk
+            .flip(name, byte, u8::try_from((pick >> 32) % 8).expect("below eight"));
         let found = self.open()?.recovered;
         require(found.meta == *store.meta(), || {
             format!("replica {}: rot changed {:?}", self.replica, found.meta)
@@ -211,10 +213,7 @@ impl LogDisk {
 
     fn lose_power(&mut self) {
         let random = &mut self.random;
-        self.disk = Arc::new(
-            self.disk
-                .crash(|count| random.between(0, count as u64 - 1) as usize),
-        );
+        self.disk = Arc::new(self.disk.crash(|count| place(random, count)));
     }
 
     fn open(&self) -> Result<Opened<MemoryDisk>, Violation> {

@@ -3,6 +3,7 @@
 use crate::actors::ActorId;
 use crate::actors::initiator::{self, Initiator};
 use crate::actors::participant::{self, Participant};
+use crate::chance::{place, place_of, small};
 use crate::checkers::{Check, Violation, require};
 use crate::faults;
 use crate::network::Weather;
@@ -53,7 +54,7 @@ impl Draw {
     pub fn new(seed: u64, detail: Detail) -> Self {
         let mut random = Random::new(seed);
         let replica_count = if random.between(0, 3) == 0 { 5 } else { 3 };
-        let (participant_count, initiator_count) = (random.between(1, 4) as u32, random.between(1, 3) as u32);
+        let (participant_count, initiator_count) = (small(&mut random, 1, 4), small(&mut random, 1, 3));
         let faults_us = random.between(5, 40) * 1_000_000;
         let is_lossy = random.between(0, 1) == 0;
         let setup = Setup {
@@ -73,7 +74,7 @@ impl Draw {
         let plan = faults::draw(&mut random, &replicas, &actors, faults_us);
         let transaction_count = random.between(5, 60);
         let limits = Limits {
-            pipeline_depth: random.between(1, 12) as usize,
+            pipeline_depth: 1 + place(&mut random, 12),
             // So little that a lagging peer is served from the disk at once.
             retained_bytes_max: if random.between(0, 2) == 0 {
                 300
@@ -170,7 +171,7 @@ pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
         Err(violation) => return (Err(violation), None),
     };
     // Short segments, so that a run fills several; the shortest hold hardly more than one batch.
-    world.attach_logs(SEGMENT_BYTES[(draw.seed % SEGMENT_BYTES.len() as u64) as usize]);
+    world.attach_logs(SEGMENT_BYTES[place_of(draw.seed, SEGMENT_BYTES.len())]);
     let habits = initiator::Habits::mixed(draw.transaction_count);
     let participants = (draw.participant_count, participant::Habits::MIXED);
     populate(&mut world, participants, (draw.initiator_count, &habits));

@@ -3,6 +3,7 @@
 
 use super::link::{Heard, Link};
 use super::{Actor, ActorId, CallVote, Scene, Speech};
+use crate::chance::place_of;
 use crate::schedule::Micros;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -150,9 +151,9 @@ impl Initiator {
         };
         let mut open = BTreeMap::new();
         for number in 0..call_count {
-            let place = (scene.random.next_u64() % self.participants.len() as u64 + number)
-                % self.participants.len() as u64;
-            open.insert(CallId(scene.random.next_u64()), self.participants[place as usize]);
+            let count = self.participants.len();
+            let place = place_of(scene.random.next_u64() % count as u64 + number, count);
+            open.insert(CallId(scene.random.next_u64()), self.participants[place]);
         }
         let stage = Stage::Calling {
             open,
@@ -332,12 +333,12 @@ impl Initiator {
         }
     }
 
-    fn on_decision(&mut self, scene: &mut Scene<'_>, token: u64, decision: Decision) {
+    fn on_decision(&mut self, scene: &mut Scene<'_>, token: u64, decision: &Decision) {
         let Some(transaction) = self.transactions.get_mut(&token) else {
             return;
         };
         self.told.push((transaction.gtid, decision.clone()));
-        if decision == Decision::Committed && scene.happens(self.habits.ask_after_ppm) {
+        if *decision == Decision::Committed && scene.happens(self.habits.ask_after_ppm) {
             transaction.stage = Stage::Awaiting { attempts: 0 };
             return self.go_on(scene, token);
         }
@@ -382,7 +383,7 @@ impl Actor for Initiator {
             }
             Heard::Response(Response::Decided { request, decision }) => {
                 if let Some(token) = self.token_of(request) {
-                    self.on_decision(scene, token, decision);
+                    self.on_decision(scene, token, &decision);
                 }
             }
             Heard::Response(Response::Delivered { request, .. } | Response::Status { request, .. }) => {

@@ -1,6 +1,7 @@
 //! A service's session with the leader: found by asking, kept, and found again when it is lost.
 
 use super::Scene;
+use crate::chance::place;
 use crate::schedule::Micros;
 use synod_proto::ids::{Lineage, ReplicaId, RequestId, ResourceId, SessionId};
 use synod_proto::session::{Refusal, Request, Response};
@@ -86,7 +87,7 @@ impl Link {
     /// Begins anew after a start of the process.
     pub fn start(&mut self, scene: &mut Scene<'_>) {
         let (replicas, resources, attempt) = (self.replicas.clone(), self.resources.clone(), self.attempt);
-        let target = scene.random.between(0, replicas.len() as u64 - 1) as usize;
+        let target = place(scene.random, replicas.len());
         *self = Self {
             target,
             attempt,

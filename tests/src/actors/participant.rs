@@ -140,7 +140,7 @@ impl Actor for Participant {
         match self.link.on_response(scene, session, response) {
             Heard::Registered(_) => self.inquire(scene),
             Heard::Response(Response::Deliver { branch, outcome, .. }) => {
-                self.on_outcome(scene, session, branch, outcome)
+                self.on_outcome(scene, session, branch, outcome);
             }
             Heard::Response(Response::Answered { branch, answer }) => match answer {
                 Answer::Committed => self.on_outcome(scene, session, branch, Outcome::Committed),

@@ -1,6 +1,7 @@
 //! How faults take hold in the world.
 
 use super::{Event, World};
+use crate::chance::place_of;
 use crate::checkers::Check;
 use crate::faults::Fault;
 use crate::host::Disk;
@@ -162,7 +163,7 @@ impl World {
         if slots.is_empty() {
             return Ok(());
         }
-        let slot = slots[(pick % slots.len() as u64) as usize];
+        let slot = slots[place_of(pick, slots.len())];
         self.checkers.log.disks_are_whole = false;
         let host = self.host(id);
         match &mut host.log {

@@ -16,7 +16,7 @@ impl World {
     pub fn start(&mut self, id: ReplicaId) -> Check {
         let now = self.now();
         let (seed, base) = (self.random.next_u64(), self.random.between(0, 1 << 40));
-        let drift_ppm = self.random.between(0, 400) as i32 - 200;
+        let drift_ppm = i32::try_from(self.random.between(0, 400)).expect("small") - 200;
         let mail_us_max = self.setup.mail_us_max;
         let host = self.hosts.get_mut(&id).expect("a replica of this world");
         host.clocks = Clocks::new(now, base, drift_ppm, host.clocks.wall_offset_ms);
