@@ -283,9 +283,7 @@ impl<D: Disk> Shared<D> {
                 Err(mpsc::RecvError) => return None,
             };
             let mut worker = self.lock();
-            let Some(worker) = worker.as_mut() else {
-                return None;
-            };
+            let worker = worker.as_mut()?;
             match command {
                 Command::Append { batch, answer } => {
                     let result = worker.append(&batch);

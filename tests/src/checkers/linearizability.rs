@@ -78,7 +78,7 @@ impl HistoryChecker {
                 self.answer_request(session, *request, Output::Status(status.clone()));
             }
             Response::Delivered { request, .. } => {
-                self.answer_request(session, *request, Output::AllDelivered)
+                self.answer_request(session, *request, Output::AllDelivered);
             }
             Response::Answered { branch, answer } => self.answer_inquiry(session, *branch, *answer),
             Response::Deliver { branch, outcome, .. } => {
