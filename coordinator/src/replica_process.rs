@@ -35,8 +35,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 const LINK_EVENT_COUNT_MAX: usize = 1_024;
 
 /// A silent client is probed, so that one that vanished without a word does not keep its session for ever.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How much one stream, and one connection, may send ahead of its reader, in bytes.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;

@@ -46,6 +46,8 @@ struct Resource {
     waiting: BTreeSet<BranchId>,
     /// Told, unanswered, and not stuck.
     window: BTreeSet<BranchId>,
+    /// Told often, or under a hazard: no longer counted against the window.
+    stuck: BTreeSet<BranchId>,
     /// The highest low-water mark that it was told.
     low_water: UnixMillis,
 }
@@ -54,6 +56,13 @@ impl Resource {
     /// Whether one more branch may be told.
     fn has_room(&self) -> bool {
         !self.sessions.is_empty() && self.window.len() < WINDOW_BRANCHES
+    }
+
+    /// Takes a branch out of the window, if it is there.
+    fn note_stuck(&mut self, branch: BranchId) {
+        if self.window.remove(&branch) {
+            self.stuck.insert(branch);
+        }
     }
 }
 
@@ -115,7 +124,7 @@ impl Deliveries {
             let resource = self.resources.entry(id).or_default();
             resource.sessions.push(session);
             // Whatever was told to a former session of this database may be lost with it.
-            let told: Vec<BranchId> = resource.window.iter().copied().collect();
+            let told: Vec<BranchId> = resource.window.iter().chain(&resource.stuck).copied().collect();
             for branch in told {
                 self.unschedule(branch);
                 self.tell(branch, now, effects);
@@ -190,6 +199,7 @@ impl Deliveries {
         }
         if let Some(resource) = self.resources.get_mut(&target.resource)
             && !resource.window.remove(&branch)
+            && !resource.stuck.remove(&branch)
         {
             resource.waiting.remove(&branch);
         }
@@ -214,7 +224,7 @@ impl Deliveries {
         let is_news = target.hazard.as_ref() != Some(&text);
         target.hazard = Some(text);
         if let Some(resource) = self.resources.get_mut(&target.resource) {
-            resource.window.remove(&branch);
+            resource.note_stuck(branch);
         }
         Some(is_news)
     }
@@ -236,7 +246,7 @@ impl Deliveries {
             if target.attempts >= STUCK_AFTER_ATTEMPTS
                 && let Some(resource) = self.resources.get_mut(&id)
             {
-                resource.window.remove(&branch);
+                resource.note_stuck(branch);
             }
             self.tell(branch, now, effects);
             self.fill_window(id, now, effects);
@@ -321,6 +331,7 @@ impl Deliveries {
         let Some(resource) = self.resources.get_mut(&target.resource) else { return };
         if resource.sessions.is_empty() {
             resource.window.remove(&branch);
+            resource.stuck.remove(&branch);
             resource.waiting.insert(branch);
             return;
         }

@@ -356,3 +356,22 @@ fn t13_a_low_water_mark_lists_what_is_unfinished_below_it() {
     assert_eq!(low_water(&mut bench), expected);
     assert_eq!(low_water(&mut bench), vec![], "the mark has not moved");
 }
+
+/// B19, B20: a branch that was told often waits long for the next time, but not for a session that comes back: that one is
+/// told at once.
+#[test]
+fn b19_a_returning_session_is_told_what_was_told_often() {
+    let mut bench = serving();
+    bench.decide(1, &commit(&[1]));
+    let deliver = |session| crate::effects::Told {
+        session: SessionId(session),
+        response: Response::Deliver { branch: branch(1), resource: DATABASE, outcome: Outcome::Committed },
+    };
+    let repeats = (0..120).filter(|_| !bench.wait(500_000).told.is_empty()).count();
+    assert!(repeats >= 3, "told {repeats} times in a minute");
+    let request = Request::Register { request: RequestId(7), lineage: Some(LINEAGE), resources: vec![DATABASE] };
+    let out = bench.step(Input::SessionClosed(SESSION));
+    assert_eq!(out.told, vec![]);
+    let out = bench.step(Input::Request { session: SessionId(77), request });
+    assert_eq!(out.told.last(), Some(&deliver(77)));
+}
