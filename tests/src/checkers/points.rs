@@ -14,7 +14,9 @@ pub type Point = (&'static str, &'static str);
 /// The points that any thousand seeds must reach. Points of other names are counted where they occur.
 ///
 /// Not required, since no seed's workload leads there: a foreign lineage, a full queue and an unreadable entry are
-/// brought about by scripted tests; a hazard needs an operator's hand in a database.
+/// brought about by scripted tests; a hazard needs an operator's hand in a database. A promise with unreadable slots
+/// needs damage to one of the last few records of a replica that is asked before it has caught up, which a thousand seeds
+/// need not contain: scripted tests of directories lead there.
 pub const REQUIRED: &[Point] = &[
     ("sent", "hello"),
     ("sent", "hello answer"),
@@ -25,7 +27,6 @@ pub const REQUIRED: &[Point] = &[
     ("sent", "paxos prepare"),
     ("sent", "promise"),
     ("sent", "promise with accepted values"),
-    ("sent", "promise with unreadable slots"),
     ("sent", "accept"),
     ("sent", "accepted"),
     ("sent", "nack"),
@@ -56,7 +57,6 @@ pub const REQUIRED: &[Point] = &[
     ("ignored", "stale ballot"),
     ("ignored", "stale answer"),
     ("ignored", "stale slot"),
-    ("ignored", "discontinuous"),
     ("ignored", "not leading"),
     ("ignored", "not admitted"),
     ("ignored", "not writable"),

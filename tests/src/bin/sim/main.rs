@@ -99,7 +99,11 @@ fn main() -> ExitCode {
 
 /// One run in full detail.
 fn run_one(arguments: &Arguments, plan: Plan) -> ExitCode {
-    if let Some(Err(error)) = arguments.write.as_ref().map(|file| std::fs::write(file, plan.to_text())) {
+    if let Some(Err(error)) = arguments
+        .write
+        .as_ref()
+        .map(|file| std::fs::write(file, plan.to_text()))
+    {
         eprintln!("--write: {error}");
         return ExitCode::from(2);
     }
