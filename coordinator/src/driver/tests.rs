@@ -220,7 +220,10 @@ async fn a_failed_write_ends_the_replica() {
     alone.healthy(Health::Serving).await;
     let mut responses = alone.open(1).await;
     let lineage = alone.lineage().await;
-    alone.disk.fail(0, io::ErrorKind::Other);
+    // More than one operation: the next segment may be in the making, and its failure is nobody's yet.
+    for after in 0..16 {
+        alone.disk.fail(after, io::ErrorKind::Other);
+    }
     alone.abort(1, 1, lineage).await;
     match next(&mut responses).await {
         None => {}
