@@ -2,6 +2,7 @@
 //! question may have done.
 
 use bytes::Bytes;
+use std::borrow::Borrow;
 use synod_coordinator_core::effects::Told;
 use synod_proto::command::{Decide, NamedBranch, Proposal};
 use synod_proto::ids::{
@@ -39,8 +40,8 @@ fn branch() -> BranchId {
 struct Recorder(HistoryChecker);
 
 impl Recorder {
-    fn ask(mut self, session: u64, request: Request) -> Self {
-        self.0.on_asked(SessionId(session), &request);
+    fn ask(mut self, session: u64, request: impl Borrow<Request>) -> Self {
+        self.0.on_asked(SessionId(session), request.borrow());
         self
     }
 

@@ -98,12 +98,14 @@ fn accepts(history: &History) -> bool {
 }
 
 #[track_caller]
-fn assert_accepted(history: History) {
+fn assert_accepted(history: impl AsRef<[Operation<Input, Output>]>) {
+    let history = history.as_ref().to_vec();
     assert!(accepts(&history), "{:#?}", search(&history));
 }
 
 #[track_caller]
-fn assert_refused(history: History) {
+fn assert_refused(history: impl AsRef<[Operation<Input, Output>]>) {
+    let history = history.as_ref().to_vec();
     assert!(!accepts(&history), "{:#?}", search(&history));
 }
 

@@ -134,7 +134,7 @@ fn run_one(arguments: &Arguments, plan: Plan) -> ExitCode {
         .result
         .err()
         .map(|failure| report_failure(arguments, plan, failure));
-    finish(arguments, &figures, found.into_iter().collect())
+    finish(arguments, &figures, found.as_slice())
 }
 
 fn run_many(arguments: &Arguments) -> ExitCode {
@@ -165,12 +165,12 @@ fn run_many(arguments: &Arguments) -> ExitCode {
     silence_runs();
     let result = Hunt::new(first, until).run(thread_count, show_progress);
     end_progress();
-    let found = result
+    let found: Vec<Found> = result
         .failures
         .into_iter()
         .map(|(plan, failure)| report_failure(arguments, plan, failure))
         .collect();
-    finish(arguments, &result.figures, found)
+    finish(arguments, &result.figures, &found)
 }
 
 /// Panics of runs are findings, and are shown as such.
@@ -277,7 +277,7 @@ fn commit() -> Option<String> {
     (described.status.success() && !text.is_empty()).then_some(text)
 }
 
-fn finish(arguments: &Arguments, figures: &Figures, found: Vec<Found>) -> ExitCode {
+fn finish(arguments: &Arguments, figures: &Figures, found: &[Found]) -> ExitCode {
     let is_complete = figures.reached_all() != Some(false);
     if arguments.json {
         let failures: Vec<serde_json::Value> = found
@@ -297,7 +297,7 @@ fn finish(arguments: &Arguments, figures: &Figures, found: Vec<Found>) -> ExitCo
         println!("{report}");
     } else {
         print!("{}", figures.to_text());
-        for one in &found {
+        for one in found {
             println!("\n{}\n{}", one.failure.text, one.replay);
             if let Some(file) = &one.file {
                 println!("cargo sim --plan {}", file.display());
