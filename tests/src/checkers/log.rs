@@ -4,7 +4,7 @@ use super::ballots::BallotChecker;
 use super::{Violation, require};
 use crate::host::Host;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use synod_coordinator_core::machine::outcomes::Record;
 use synod_coordinator_core::machine::{Applied, Machine};
 use synod_coordinator_core::paxos::Slot;
@@ -18,12 +18,12 @@ const CHECKPOINT_SLOTS: u64 = 16;
 const CHECKPOINT_COUNT_MAX: usize = 16;
 
 /// What a replica has shown so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Seen {
     life: u64,
     decided_up_to: Slot,
-    /// Values up to here were compared.
-    compared_up_to: Slot,
+    /// Decided, but not compared yet: the value left memory before it was on disk.
+    open: BTreeSet<Slot>,
 }
 
 /// The one log that every replica must hold a prefix of, and the state that follows from it.
@@ -83,27 +83,45 @@ impl LogChecker {
             return Ok(Vec::new());
         };
         let id = host.id();
-        let mut seen = self.seen.get(&id).copied().unwrap_or_default();
+        let mut seen = self.seen.remove(&id).unwrap_or_default();
         if seen.life != host.life {
-            seen = Seen { life: host.life, ..Seen::default() };
+            seen = Seen {
+                life: host.life,
+                ..Seen::default()
+            };
         }
         let from = seen.decided_up_to;
         let status = replica.status();
         require(status.decided_up_to >= from, || {
-            format!("replica {id}: the decided prefix fell from {from} to {}", status.decided_up_to)
+            format!(
+                "replica {id}: the decided prefix fell from {from} to {}",
+                status.decided_up_to
+            )
         })?;
         seen.decided_up_to = status.decided_up_to;
         let mut fresh = Vec::new();
-        while seen.compared_up_to < status.decided_up_to {
-            let slot = seen.compared_up_to.next();
+        seen.open.extend((from.0 + 1..=status.decided_up_to.0).map(Slot));
+        for slot in seen.open.clone() {
             // A value that no longer lies in memory is on disk, once the disk has caught up; what a leader proposed was
             // seen when it left.
             let is_leader = matches!(status.role, RoleName::Leading | RoleName::Serving);
             let proposed = || ballots.proposed(status.ballot, slot).filter(|_| is_leader);
             let held = replica.decided_value(slot).or_else(proposed);
-            let on_disk = || host.store.record(slot).filter(|_| host.is_synced()).map(|(_, value)| value);
-            let Some(value) = held.or_else(on_disk) else { break };
-            seen.compared_up_to = slot;
+            let on_disk = || {
+                host.store
+                    .record(slot)
+                    .filter(|_| host.is_synced())
+                    .map(|(_, value)| value)
+            };
+            let Some(value) = held.or_else(on_disk) else {
+                // Known from another replica, it is compared later; unknown, nothing behind it can be taken before it.
+                if self.values.contains_key(&slot) {
+                    continue;
+                } else {
+                    break;
+                }
+            };
+            seen.open.remove(&slot);
             match self.values.get(&slot) {
                 Some(known) => require(known == value, || {
                     format!("slot {slot}: replica {id} decided another value than was decided before")
