@@ -90,7 +90,7 @@ pub struct Told {
 
 /// "Read these decided slots from the log and send them to this peer, as `Decided`." The values no longer lie in
 /// memory. The driver answers with [`Input::Fetched`](crate::replica::Input::Fetched).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fetch {
     /// For whom; this replica itself, to apply them after a restart.
     pub to: ReplicaId,
@@ -177,7 +177,7 @@ impl<S> Default for Effects<S> {
 /// For checkers: what waits for a sync. The other lanes have been taken by then.
 impl<S> Hash for Effects<S> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.batch, &self.gated).hash(state);
+        (&self.batch, &self.gated, &self.fetches).hash(state);
     }
 }
 

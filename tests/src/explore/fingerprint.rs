@@ -20,7 +20,10 @@ impl Fingerprint {
     pub fn new() -> Self {
         let mut right = DefaultHasher::new();
         right.write_u64(0x5359_4e4f_4400_0001);
-        Self { left: DefaultHasher::new(), right }
+        Self {
+            left: DefaultHasher::new(),
+            right,
+        }
     }
 
     /// The fingerprint of one value.

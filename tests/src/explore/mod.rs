@@ -10,9 +10,15 @@
 //! | [`pool`] | states and events by number; the cores run once for each pair of them |
 //! | [`fingerprint`], [`table`] | what a state is known by, and where that is kept |
 //! | [`paxos`] | the first world: agreement |
+//! | [`transaction`] | the second world: one transaction |
+//! | [`worlds`] | what is explored, within which bounds |
+//!
+//! `cargo run --release -p synod-tests --bin explore` explores them all.
 
 pub mod fingerprint;
 pub mod paxos;
 pub mod pool;
 pub mod search;
 pub mod table;
+pub mod transaction;
+pub mod worlds;

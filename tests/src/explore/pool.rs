@@ -3,6 +3,7 @@
 //! compression of the SPIN model checker, with the steps remembered as well).
 
 use super::fingerprint::Fingerprint;
+use super::search::Broken;
 use super::table::Table;
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -19,7 +20,10 @@ impl<T> Pool<T> {
     /// An empty pool.
     #[must_use]
     pub fn new() -> Self {
-        Self { items: Vec::new(), numbers: BTreeMap::new() }
+        Self {
+            items: Vec::new(),
+            numbers: BTreeMap::new(),
+        }
     }
 
     /// The number of the value with this fingerprint; the value is kept if it is the first one.
@@ -101,12 +105,18 @@ impl<P: Process> Troupe<P> {
     /// Nothing seen yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { locals: Pool::new(), events: Pool::new(), step_numbers: Table::new(), steps: Vec::new() }
+        Self {
+            locals: Pool::new(),
+            events: Pool::new(),
+            step_numbers: Table::new(),
+            steps: Vec::new(),
+        }
     }
 
     /// The number of a process's state.
     pub fn local(&mut self, process: &P) -> u32 {
-        self.locals.number(process.fingerprint(), || (process.clone(), process.facts()))
+        self.locals
+            .number(process.fingerprint(), || (process.clone(), process.facts()))
     }
 
     /// The number of an event.
@@ -147,25 +157,79 @@ impl<P: Process> Troupe<P> {
         }
         let mut process = self.process(local).clone();
         let happening = self.event_of(event).clone();
-        let reaction = catch_unwind(AssertUnwindSafe(|| process.react(&happening).map(|sent| (process, sent))));
+        let reaction = catch_unwind(AssertUnwindSafe(|| {
+            process.react(&happening).map(|sent| (process, sent))
+        }));
         let step = match reaction {
             Ok(Ok((process, sent))) => {
                 let local = self.local(&process);
                 let sent = sent.iter().map(|event| self.event(event)).collect();
-                Step { local, sent, broken: None }
+                Step {
+                    local,
+                    sent,
+                    broken: None,
+                }
             }
-            Ok(Err(text)) => Step { local, sent: Box::default(), broken: Some(text.into()) },
+            Ok(Err(text)) => Step {
+                local,
+                sent: Box::default(),
+                broken: Some(text.into()),
+            },
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_string()));
                 let text = format!("the core panicked: {}", text.unwrap_or_default());
-                Step { local, sent: Box::default(), broken: Some(text.into()) }
+                Step {
+                    local,
+                    sent: Box::default(),
+                    broken: Some(text.into()),
+                }
             }
         };
         let number = u32::try_from(self.steps.len()).expect("a small world has far fewer than 2^32 steps");
         self.step_numbers.insert(key, number);
         self.steps.push(step);
         &self.steps[number as usize]
+    }
+}
+
+impl<P: Process> Troupe<P> {
+    /// The state of a world after an event at one place. Its first `head` words are the processes' states and what else
+    /// the world keeps, the rest are the messages ever sent, in order. `None` if nothing changes.
+    ///
+    /// # Errors
+    /// The event breaks an invariant.
+    pub fn follower(
+        &mut self,
+        state: &[u32],
+        head: usize,
+        place: usize,
+        event: u32,
+    ) -> Result<Option<Vec<u32>>, Broken> {
+        let step = self.step(state[place], event);
+        if let Some(text) = &step.broken {
+            return Err(Broken {
+                action: event,
+                text: text.to_string(),
+            });
+        }
+        if step.local == state[place]
+            && step
+                .sent
+                .iter()
+                .all(|letter| state[head..].binary_search(letter).is_ok())
+        {
+            return Ok(None);
+        }
+        let mut follower = Vec::with_capacity(state.len() + step.sent.len());
+        follower.extend_from_slice(state);
+        follower[place] = step.local;
+        for letter in &step.sent {
+            if let Err(at) = follower[head..].binary_search(letter) {
+                follower.insert(head + at, *letter);
+            }
+        }
+        Ok(Some(follower))
     }
 }
 

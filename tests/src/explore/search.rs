@@ -159,7 +159,10 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
     level.ends.push((0, initial.len()));
     level.words = initial;
     if let Err(text) = model.check(&level.words) {
-        report.violation = Some(Violation { text, trace: Vec::new() });
+        report.violation = Some(Violation {
+            text,
+            trace: Vec::new(),
+        });
     }
     let mut successors = Successors::default();
     'levels: while report.violation.is_none() && !level.ends.is_empty() {
@@ -177,7 +180,10 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
             if successors.ends.is_empty() {
                 report.rest_count += 1;
                 if let Err(text) = model.at_rest(state) {
-                    report.violation = Some(Violation { text, trace: origins.trace(model, *number, None) });
+                    report.violation = Some(Violation {
+                        text,
+                        trace: origins.trace(model, *number, None),
+                    });
                     break 'levels;
                 }
             }
@@ -186,7 +192,9 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
                 let follower = &successors.words[from..*to];
                 from = *to;
                 report.transition_count += 1;
-                let Ok(next_number) = u32::try_from(origins.parents.len()) else { break 'levels };
+                let Ok(next_number) = u32::try_from(origins.parents.len()) else {
+                    break 'levels;
+                };
                 let key = of_words(follower);
                 if visited.len() >= bound.state_count_max {
                     report.is_complete &= visited.find(key).is_some();
@@ -198,7 +206,10 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
                 origins.parents.push(*number);
                 origins.actions.push(*action);
                 if let Err(text) = model.check(follower) {
-                    report.violation = Some(Violation { text, trace: origins.trace(model, next_number, None) });
+                    report.violation = Some(Violation {
+                        text,
+                        trace: origins.trace(model, next_number, None),
+                    });
                     break 'levels;
                 }
                 next.words.extend_from_slice(follower);

@@ -22,7 +22,11 @@ impl Table {
     }
 
     fn with_places(places: usize) -> Self {
-        Self { keys: vec![0; places], numbers: vec![FREE; places], count: 0 }
+        Self {
+            keys: vec![0; places],
+            numbers: vec![FREE; places],
+            count: 0,
+        }
     }
 
     /// How many keys it holds.

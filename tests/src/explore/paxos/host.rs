@@ -2,12 +2,12 @@
 
 use crate::explore::fingerprint::Fingerprint;
 use crate::explore::paxos::Bounds;
+use crate::explore::paxos::event::Event;
 use crate::explore::paxos::plant::Plant;
 use crate::explore::pool::Process;
 use crate::store::{Store, UnsyncedWrite};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use synod_coordinator_core::effects::{Effects, Fetch, GroupCommit, Synced, Told, Unsynced};
 use synod_coordinator_core::machine::outcomes::Verdict;
@@ -37,82 +37,6 @@ pub enum Rounds {
     Highest,
     /// The highest it knows itself. It may be refused.
     Own,
-}
-
-/// What happens to a host.
-#[derive(Clone, Debug, Hash)]
-pub enum Event {
-    /// A message arrives.
-    Arrival(Envelope),
-    /// Its election timer fires, and one peer answers the pre-vote with "yes" and with the highest round there is.
-    Stand {
-        /// Who.
-        replica: ReplicaId,
-        /// The highest round so far.
-        round: u64,
-    },
-    /// The leader's heartbeat timer fires.
-    Beat(ReplicaId),
-    /// A session proposes one of the two values.
-    Submit {
-        /// At which replica.
-        replica: ReplicaId,
-        /// The encoded proposal.
-        command: Bytes,
-    },
-    /// The write under way is on disk.
-    Synced(ReplicaId),
-    /// The process dies and starts again at once; that it is away for a while is the same as slow messages.
-    Crash {
-        /// Who.
-        replica: ReplicaId,
-        /// The write under way is on disk all the same.
-        is_kept: bool,
-    },
-    /// Something happens, and the process dies before what it wrote because of it is on disk. Requests that may leave
-    /// early (L2) have left.
-    CrashIn(Box<Event>),
-}
-
-impl Event {
-    /// Where it happens.
-    #[must_use]
-    pub fn replica(&self) -> ReplicaId {
-        match self {
-            Self::Arrival(envelope) => envelope.to,
-            Self::CrashIn(event) => event.replica(),
-            Self::Stand { replica, .. }
-            | Self::Beat(replica)
-            | Self::Submit { replica, .. }
-            | Self::Synced(replica)
-            | Self::Crash { replica, .. } => *replica,
-        }
-    }
-}
-
-/// A line of a trace.
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Arrival(Envelope { from, to, message }) => {
-                write!(f, "{to} receives from {from}: ")?;
-                match message {
-                    Message::Accept { ballot, slot, value, decided_up_to } => {
-                        let value = short(value) >> 48;
-                        write!(f, "Accept {ballot}, slot {slot}, value {value:04x}, decided up to {decided_up_to}")
-                    }
-                    message => write!(f, "{message:?}"),
-                }
-            }
-            Self::CrashIn(event) => write!(f, "{event}; it dies before its write is on disk, and starts again"),
-            Self::Stand { replica, round } => write!(f, "{replica} stands, above round {round}"),
-            Self::Beat(replica) => write!(f, "{replica} sends heartbeats"),
-            Self::Submit { replica, command } => write!(f, "{replica} is asked to log {:04x}", short(command) >> 48),
-            Self::Synced(replica) => write!(f, "{replica}: the write is on disk"),
-            Self::Crash { replica, is_kept: true } => write!(f, "{replica} dies; its write is on disk; it starts again"),
-            Self::Crash { replica, is_kept: false } => write!(f, "{replica} dies; its write is lost; it starts again"),
-        }
-    }
 }
 
 /// What a checker sees of a host.
@@ -155,7 +79,7 @@ pub struct Host {
 }
 
 /// A value in a few bytes. Checkers compare it.
-fn short(value: &impl Hash) -> u64 {
+pub(super) fn short(value: &impl Hash) -> u64 {
     let mut fingerprint = Fingerprint::new();
     value.hash(&mut fingerprint);
     fingerprint.finish()
@@ -174,7 +98,9 @@ impl Host {
     /// A host with an empty directory, started; and what it sends.
     #[must_use]
     pub fn start(id: ReplicaId, replicas: &BTreeSet<ReplicaId>, bounds: &Bounds) -> (Self, Vec<Event>) {
-        let Bounds { syncs, rounds, plant, .. } = *bounds;
+        let Bounds {
+            syncs, rounds, plant, ..
+        } = *bounds;
         let config = Config::new(id, replicas.clone(), Incarnation([id.0; 16]));
         let store = Store::new(config.incarnation);
         let (recovered, _) = store.recover();
@@ -198,8 +124,17 @@ impl Host {
         (host, outbox.sent)
     }
 
+    /// The coordinator's lineage as this replica knows it.
+    #[must_use]
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.replica.machine().lineage()
+    }
+
     fn read_clocks(&self) -> Now {
-        Now { monotonic: self.now, wall: WALL }
+        Now {
+            monotonic: self.now,
+            wall: WALL,
+        }
     }
 
     /// Steps until nothing is left to do but to wait.
@@ -308,17 +243,35 @@ impl Host {
 
     /// [`Plant::BelieveAnyPrefix`]: the own records up to a leader's prefix are learned as if they were decided.
     fn believe(&self, envelope: &Envelope) -> Option<Input> {
-        let (Message::Accept { decided_up_to, .. } | Message::Heartbeat { decided_up_to, .. }) = &envelope.message else {
+        let (Message::Accept { decided_up_to, .. } | Message::Heartbeat { decided_up_to, .. }) =
+            &envelope.message
+        else {
             return None;
         };
         if self.plant != Some(Plant::BelieveAnyPrefix) {
             return None;
         }
         let first = self.replica.status().decided_up_to.next();
-        let fetch = Fetch { to: self.config.replica, first, up_to: *decided_up_to };
-        let values = if first <= *decided_up_to { self.store.fetch(fetch)? } else { return None };
-        let message = Message::Decided { first, values, decided_up_to: *decided_up_to };
-        Some(Input::Envelope(Envelope { from: envelope.from, to: self.config.replica, message }))
+        let fetch = Fetch {
+            to: self.config.replica,
+            first,
+            up_to: *decided_up_to,
+        };
+        let values = if first <= *decided_up_to {
+            self.store.fetch(fetch)?
+        } else {
+            return None;
+        };
+        let message = Message::Decided {
+            first,
+            values,
+            decided_up_to: *decided_up_to,
+        };
+        Some(Input::Envelope(Envelope {
+            from: envelope.from,
+            to: self.config.replica,
+            message,
+        }))
     }
 
     /// What an event gives to the core. Time passes where the event is a timer.
@@ -332,8 +285,14 @@ impl Host {
                 Some(Input::Tick)
             }
             Event::Submit { command, .. } => {
-                let request = Request::Decide { request: RequestId(1), command: command.clone() };
-                Some(Input::Request { session: SessionId(1), request })
+                let request = Request::Decide {
+                    request: RequestId(1),
+                    command: command.clone(),
+                };
+                Some(Input::Request {
+                    session: SessionId(1),
+                    request,
+                })
             }
             Event::Synced(_) | Event::Crash { .. } | Event::CrashIn(_) => None,
         }
@@ -341,18 +300,35 @@ impl Host {
 
     /// The election timer fires until a pre-vote has begun, and a peer says yes. A candidate first gives up.
     fn stand(&mut self, round: u64) -> Option<Input> {
-        let peer = self.config.replicas.iter().copied().find(|one| *one != self.config.replica)?;
+        let peer = self
+            .config
+            .replicas
+            .iter()
+            .copied()
+            .find(|one| *one != self.config.replica)?;
         // Twice for a candidate, once more while a handshake is repeated.
         for _ in 0..4 {
             self.now = self.now.max(self.replica.next_timeout()?);
             let mut effects = self.replica.step(self.read_clocks(), Input::Tick);
-            let asked = effects.take_early().into_iter().find_map(|envelope| match envelope.message {
-                Message::PreVote { attempt } => Some(attempt),
-                _ => None,
-            });
+            let asked = effects
+                .take_early()
+                .into_iter()
+                .find_map(|envelope| match envelope.message {
+                    Message::PreVote { attempt } => Some(attempt),
+                    _ => None,
+                });
             if let Some(attempt) = asked {
-                let message = Message::PreVoteAnswer { attempt, granted: true, round, decided_up_to: Slot::ZERO };
-                return Some(Input::Envelope(Envelope { from: peer, to: self.config.replica, message }));
+                let message = Message::PreVoteAnswer {
+                    attempt,
+                    granted: true,
+                    round,
+                    decided_up_to: Slot::ZERO,
+                };
+                return Some(Input::Envelope(Envelope {
+                    from: peer,
+                    to: self.config.replica,
+                    message,
+                }));
             }
         }
         None
@@ -392,10 +368,14 @@ impl Host {
     fn note_decided(&mut self) -> Result<(), String> {
         let up_to = self.replica.status().decided_up_to;
         for slot in (1..=up_to.0).map(Slot) {
-            let Some(value) = self.replica.decided_value(slot) else { continue };
+            let Some(value) = self.replica.decided_value(slot) else {
+                continue;
+            };
             let first = self.decided.entry(slot).or_insert_with(|| value.clone());
             if first != value {
-                return Err(format!("slot {slot} was decided here, and later with another value"));
+                return Err(format!(
+                    "slot {slot} was decided here, and later with another value"
+                ));
             }
         }
         Ok(())
@@ -423,7 +403,11 @@ impl Process for Host {
         let status = self.replica.status();
         let machine = self.replica.machine();
         let slot_count = self.store.meta().accepted_up_to.max(status.decided_up_to).0;
-        let on_disk = |slot| self.store.record(slot).map(|(ballot, value)| (*ballot, short(value)));
+        let on_disk = |slot| {
+            self.store
+                .record(slot)
+                .map(|(ballot, value)| (*ballot, short(value)))
+        };
         let page = machine.outcomes().page(None, false, 1);
         let recorded = page.first().map(|(_, record)| match record.verdict {
             Verdict::Committed { .. } => Outcome::Committed,
@@ -434,7 +418,9 @@ impl Process for Host {
             is_admitted: status.admission == Admission::Admitted,
             is_writing: self.group.is_writing(),
             promised: status.ballot,
-            decided: (1..=slot_count).map(|slot| self.decided.get(&Slot(slot)).map(short)).collect(),
+            decided: (1..=slot_count)
+                .map(|slot| self.decided.get(&Slot(slot)).map(short))
+                .collect(),
             on_disk: (1..=slot_count).map(|slot| on_disk(Slot(slot))).collect(),
             applied: (machine.applied_up_to(), short(machine)),
             told: self.told.clone(),
@@ -466,16 +452,10 @@ impl Process for Host {
         self.note_decided()?;
         let promised = self.store.meta().promised;
         if promised < promised_before {
-            return Err(format!("the promise on disk fell from {promised_before} to {promised}"));
+            return Err(format!(
+                "the promise on disk fell from {promised_before} to {promised}"
+            ));
         }
         Ok(outbox.sent)
-    }
-}
-
-impl Host {
-    /// The coordinator's lineage as this replica knows it.
-    #[must_use]
-    pub fn lineage(&self) -> Option<Lineage> {
-        self.replica.machine().lineage()
     }
 }

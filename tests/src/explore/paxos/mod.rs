@@ -19,10 +19,11 @@
 //! fired. With [`Syncs::AtOnce`] a write is on disk in the step that made it or, when the process dies in that step, not
 //! at all.
 //!
-//! **Ways to break it**: see [`plant`]: each is found, with a shortest trace, by the tests. Others worth trying by hand
-//! in the core: take `max` out of `note_decided`'s caller, decide with one `Accepted`, raise no round on a nack, propose
-//! before the barrier.
+//! **Ways to break it**: see [`plant`]: each is found, with a shortest trace, by the tests. Worth trying by hand in the
+//! core: count an `Accepted` in `begin_leading`, accept below the promise, learn a value under the ballot of whoever told
+//! it, propose before the candidate has caught up with its promises (L5).
 
+pub mod event;
 pub mod host;
 pub mod plant;
 
@@ -30,14 +31,15 @@ use super::fingerprint::Fingerprint;
 use super::pool::Troupe;
 use super::search::{Broken, Model, Successors};
 use bytes::Bytes;
-use host::{Event, Facts, Host, Rounds, Syncs, WALL};
+use event::Event;
+use host::{Facts, Host, Rounds, Syncs, WALL};
 use plant::Plant;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use synod_coordinator_core::paxos::{Ballot, Envelope, Message, Slot};
 use synod_coordinator_core::replica::RoleName;
 use synod_proto::command::{Decide, Proposal};
 use synod_proto::ids::{Gtid, Lineage, ReplicaId};
-use synod_proto::session::{AbortCause, AbortKind};
+use synod_proto::session::{AbortCause, AbortKind, Outcome};
 
 /// How many replicas there are.
 const REPLICA_COUNT: usize = 3;
@@ -118,13 +120,68 @@ pub struct PaxosWorld {
     values: Vec<Bytes>,
     /// What each message in flight, by its number, would have accepted.
     accepts: BTreeMap<u32, Option<Proposed>>,
+    sights: BTreeSet<&'static str>,
 }
 
 impl PaxosWorld {
     /// The world within these bounds.
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, troupe: Troupe::new(), values: Vec::new(), accepts: BTreeMap::new() }
+        Self {
+            bounds,
+            troupe: Troupe::new(),
+            values: Vec::new(),
+            accepts: BTreeMap::new(),
+            sights: BTreeSet::new(),
+        }
+    }
+
+    /// What was seen at least once: invariants that hold because nothing ever happens are worth nothing.
+    #[must_use]
+    pub fn sights(&self) -> &BTreeSet<&'static str> {
+        &self.sights
+    }
+
+    fn note_sights(&mut self, state: &[u32]) {
+        let mut seen = Vec::new();
+        let hosts = [0, 1, 2].map(|place| self.facts(state, place));
+        let leads = |facts: &&&Facts| matches!(facts.role, RoleName::Leading | RoleName::Serving);
+        if hosts.iter().filter(leads).count() == 2 {
+            seen.push("two leaders at a time");
+        }
+        let values = |slot: usize| {
+            let held = hosts
+                .iter()
+                .filter_map(move |facts| facts.on_disk.get(slot).copied().flatten());
+            held.map(|(_, value)| value).collect::<BTreeSet<u64>>()
+        };
+        if (0..4).any(|slot| values(slot).len() > 1) {
+            seen.push("two values accepted in a slot");
+        }
+        let is_behind = |facts: &Facts| {
+            hosts
+                .iter()
+                .any(|other| other.applied.0.0 >= facts.applied.0.0 + 2)
+        };
+        if hosts
+            .iter()
+            .any(|facts| leads(&facts) && facts.promised.round > 1 && facts.applied.0.0 > 1)
+        {
+            seen.push("a second leader that decides");
+        }
+        if hosts.iter().any(|facts| is_behind(facts)) {
+            seen.push("a replica two slots behind");
+        }
+        seen.extend(
+            hosts
+                .iter()
+                .flat_map(|facts| &facts.told)
+                .map(|outcome| match outcome {
+                    Outcome::Committed => "a session told of a commit",
+                    Outcome::Aborted => "a session told of an abort",
+                }),
+        );
+        self.sights.extend(seen);
     }
 
     /// How many states of replicas, and how many of their steps, were met.
@@ -136,24 +193,10 @@ impl PaxosWorld {
     /// What follows if this event happens.
     fn happen(&mut self, state: &[u32], event: u32, used: Used, next: &mut Successors) -> Result<(), Broken> {
         let place = usize::from(self.troupe.event_of(event).replica().0) - 1;
-        let step = self.troupe.step(state[place], event);
-        if let Some(text) = &step.broken {
-            return Err(Broken { action: event, text: text.to_string() });
+        if let Some(mut follower) = self.troupe.follower(state, HEAD, place, event)? {
+            follower[HEAD - 1] = used.0;
+            next.push(event, follower);
         }
-        let is_idle = step.local == state[place] && step.sent.iter().all(|letter| state[HEAD..].contains(letter));
-        if is_idle {
-            return Ok(());
-        }
-        let mut follower: Vec<u32> = state[..REPLICA_COUNT].to_vec();
-        follower[place] = step.local;
-        follower.push(used.0);
-        follower.extend_from_slice(&state[HEAD..]);
-        for letter in &step.sent {
-            if let Err(at) = follower[HEAD..].binary_search(letter) {
-                follower.insert(HEAD + at, *letter);
-            }
-        }
-        next.push(event, follower);
         Ok(())
     }
 
@@ -162,7 +205,13 @@ impl PaxosWorld {
     }
 
     /// An event, and the same with a crash in the middle.
-    fn happen_or_die(&mut self, state: &[u32], event: u32, used: Used, next: &mut Successors) -> Result<(), Broken> {
+    fn happen_or_die(
+        &mut self,
+        state: &[u32],
+        event: u32,
+        used: Used,
+        next: &mut Successors,
+    ) -> Result<(), Broken> {
         self.happen(state, event, used, next)?;
         // Where writes take their time, a crash is an event of its own.
         if used.count(Used::CRASH) < self.bounds.crash_count && self.bounds.syncs == Syncs::AtOnce {
@@ -173,7 +222,13 @@ impl PaxosWorld {
         Ok(())
     }
 
-    fn doings(&mut self, state: &[u32], used: Used, place: usize, next: &mut Successors) -> Result<(), Broken> {
+    fn doings(
+        &mut self,
+        state: &[u32],
+        used: Used,
+        place: usize,
+        next: &mut Successors,
+    ) -> Result<(), Broken> {
         let replica = ReplicaId(u8::try_from(place + 1).unwrap_or(u8::MAX));
         let facts = self.facts(state, place);
         let (role, is_admitted, is_writing) = (facts.role, facts.is_admitted, facts.is_writing);
@@ -181,7 +236,9 @@ impl PaxosWorld {
         let stand = u32::try_from(place).unwrap_or(0);
         if is_admitted && !is_leader && used.count(stand) < self.bounds.stand_count[place] {
             let round = match self.bounds.rounds {
-                Rounds::Highest => u64::from(used.stands() + u32::from(self.bounds.beginning == Beginning::Led)),
+                Rounds::Highest => {
+                    u64::from(used.stands() + u32::from(self.bounds.beginning == Beginning::Led))
+                }
                 Rounds::Own => 0,
             };
             let event = self.troupe.event(&Event::Stand { replica, round });
@@ -204,10 +261,16 @@ impl PaxosWorld {
             self.happen(state, event, used, next)?;
         }
         if used.count(Used::CRASH) < self.bounds.crash_count {
-            let event = self.troupe.event(&Event::Crash { replica, is_kept: false });
+            let event = self.troupe.event(&Event::Crash {
+                replica,
+                is_kept: false,
+            });
             self.happen(state, event, used.one_more(Used::CRASH), next)?;
             if is_writing {
-                let event = self.troupe.event(&Event::Crash { replica, is_kept: true });
+                let event = self.troupe.event(&Event::Crash {
+                    replica,
+                    is_kept: true,
+                });
                 self.happen(state, event, used.one_more(Used::CRASH), next)?;
             }
         }
@@ -237,21 +300,42 @@ impl PaxosWorld {
         let gtid = Gtid::new(WALL, [7; 10]);
         let cause = AbortCause::new(AbortKind::Requested, "the other value");
         let proposals = [
-            Proposal::Commit { branches: Vec::new(), read_only_count: 1 },
-            Proposal::Abort { cause, branches: Vec::new() },
+            Proposal::Commit {
+                branches: Vec::new(),
+                read_only_count: 1,
+            },
+            Proposal::Abort {
+                cause,
+                branches: Vec::new(),
+            },
         ];
-        let encode = |proposal| Decide { lineage, gtid, deadline: WALL.plus(30_000), proposal, guards: Vec::new() }.encode();
+        let encode = |proposal| {
+            Decide {
+                lineage,
+                gtid,
+                deadline: WALL.plus(30_000),
+                proposal,
+                guards: Vec::new(),
+            }
+            .encode()
+        };
         self.values = proposals.map(encode).to_vec();
     }
 
     fn accept_of(&mut self, letter: u32) -> Option<Proposed> {
         let Self { accepts, troupe, .. } = self;
-        *accepts.entry(letter).or_insert_with(|| match troupe.event_of(letter) {
-            Event::Arrival(Envelope { message: Message::Accept { ballot, slot, value, .. }, .. }) => {
-                Some((*slot, *ballot, Fingerprint::of(value)))
-            }
-            _ => None,
-        })
+        *accepts
+            .entry(letter)
+            .or_insert_with(|| match troupe.event_of(letter) {
+                Event::Arrival(Envelope {
+                    message:
+                        Message::Accept {
+                            ballot, slot, value, ..
+                        },
+                    ..
+                }) => Some((*slot, *ballot, Fingerprint::of(value))),
+                _ => None,
+            })
     }
 }
 
@@ -276,12 +360,22 @@ impl Model for PaxosWorld {
         self.run_quiet(&mut hosts, &mut letters);
         let first = ReplicaId(1);
         if self.bounds.beginning == Beginning::Led {
-            for event in [Event::Stand { replica: first, round: 0 }, Event::Beat(first)] {
+            for event in [
+                Event::Stand {
+                    replica: first,
+                    round: 0,
+                },
+                Event::Beat(first),
+            ] {
                 letters.push_back(self.troupe.event(&event));
                 self.run_quiet(&mut hosts, &mut letters);
             }
         }
-        let lineage = self.troupe.process(hosts[0]).lineage().unwrap_or(Lineage([0; 16]));
+        let lineage = self
+            .troupe
+            .process(hosts[0])
+            .lineage()
+            .unwrap_or(Lineage([0; 16]));
         self.propose_both(lineage);
         hosts.push(Used::default().0);
         hosts
@@ -299,24 +393,48 @@ impl Model for PaxosWorld {
     }
 
     fn check(&mut self, state: &[u32]) -> Result<(), String> {
+        self.note_sights(state);
         let hosts = [0, 1, 2].map(|place| self.facts(state, place));
         let slot_count = hosts.iter().map(|facts| facts.decided.len()).max().unwrap_or(0);
         for slot in 0..slot_count {
-            let mut decided = hosts.iter().filter_map(|facts| facts.decided.get(slot).copied().flatten());
+            let mut decided = hosts
+                .iter()
+                .filter_map(|facts| facts.decided.get(slot).copied().flatten());
             let Some(value) = decided.next() else { continue };
             if decided.any(|other| other != value) {
-                return Err(format!("agreement: slot {} was decided with two values", slot + 1));
+                return Err(format!(
+                    "agreement: slot {} was decided with two values",
+                    slot + 1
+                ));
             }
-            let is_on_disk = |facts: &&&Facts| facts.on_disk.get(slot).copied().flatten().is_some_and(|(_, held)| held == value);
+            let is_on_disk = |facts: &&&Facts| {
+                facts
+                    .on_disk
+                    .get(slot)
+                    .copied()
+                    .flatten()
+                    .is_some_and(|(_, held)| held == value)
+            };
             if hosts.iter().filter(is_on_disk).count() < QUORUM_COUNT {
-                return Err(format!("slot {} is decided, and no quorum has its value on disk", slot + 1));
+                return Err(format!(
+                    "slot {} is decided, and no quorum has its value on disk",
+                    slot + 1
+                ));
             }
         }
-        let mut told = hosts.iter().flat_map(|facts| facts.told.iter().map(|outcome| (*outcome, facts.recorded)));
+        let mut told = hosts
+            .iter()
+            .flat_map(|facts| facts.told.iter().map(|outcome| (*outcome, facts.recorded)));
         if let Some((first, recorded)) = told.next() {
-            let recorded: BTreeSet<_> = hosts.iter().filter_map(|facts| facts.recorded).chain(recorded).collect();
+            let recorded: BTreeSet<_> = hosts
+                .iter()
+                .filter_map(|facts| facts.recorded)
+                .chain(recorded)
+                .collect();
             if told.any(|(other, _)| other != first) || recorded.iter().any(|one| *one != first) {
-                return Err(format!("told {first}, and somebody was told, or holds, something else"));
+                return Err(format!(
+                    "told {first}, and somebody was told, or holds, something else"
+                ));
             }
         }
         for (one, left) in hosts.iter().enumerate() {
@@ -355,8 +473,13 @@ impl PaxosWorld {
     fn check_accepts(&mut self, state: &[u32]) -> Result<(), String> {
         let mut proposed: Vec<Proposed> = Vec::new();
         for letter in &state[HEAD..] {
-            let Some((slot, ballot, value)) = self.accept_of(*letter) else { continue };
-            if proposed.iter().any(|one| (one.0, one.1) == (slot, ballot) && one.2 != value) {
+            let Some((slot, ballot, value)) = self.accept_of(*letter) else {
+                continue;
+            };
+            if proposed
+                .iter()
+                .any(|one| (one.0, one.1) == (slot, ballot) && one.2 != value)
+            {
                 return Err(format!("ballot {ballot} proposes two values in slot {slot}"));
             }
             proposed.push((slot, ballot, value));
