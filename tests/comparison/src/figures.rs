@@ -218,7 +218,7 @@ impl Figures {
         }
         let _ = writeln!(
             text,
-            "\nCPU and syncs are over three replicas, for each put or decision. Ratios are medians over the pairs. Not measured: a database under the branches; PostgreSQL; dtmrs; locks."
+            "\nCPU and syncs are over three replicas, for each put or decision. Ratios are medians over the pairs. Not measured: a database under the branches; PostgreSQL and locks, which Synod does not have yet; dtmrs, which this program cannot drive yet."
         );
         let _ = writeln!(text, "{}", versions.join("; "));
         text
