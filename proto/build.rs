@@ -9,10 +9,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_GRPC").is_none() {
         return Ok(());
     }
-    let files = ["proto/synod/v1/coordinator.proto", "proto/synod/v1/replication.proto"];
+    let files = [
+        "proto/synod/v1/coordinator.proto",
+        "proto/synod/v1/replication.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::write(out.join("synod.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -72,6 +72,36 @@ async fn an_answered_append_outlives_a_power_cut_and_can_be_read() {
     assert_eq!(state(&disk, 4), State::after(&batches));
 }
 
+/// L2: a write in the caller's thread is synced when it has returned, mixes with the thread's writes, and is left to the
+/// thread where it would have to wait: for a write that is queued, or for the next segment.
+#[tokio::test]
+async fn an_append_in_the_callers_thread_is_as_durable() {
+    let disk = MemoryDisk::default();
+    let storage = start(&disk, 4);
+    let batches: Vec<Batch> = (1..=40).map(one).collect();
+    let mut handed_over_count = 0;
+    for (count, batch) in batches.iter().enumerate() {
+        match storage.append_now(batch) {
+            Some(result) => result.expect("a sound disk"),
+            None => {
+                handed_over_count += 1;
+                in_time(storage.append(batch.clone()))
+                    .await
+                    .expect("a sound disk");
+            }
+        }
+        assert_eq!(state(&disk.crash(|_| 0), 4), State::after(&batches[..=count]));
+    }
+    // Four batches fill a segment, so every fourth one rolls; a thread that is busy with what it did before is waited
+    // for as well.
+    assert!(
+        (9..40).contains(&handed_over_count),
+        "{handed_over_count} batches went to the thread"
+    );
+    in_time(storage.stop()).await.expect("an orderly stop");
+    assert_eq!(state(&disk, 4), State::after(&batches));
+}
+
 /// The next segment is made while this one fills, on another thread.
 #[tokio::test]
 async fn the_next_segment_is_ready_before_this_one_is_full() {

@@ -65,7 +65,10 @@ impl Gtid {
         if bytes[6] & 0xf0 == 0x70 && bytes[8] & 0xc0 == 0x80 {
             Ok(Self(bytes))
         } else {
-            Err(ParseIdError { what: "a gtid (UUID version 7)", text: Uuid::from_bytes(bytes).to_string() })
+            Err(ParseIdError {
+                what: "a gtid (UUID version 7)",
+                text: Uuid::from_bytes(bytes).to_string(),
+            })
         }
     }
 
@@ -100,7 +103,10 @@ impl FromStr for Gtid {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let error = || ParseIdError { what: "a gtid (UUID version 7)", text: text.chars().take(64).collect() };
+        let error = || ParseIdError {
+            what: "a gtid (UUID version 7)",
+            text: text.chars().take(64).collect(),
+        };
         let uuid = Uuid::try_parse(text).map_err(|_| error())?;
         Self::from_bytes(*uuid.as_bytes()).map_err(|_| error())
     }
@@ -232,7 +238,9 @@ impl FromStr for ClusterId {
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let is_valid = (1..=40).contains(&text.len())
             && text.starts_with(|c: char| c.is_ascii_lowercase())
-            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+            && text
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         if is_valid {
             Ok(Self(text.to_string()))
         } else {

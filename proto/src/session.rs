@@ -1,7 +1,9 @@
 //! What a participant and the coordinator say to each other, as domain values. The same values travel on the
 //! bidirectional session stream and behind the unary calls.
 
-use crate::ids::{BranchId, CallId, ExecutionId, Gtid, Lineage, ReplicaId, RequestId, ResourceId, UnixMillis};
+use crate::ids::{
+    BranchId, CallId, ExecutionId, Gtid, Lineage, ReplicaId, RequestId, ResourceId, UnixMillis,
+};
 use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -97,7 +99,11 @@ impl fmt::Display for AbortCause {
         if let Some((call, execution)) = self.branch {
             write!(f, " by branch {:016x}/{:016x}", call.0, execution.0)?;
         }
-        if self.text.is_empty() { Ok(()) } else { write!(f, ": {}", self.text) }
+        if self.text.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ": {}", self.text)
+        }
     }
 }
 

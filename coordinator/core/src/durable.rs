@@ -37,7 +37,9 @@ impl Meta {
     /// Whether this directory was ever admitted, in this life or a former one.
     #[must_use]
     pub fn was_admitted(&self, own: ReplicaId, incarnation: Incarnation) -> bool {
-        self.peers.get(&own).is_some_and(|seen| seen.incarnation == incarnation)
+        self.peers
+            .get(&own)
+            .is_some_and(|seen| seen.incarnation == incarnation)
     }
 }
 

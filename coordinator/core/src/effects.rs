@@ -331,7 +331,10 @@ impl GroupCommit {
             return None;
         }
         let mut effects = self.waiting.take()?;
-        let batch = effects.batch.take().expect("effects wait only for a batch that waits with them or before them");
+        let batch = effects
+            .batch
+            .take()
+            .expect("effects wait only for a batch that waits with them or before them");
         self.under_way = Some(effects);
         Some(batch)
     }
@@ -342,9 +345,18 @@ impl GroupCommit {
     /// No write is under way: a bug in the driver.
     pub fn on_synced(&mut self) -> Vec<Effects<Synced>> {
         let mut ready = Vec::with_capacity(2);
-        ready.push(self.under_way.take().expect("a sync is reported only for the write under way").into_synced());
+        ready.push(
+            self.under_way
+                .take()
+                .expect("a sync is reported only for the write under way")
+                .into_synced(),
+        );
         // What waited without a batch of its own rested on the write that has just ended.
-        if self.waiting.as_ref().is_some_and(|waiting| waiting.batch.is_none()) {
+        if self
+            .waiting
+            .as_ref()
+            .is_some_and(|waiting| waiting.batch.is_none())
+        {
             ready.extend(self.waiting.take().map(Effects::into_synced));
         }
         ready

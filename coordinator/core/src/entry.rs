@@ -41,8 +41,13 @@ impl fmt::Display for EntryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Length => f.write_str("the entry's bytes end early or go on too long"),
-            Self::Version(version) => write!(f, "entry format {version} is unknown to this program: upgrade it"),
-            Self::Command(error) => write!(f, "a command in the entry: {error}; if a newer program wrote it, upgrade"),
+            Self::Version(version) => {
+                write!(f, "entry format {version} is unknown to this program: upgrade it")
+            }
+            Self::Command(error) => write!(
+                f,
+                "a command in the entry: {error}; if a newer program wrote it, upgrade"
+            ),
         }
     }
 }
@@ -90,21 +95,36 @@ pub fn decode(value: &Bytes) -> Result<Option<Entry>, EntryError> {
     for _ in 0..count {
         let length = read_u32(value, at)? as usize;
         at += 4;
-        let end = at.checked_add(length).filter(|end| *end <= value.len()).ok_or(EntryError::Length)?;
+        let end = at
+            .checked_add(length)
+            .filter(|end| *end <= value.len())
+            .ok_or(EntryError::Length)?;
         commands.push(Command::decode(&value.slice(at..end)).map_err(EntryError::Command)?);
         at = end;
     }
-    if at == value.len() { Ok(Some(Entry { stamp, mark, commands })) } else { Err(EntryError::Length) }
+    if at == value.len() {
+        Ok(Some(Entry {
+            stamp,
+            mark,
+            commands,
+        }))
+    } else {
+        Err(EntryError::Length)
+    }
 }
 
 fn read_u64(value: &Bytes, at: usize) -> Result<u64, EntryError> {
     let bytes = value.get(at..at + 8).ok_or(EntryError::Length)?;
-    Ok(u64::from_be_bytes(bytes.try_into().map_err(|_| EntryError::Length)?))
+    Ok(u64::from_be_bytes(
+        bytes.try_into().map_err(|_| EntryError::Length)?,
+    ))
 }
 
 fn read_u32(value: &Bytes, at: usize) -> Result<u32, EntryError> {
     let bytes = value.get(at..at + 4).ok_or(EntryError::Length)?;
-    Ok(u32::from_be_bytes(bytes.try_into().map_err(|_| EntryError::Length)?))
+    Ok(u32::from_be_bytes(
+        bytes.try_into().map_err(|_| EntryError::Length)?,
+    ))
 }
 
 #[cfg(test)]
@@ -121,7 +141,10 @@ mod tests {
         let encoded = commands.iter().map(Command::encode).collect::<vec::Vec<_>>();
         let value = encode(UnixMillis(9), UnixMillis(3), &encoded);
         let entry = decode(&value).expect("decodes").expect("is no no-op");
-        assert_eq!((entry.stamp, entry.mark, entry.commands), (UnixMillis(9), UnixMillis(3), commands));
+        assert_eq!(
+            (entry.stamp, entry.mark, entry.commands),
+            (UnixMillis(9), UnixMillis(3), commands)
+        );
     }
 
     #[test]
@@ -129,7 +152,11 @@ mod tests {
         assert_eq!(decode(&noop()), Ok(None));
         let value = encode(UnixMillis(9), UnixMillis(3), &[Command::Noop.encode()]);
         for cut in 1..value.len() {
-            assert_eq!(decode(&value.slice(..cut)), Err(EntryError::Length), "cut at {cut}");
+            assert_eq!(
+                decode(&value.slice(..cut)),
+                Err(EntryError::Length),
+                "cut at {cut}"
+            );
         }
         assert_eq!(decode(&Bytes::from_static(&[2])), Err(EntryError::Version(2)));
     }

@@ -267,7 +267,12 @@ impl TryFrom<v1::SessionResponse> for Response {
                 outcome: outcome("Deliver.outcome", wire.outcome)?,
             },
             WireResponse::LowWater(wire) => {
-                limited("LowWater.unfinished", "gtids", wire.unfinished.len(), LOW_WATER_COUNT_MAX)?;
+                limited(
+                    "LowWater.unfinished",
+                    "gtids",
+                    wire.unfinished.len(),
+                    LOW_WATER_COUNT_MAX,
+                )?;
                 Self::LowWater {
                     resource: resource("LowWater.resource", &wire.resource)?,
                     mark: UnixMillis(wire.mark_unix_ms),

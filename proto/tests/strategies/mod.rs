@@ -335,10 +335,12 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
             resource,
             outcome
         }),
-        (resource(), millis(), vec(gtid(), 0..20)).prop_map(|(resource, mark, unfinished)| Response::LowWater {
-            resource,
-            mark,
-            unfinished
+        (resource(), millis(), vec(gtid(), 0..20)).prop_map(|(resource, mark, unfinished)| {
+            Response::LowWater {
+                resource,
+                mark,
+                unfinished,
+            }
         }),
         (request_number(), status()).prop_map(|(request, status)| Response::Status { request, status }),
         (request_number(), gtid()).prop_map(|(request, gtid)| Response::Delivered { request, gtid }),

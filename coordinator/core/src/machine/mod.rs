@@ -102,13 +102,21 @@ impl Machine {
     /// # Panics
     /// `slot` is not the next one: applied is a gap-free prefix.
     pub fn apply(&mut self, slot: Slot, value: &Bytes) -> Result<Vec<Applied>, EntryError> {
-        assert_eq!(slot, self.applied_up_to.next(), "slots are applied in order, each once");
+        assert_eq!(
+            slot,
+            self.applied_up_to.next(),
+            "slots are applied in order, each once"
+        );
         let entry = entry::decode(value)?;
         self.applied_up_to = slot;
         let Some(entry) = entry else { return Ok(Vec::new()) };
         self.stamp = self.stamp.max(entry.stamp);
         self.mark = self.mark.max(entry.mark);
-        let applied = entry.commands.into_iter().map(|command| self.apply_command(command)).collect();
+        let applied = entry
+            .commands
+            .into_iter()
+            .map(|command| self.apply_command(command))
+            .collect();
         self.outcomes.forget_below(self.mark);
         Ok(applied)
     }
@@ -145,12 +153,24 @@ impl Machine {
         }
         if let Some(record) = self.outcomes.record(decide.gtid) {
             let decision = record.decision_for(&decide.proposal);
-            return Applied::Decided { decide, decision, first: false };
+            return Applied::Decided {
+                decide,
+                decision,
+                first: false,
+            };
         }
         if self.is_below_mark(decide.gtid) {
-            return Applied::Decided { decide, decision: Decision::Expired, first: false };
+            return Applied::Decided {
+                decide,
+                decision: Decision::Expired,
+                first: false,
+            };
         }
         let decision = self.outcomes.insert(&decide, self.stamp);
-        Applied::Decided { decide, decision, first: true }
+        Applied::Decided {
+            decide,
+            decision,
+            first: true,
+        }
     }
 }

@@ -57,8 +57,15 @@ impl Record {
             (Verdict::Aborted(cause), _) => Decision::Aborted(cause.clone()),
             (Verdict::Committed { .. }, Proposal::Abort { .. }) => Decision::Committed,
             (
-                Verdict::Committed { branches, read_only_count, .. },
-                Proposal::Commit { branches: proposed, read_only_count: proposed_count },
+                Verdict::Committed {
+                    branches,
+                    read_only_count,
+                    ..
+                },
+                Proposal::Commit {
+                    branches: proposed,
+                    read_only_count: proposed_count,
+                },
             ) => {
                 if branches == proposed && read_only_count == proposed_count {
                     Decision::Committed
@@ -74,7 +81,9 @@ impl Record {
     pub fn answer_for(&self, call: CallId, execution: ExecutionId) -> Answer {
         match &self.verdict {
             Verdict::Committed { branches, .. }
-                if branches.iter().any(|branch| (branch.call, branch.execution) == (call, execution)) =>
+                if branches
+                    .iter()
+                    .any(|branch| (branch.call, branch.execution) == (call, execution)) =>
             {
                 Answer::Committed
             }
@@ -97,7 +106,10 @@ impl Outcomes {
     /// The record of a gtid.
     #[must_use]
     pub fn record(&self, gtid: Gtid) -> Option<&Record> {
-        self.unfinished.get(&gtid).or_else(|| self.finished.get(&gtid)).or_else(|| self.settled.get(&gtid))
+        self.unfinished
+            .get(&gtid)
+            .or_else(|| self.finished.get(&gtid))
+            .or_else(|| self.settled.get(&gtid))
     }
 
     /// Commits with an unacknowledged branch, in the order of their gtids.
@@ -117,11 +129,20 @@ impl Outcomes {
     pub fn page(&self, after: Option<Gtid>, unfinished_only: bool, count_max: usize) -> Vec<(Gtid, &Record)> {
         use core::ops::Bound::{Excluded, Unbounded};
         let range = (after.map_or(Unbounded, Excluded), Unbounded);
-        let mut page: Vec<(Gtid, &Record)> =
-            self.unfinished.range(range).take(count_max).map(|(gtid, record)| (*gtid, record)).collect();
+        let mut page: Vec<(Gtid, &Record)> = self
+            .unfinished
+            .range(range)
+            .take(count_max)
+            .map(|(gtid, record)| (*gtid, record))
+            .collect();
         if !unfinished_only {
             for records in [&self.finished, &self.settled] {
-                page.extend(records.range(range).take(count_max).map(|(gtid, record)| (*gtid, record)));
+                page.extend(
+                    records
+                        .range(range)
+                        .take(count_max)
+                        .map(|(gtid, record)| (*gtid, record)),
+                );
             }
             page.sort_by_key(|(gtid, _)| *gtid);
             page.truncate(count_max);
@@ -150,7 +171,10 @@ impl Outcomes {
     /// Makes the record. The caller has seen that there is none.
     pub(super) fn insert(&mut self, decide: &Decide, decided_at: UnixMillis) -> Decision {
         let (verdict, decision) = match &decide.proposal {
-            Proposal::Commit { branches, read_only_count } => (
+            Proposal::Commit {
+                branches,
+                read_only_count,
+            } => (
                 Verdict::Committed {
                     branches: branches.iter().map(detached).collect(),
                     read_only_count: *read_only_count,
@@ -158,10 +182,16 @@ impl Outcomes {
                 },
                 Decision::Committed,
             ),
-            Proposal::Abort { cause, .. } => (Verdict::Aborted(cause.clone()), Decision::Aborted(cause.clone())),
+            Proposal::Abort { cause, .. } => {
+                (Verdict::Aborted(cause.clone()), Decision::Aborted(cause.clone()))
+            }
         };
         let awaits_delivery = matches!(&verdict, Verdict::Committed { branches, .. } if !branches.is_empty());
-        let records = if awaits_delivery { &mut self.unfinished } else { &mut self.finished };
+        let records = if awaits_delivery {
+            &mut self.unfinished
+        } else {
+            &mut self.finished
+        };
         let replaced = records.insert(decide.gtid, Record { verdict, decided_at });
         assert!(replaced.is_none(), "a record is written once");
         decision
@@ -171,7 +201,11 @@ impl Outcomes {
     /// change (traps B11).
     pub(super) fn finish(&mut self, gtid: Gtid) {
         if let Some(record) = self.unfinished.remove(&gtid) {
-            let records = if record.is_settled() { &mut self.settled } else { &mut self.finished };
+            let records = if record.is_settled() {
+                &mut self.settled
+            } else {
+                &mut self.finished
+            };
             records.insert(gtid, record);
         }
     }
@@ -181,15 +215,25 @@ impl Outcomes {
     /// other, once the leader knows of no branch left to tell.
     pub(super) fn settle(&mut self, settle: &Settle) -> bool {
         let key = (settle.call, settle.execution);
-        if let Some(Record { verdict: Verdict::Committed { settled, .. }, .. }) = self.settled.get(&settle.gtid) {
+        if let Some(Record {
+            verdict: Verdict::Committed { settled, .. },
+            ..
+        }) = self.settled.get(&settle.gtid)
+        {
             return settled.contains(&key);
         }
-        let Some(Record { verdict: Verdict::Committed { branches, settled, .. }, .. }) =
-            self.unfinished.get_mut(&settle.gtid)
+        let Some(Record {
+            verdict: Verdict::Committed {
+                branches, settled, ..
+            },
+            ..
+        }) = self.unfinished.get_mut(&settle.gtid)
         else {
             return false;
         };
-        let is_named = branches.iter().any(|branch| (branch.call, branch.execution) == key);
+        let is_named = branches
+            .iter()
+            .any(|branch| (branch.call, branch.execution) == key);
         if is_named {
             settled.insert(key);
         }
@@ -210,5 +254,8 @@ impl Outcomes {
 
 /// The branch without a hold on the log entry that it was decoded from: a record may outlive its entry by far.
 fn detached(branch: &NamedBranch) -> NamedBranch {
-    NamedBranch { database_transaction: Bytes::copy_from_slice(&branch.database_transaction), ..branch.clone() }
+    NamedBranch {
+        database_transaction: Bytes::copy_from_slice(&branch.database_transaction),
+        ..branch.clone()
+    }
 }

@@ -65,7 +65,8 @@ impl Acceptor {
 
     /// A value found on disk at start.
     pub(crate) fn load(&mut self, accepted: Accepted) {
-        self.values.insert(accepted.slot, (accepted.ballot, accepted.value));
+        self.values
+            .insert(accepted.slot, (accepted.ballot, accepted.value));
     }
 
     pub(crate) fn meta(&self) -> &Meta {
@@ -104,7 +105,10 @@ impl Acceptor {
     /// Paxos phase 1b. Answers with a promise, or with a nack.
     pub(crate) fn on_prepare(&mut self, ballot: Ballot, above: Slot) -> Message {
         if ballot < self.meta.promised {
-            return Message::Nack { ballot, promised: self.meta.promised };
+            return Message::Nack {
+                ballot,
+                promised: self.meta.promised,
+            };
         }
         self.promise(ballot);
         // L5: up to the decided prefix the candidate catches up and needs no reports.
@@ -113,7 +117,11 @@ impl Acceptor {
             .values
             .range(from..)
             .filter(|(slot, _)| !self.unreadable.contains(slot))
-            .map(|(slot, (ballot, value))| Accepted { slot: *slot, ballot: *ballot, value: value.clone() })
+            .map(|(slot, (ballot, value))| Accepted {
+                slot: *slot,
+                ballot: *ballot,
+                value: value.clone(),
+            })
             .collect();
         Message::Promise {
             ballot,
@@ -147,7 +155,11 @@ impl Acceptor {
                 if held_value != value {
                     // A value learned as decided says nothing of the ballot in which it was chosen.
                     let is_older = held == Ballot::DECIDED || ballot < held;
-                    return if is_older { AcceptVerdict::Superseded } else { AcceptVerdict::Conflict };
+                    return if is_older {
+                        AcceptVerdict::Superseded
+                    } else {
+                        AcceptVerdict::Conflict
+                    };
                 }
                 self.promise(ballot);
             }
@@ -171,7 +183,11 @@ impl Acceptor {
     /// The slot after the decided prefix is decided with the value on record. Written with the next batch: a decided
     /// prefix that trails on disk is merely learned again.
     pub(crate) fn mark_decided(&mut self, slot: Slot) {
-        assert_eq!(slot, self.meta.decided_up_to.next(), "the decided prefix has no gaps");
+        assert_eq!(
+            slot,
+            self.meta.decided_up_to.next(),
+            "the decided prefix has no gaps"
+        );
         self.meta.decided_up_to = slot;
         if let Some((_, value)) = self.values.get(&slot) {
             self.decided_bytes_held += value.len();
@@ -181,13 +197,19 @@ impl Acceptor {
     /// Starts the decided prefix at what was applied from disk. At start only.
     pub(crate) fn set_decided_at_start(&mut self, up_to: Slot) {
         self.meta.decided_up_to = up_to;
-        self.decided_bytes_held = self.values.range(..=up_to).map(|(_, (_, value))| value.len()).sum();
+        self.decided_bytes_held = self
+            .values
+            .range(..=up_to)
+            .map(|(_, (_, value))| value.len())
+            .sum();
     }
 
     /// Drops the oldest decided values from memory, down to `bytes_max`. They stay on disk.
     pub(crate) fn trim(&mut self, bytes_max: usize) {
         while self.decided_bytes_held > bytes_max {
-            let Some(oldest) = self.values.first_entry() else { break };
+            let Some(oldest) = self.values.first_entry() else {
+                break;
+            };
             if *oldest.key() >= self.meta.decided_up_to {
                 break;
             }
@@ -202,7 +224,10 @@ impl Acceptor {
         }
         let mut meta = self.meta.clone();
         meta.decided_up_to = meta.decided_up_to.max(self.decided_on_disk_up_to);
-        Some(Batch { meta, accepted: core::mem::take(&mut self.unwritten) })
+        Some(Batch {
+            meta,
+            accepted: core::mem::take(&mut self.unwritten),
+        })
     }
 
     fn promise(&mut self, ballot: Ballot) {
@@ -232,7 +257,11 @@ mod tests {
     use synod_proto::ids::ReplicaId;
 
     fn ballot(round: u64) -> Ballot {
-        Ballot { round, replica: ReplicaId(1), start: 1 }
+        Ballot {
+            round,
+            replica: ReplicaId(1),
+            start: 1,
+        }
     }
 
     fn value(byte: u8) -> Bytes {
@@ -246,12 +275,35 @@ mod tests {
         let mut acceptor = Acceptor::new(Recovered::default());
         acceptor.on_prepare(ballot(5), Slot::ZERO);
         let before = acceptor.take_batch();
-        assert_eq!(before, Some(Batch { meta: Meta { promised: ballot(5), ..Meta::default() }, accepted: vec![] }));
-        assert_eq!(acceptor.on_accept(ballot(4), Slot(1), &value(1)), AcceptVerdict::Nack(ballot(5)));
+        assert_eq!(
+            before,
+            Some(Batch {
+                meta: Meta {
+                    promised: ballot(5),
+                    ..Meta::default()
+                },
+                accepted: vec![]
+            })
+        );
+        assert_eq!(
+            acceptor.on_accept(ballot(4), Slot(1), &value(1)),
+            AcceptVerdict::Nack(ballot(5))
+        );
         assert_eq!(acceptor.take_batch(), None, "a refused value leaves no trace");
-        assert_eq!(acceptor.on_accept(ballot(5), Slot(1), &value(2)), AcceptVerdict::Accepted);
-        let meta = Meta { promised: ballot(5), accepted_up_to: Slot(1), ..Meta::default() };
-        let accepted = vec![Accepted { slot: Slot(1), ballot: ballot(5), value: value(2) }];
+        assert_eq!(
+            acceptor.on_accept(ballot(5), Slot(1), &value(2)),
+            AcceptVerdict::Accepted
+        );
+        let meta = Meta {
+            promised: ballot(5),
+            accepted_up_to: Slot(1),
+            ..Meta::default()
+        };
+        let accepted = vec![Accepted {
+            slot: Slot(1),
+            ballot: ballot(5),
+            value: value(2),
+        }];
         assert_eq!(acceptor.take_batch(), Some(Batch { meta, accepted }));
     }
 
@@ -269,8 +321,16 @@ mod tests {
             decided_up_to: Slot::ZERO,
             first_retained: Slot(1),
             accepted: vec![
-                Accepted { slot: Slot(2), ballot: ballot(1), value: value(2) },
-                Accepted { slot: Slot(3), ballot: ballot(2), value: value(9) },
+                Accepted {
+                    slot: Slot(2),
+                    ballot: ballot(1),
+                    value: value(2),
+                },
+                Accepted {
+                    slot: Slot(3),
+                    ballot: ballot(2),
+                    value: value(9),
+                },
             ],
             unreadable: vec![],
         };
@@ -281,18 +341,35 @@ mod tests {
     /// replaces it, even though an older record of it can still be read.
     #[test]
     fn l3_an_unreadable_slot_is_reported_and_a_later_accept_heals_it() {
-        let recovered = Recovered { unreadable: BTreeSet::from([Slot(2)]), ..Recovered::default() };
+        let recovered = Recovered {
+            unreadable: BTreeSet::from([Slot(2)]),
+            ..Recovered::default()
+        };
         let mut acceptor = Acceptor::new(recovered);
-        acceptor.load(Accepted { slot: Slot(2), ballot: ballot(1), value: value(1) });
-        let Message::Promise { accepted, unreadable, .. } = acceptor.on_prepare(ballot(2), Slot::ZERO) else {
+        acceptor.load(Accepted {
+            slot: Slot(2),
+            ballot: ballot(1),
+            value: value(1),
+        });
+        let Message::Promise {
+            accepted, unreadable, ..
+        } = acceptor.on_prepare(ballot(2), Slot::ZERO)
+        else {
             panic!("promises");
         };
         assert_eq!((accepted, unreadable), (vec![], vec![Slot(2)]));
         acceptor.on_accept(ballot(2), Slot(2), &value(7));
-        let Message::Promise { accepted, unreadable, .. } = acceptor.on_prepare(ballot(3), Slot::ZERO) else {
+        let Message::Promise {
+            accepted, unreadable, ..
+        } = acceptor.on_prepare(ballot(3), Slot::ZERO)
+        else {
             panic!("promises");
         };
-        let healed = Accepted { slot: Slot(2), ballot: ballot(2), value: value(7) };
+        let healed = Accepted {
+            slot: Slot(2),
+            ballot: ballot(2),
+            value: value(7),
+        };
         assert_eq!((accepted, unreadable), (vec![healed], vec![]));
     }
 
@@ -301,13 +378,22 @@ mod tests {
         let mut acceptor = Acceptor::new(Recovered::default());
         acceptor.on_accept(ballot(1), Slot(1), &value(1));
         acceptor.take_batch();
-        assert_eq!(acceptor.on_accept(ballot(1), Slot(1), &value(1)), AcceptVerdict::Accepted);
+        assert_eq!(
+            acceptor.on_accept(ballot(1), Slot(1), &value(1)),
+            AcceptVerdict::Accepted
+        );
         assert_eq!(acceptor.take_batch(), None);
     }
 
     #[test]
     fn l1_a_start_is_counted_and_written() {
-        let mut acceptor = Acceptor::new(Recovered { meta: Meta { start: 4, ..Meta::default() }, ..Recovered::default() });
+        let mut acceptor = Acceptor::new(Recovered {
+            meta: Meta {
+                start: 4,
+                ..Meta::default()
+            },
+            ..Recovered::default()
+        });
         assert_eq!(acceptor.begin_start(), 5);
         assert_eq!(acceptor.take_batch().map(|batch| batch.meta.start), Some(5));
     }
@@ -316,20 +402,65 @@ mod tests {
     /// records are the decided values, and that stays true. (It used to shrink, and the log refused to write that.)
     #[test]
     fn l3_the_decided_prefix_on_disk_never_shrinks() {
-        let meta = Meta { promised: ballot(1), decided_up_to: Slot(3), accepted_up_to: Slot(3), ..Meta::default() };
+        let meta = Meta {
+            promised: ballot(1),
+            decided_up_to: Slot(3),
+            accepted_up_to: Slot(3),
+            ..Meta::default()
+        };
         let unreadable = BTreeSet::from([Slot(2)]);
-        let mut acceptor = Acceptor::new(Recovered { meta: meta.clone(), unreadable, ..Recovered::default() });
+        let mut acceptor = Acceptor::new(Recovered {
+            meta: meta.clone(),
+            unreadable,
+            ..Recovered::default()
+        });
         acceptor.set_decided_at_start(Slot::ZERO);
-        acceptor.load(Accepted { slot: Slot(1), ballot: ballot(1), value: value(1) });
-        acceptor.load(Accepted { slot: Slot(3), ballot: ballot(1), value: value(3) });
+        acceptor.load(Accepted {
+            slot: Slot(1),
+            ballot: ballot(1),
+            value: value(1),
+        });
+        acceptor.load(Accepted {
+            slot: Slot(3),
+            ballot: ballot(1),
+            value: value(3),
+        });
         acceptor.mark_decided(Slot(1));
         acceptor.begin_start();
-        let started = Meta { start: 1, ..meta.clone() };
-        assert_eq!(acceptor.take_batch(), Some(Batch { meta: started.clone(), accepted: vec![] }));
+        let started = Meta {
+            start: 1,
+            ..meta.clone()
+        };
+        assert_eq!(
+            acceptor.take_batch(),
+            Some(Batch {
+                meta: started.clone(),
+                accepted: vec![]
+            })
+        );
         // The unreadable slot is healed; the readable one above is decided, and no other value goes over it.
-        assert_eq!(acceptor.on_accept(ballot(2), Slot(2), &value(2)), AcceptVerdict::Accepted);
-        assert_eq!(acceptor.on_accept(ballot(2), Slot(3), &value(9)), AcceptVerdict::Conflict);
-        let accepted = vec![Accepted { slot: Slot(2), ballot: ballot(2), value: value(2) }];
-        assert_eq!(acceptor.take_batch(), Some(Batch { meta: Meta { promised: ballot(2), ..started }, accepted }));
+        assert_eq!(
+            acceptor.on_accept(ballot(2), Slot(2), &value(2)),
+            AcceptVerdict::Accepted
+        );
+        assert_eq!(
+            acceptor.on_accept(ballot(2), Slot(3), &value(9)),
+            AcceptVerdict::Conflict
+        );
+        let accepted = vec![Accepted {
+            slot: Slot(2),
+            ballot: ballot(2),
+            value: value(2),
+        }];
+        assert_eq!(
+            acceptor.take_batch(),
+            Some(Batch {
+                meta: Meta {
+                    promised: ballot(2),
+                    ..started
+                },
+                accepted
+            })
+        );
     }
 }

@@ -30,7 +30,13 @@ pub(crate) struct Election {
 /// For checkers: without the instants, see [`Replica::hash_state`](crate::replica::Replica::hash_state).
 impl Hash for Election {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { deadline: _, heard_leader_at, attempt, granted, round_max } = self;
+        let Self {
+            deadline: _,
+            heard_leader_at,
+            attempt,
+            granted,
+            round_max,
+        } = self;
         (heard_leader_at.is_some(), attempt, granted, round_max).hash(state);
     }
 }
@@ -68,7 +74,8 @@ impl Election {
 
     /// Whether a pre-vote is to be granted.
     pub(crate) fn would_promise(&self, now: Timestamp, timing: &Timing) -> bool {
-        self.heard_leader_at.is_none_or(|at| now.since(at) >= timing.election_timeout_us_min)
+        self.heard_leader_at
+            .is_none_or(|at| now.since(at) >= timing.election_timeout_us_min)
     }
 
     pub(crate) fn see_round(&mut self, round: u64) {
@@ -76,7 +83,13 @@ impl Election {
     }
 
     /// Starts a pre-vote and returns its number. The replica grants itself.
-    pub(crate) fn begin_attempt(&mut self, own: ReplicaId, now: Timestamp, timing: &Timing, random: &mut Random) -> u64 {
+    pub(crate) fn begin_attempt(
+        &mut self,
+        own: ReplicaId,
+        now: Timestamp,
+        timing: &Timing,
+        random: &mut Random,
+    ) -> u64 {
         self.rest(now, timing, random);
         self.attempt += 1;
         self.granted = BTreeSet::from([own]);

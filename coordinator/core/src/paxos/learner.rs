@@ -31,19 +31,31 @@ pub(crate) struct Learner {
 /// For checkers: without the instant, see [`Replica::hash_state`](crate::replica::Replica::hash_state).
 impl Hash for Learner {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { asked_at, unanswered_count, known_from_disk_up_to } = self;
+        let Self {
+            asked_at,
+            unanswered_count,
+            known_from_disk_up_to,
+        } = self;
         (asked_at.is_some(), unanswered_count, known_from_disk_up_to).hash(state);
     }
 }
 
 impl Learner {
     pub(crate) fn new(known_from_disk_up_to: Slot) -> Self {
-        Self { known_from_disk_up_to, ..Self::default() }
+        Self {
+            known_from_disk_up_to,
+            ..Self::default()
+        }
     }
 
     /// The next slot to be taken as decided on the word of a leader in `ballot` whose prefix is `up_to`, if the record
     /// here allows it.
-    pub(crate) fn next_decided(&self, acceptor: &Acceptor, ballot: Option<Ballot>, up_to: Slot) -> Option<Slot> {
+    pub(crate) fn next_decided(
+        &self,
+        acceptor: &Acceptor,
+        ballot: Option<Ballot>,
+        up_to: Slot,
+    ) -> Option<Slot> {
         let next = acceptor.meta().decided_up_to.next();
         let (held, _) = acceptor.value(next)?;
         let is_known = next <= self.known_from_disk_up_to || held == Ballot::DECIDED;
@@ -93,7 +105,11 @@ mod tests {
     use synod_proto::ids::ReplicaId;
 
     fn ballot(round: u64) -> Ballot {
-        Ballot { round, replica: ReplicaId(1), start: 1 }
+        Ballot {
+            round,
+            replica: ReplicaId(1),
+            start: 1,
+        }
     }
 
     /// L4: "decided up to here" speaks of the sender's ballot; a value accepted in an older one may have lost.
@@ -103,7 +119,10 @@ mod tests {
         acceptor.on_accept(ballot(1), Slot(1), &Bytes::from_static(b"stale"));
         let learner = Learner::new(Slot::ZERO);
         assert_eq!(learner.next_decided(&acceptor, Some(ballot(2)), Slot(1)), None);
-        assert_eq!(learner.next_decided(&acceptor, Some(ballot(1)), Slot(1)), Some(Slot(1)));
+        assert_eq!(
+            learner.next_decided(&acceptor, Some(ballot(1)), Slot(1)),
+            Some(Slot(1))
+        );
     }
 
     /// Traps A13: a gap is never stepped over, whatever lies above it.

@@ -55,11 +55,19 @@ pub struct Ballot {
 
 impl Ballot {
     /// Below every ballot that is ever proposed.
-    pub const ZERO: Self = Self { round: 0, replica: ReplicaId(0), start: 0 };
+    pub const ZERO: Self = Self {
+        round: 0,
+        replica: ReplicaId(0),
+        start: 0,
+    };
 
     /// The ballot under which a replica records a value that it did not accept but learned as decided. Above every
     /// ballot that is ever proposed, so that a candidate to which it is reported can choose nothing else.
-    pub const DECIDED: Self = Self { round: u64::MAX, replica: ReplicaId(u8::MAX), start: u64::MAX };
+    pub const DECIDED: Self = Self {
+        round: u64::MAX,
+        replica: ReplicaId(u8::MAX),
+        start: u64::MAX,
+    };
 
     /// Whether a replica may have proposed in it: neither "none yet" nor "decided".
     #[must_use]

@@ -46,7 +46,11 @@ pub(crate) enum PhaseOne {
 
 impl Candidate {
     pub(crate) fn new(ballot: Ballot, deadline: Timestamp) -> Self {
-        Self { ballot, deadline, reports: BTreeMap::new() }
+        Self {
+            ballot,
+            deadline,
+            reports: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn on_promise(&mut self, from: ReplicaId, report: Report) {
@@ -67,7 +71,12 @@ impl Candidate {
             }
             return PhaseOne::NeedsSlots(*replica, report.decided_up_to);
         }
-        let last = self.reports.values().filter_map(Report::last_slot).max().unwrap_or(Slot::ZERO);
+        let last = self
+            .reports
+            .values()
+            .filter_map(Report::last_slot)
+            .max()
+            .unwrap_or(Slot::ZERO);
         let mut values = Vec::new();
         let mut slot = decided_up_to.next();
         while slot <= last {
@@ -83,7 +92,10 @@ impl Candidate {
     /// "The value of the highest-numbered proposal among the responses" (Paxos Made Simple, P2c), or a no-op where a
     /// quorum has accepted nothing. `None`: fewer readable reports than a quorum (L3).
     fn choose(&self, slot: Slot, quorum_count: usize) -> Option<Bytes> {
-        let readable = self.reports.values().filter(|report| !report.unreadable.contains(&slot));
+        let readable = self
+            .reports
+            .values()
+            .filter(|report| !report.unreadable.contains(&slot));
         let accepted = readable.clone().filter_map(|report| report.accepted.get(&slot));
         let highest = accepted.max_by_key(|(ballot, _)| *ballot);
         // A value recorded as decided needs no quorum of reports.
@@ -98,11 +110,19 @@ impl Candidate {
 }
 
 impl Report {
-    pub(crate) fn new(decided_up_to: Slot, first_retained: Slot, accepted: Vec<Accepted>, unreadable: Vec<Slot>) -> Self {
+    pub(crate) fn new(
+        decided_up_to: Slot,
+        first_retained: Slot,
+        accepted: Vec<Accepted>,
+        unreadable: Vec<Slot>,
+    ) -> Self {
         Self {
             decided_up_to,
             first_retained,
-            accepted: accepted.into_iter().map(|one| (one.slot, (one.ballot, one.value))).collect(),
+            accepted: accepted
+                .into_iter()
+                .map(|one| (one.slot, (one.ballot, one.value)))
+                .collect(),
             unreadable: unreadable.into_iter().collect(),
         }
     }
@@ -121,7 +141,11 @@ impl Report {
     }
 
     fn last_slot(&self) -> Option<Slot> {
-        self.accepted.keys().next_back().max(self.unreadable.iter().next_back()).copied()
+        self.accepted
+            .keys()
+            .next_back()
+            .max(self.unreadable.iter().next_back())
+            .copied()
     }
 }
 
@@ -164,7 +188,11 @@ pub(crate) struct Leader {
 /// For checkers: without the instants, see [`Replica::hash_state`](crate::replica::Replica::hash_state).
 impl Hash for Candidate {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { ballot, deadline: _, reports } = self;
+        let Self {
+            ballot,
+            deadline: _,
+            reports,
+        } = self;
         (ballot, reports).hash(state);
     }
 }
@@ -172,7 +200,12 @@ impl Hash for Candidate {
 /// For checkers, like [`Candidate`].
 impl Hash for InFlight {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { value, accepted_by, sent_at: _, origins } = self;
+        let Self {
+            value,
+            accepted_by,
+            sent_at: _,
+            origins,
+        } = self;
         (value, accepted_by, origins).hash(state);
     }
 }
@@ -180,8 +213,26 @@ impl Hash for InFlight {
 /// For checkers, like [`Candidate`]. Rounds of heartbeats are only compared with each other.
 impl Hash for Leader {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { ballot, next_slot, in_flight, barrier, sequence, heard, stamp, leading, .. } = self;
-        for (replica, Heard { at: _, sequence: answered, wall }) in heard {
+        let Self {
+            ballot,
+            next_slot,
+            in_flight,
+            barrier,
+            sequence,
+            heard,
+            stamp,
+            leading,
+            ..
+        } = self;
+        for (
+            replica,
+            Heard {
+                at: _,
+                sequence: answered,
+                wall,
+            },
+        ) in heard
+        {
             (replica, sequence - answered, wall).hash(state);
         }
         (ballot, next_slot, in_flight, barrier, heard.len(), stamp, leading).hash(state);
@@ -192,7 +243,11 @@ impl Leader {
     /// Whether followers that make a quorum with the leader were heard within `patience_us`. The leader's first
     /// moments count as heard: its promises are fresh.
     pub(crate) fn has_quorum(&self, now: Timestamp, patience_us: u64, quorum_count: usize) -> bool {
-        let fresh = self.heard.values().filter(|heard| now.since(heard.at) <= patience_us).count();
+        let fresh = self
+            .heard
+            .values()
+            .filter(|heard| now.since(heard.at) <= patience_us)
+            .count();
         fresh + 1 >= quorum_count || now.since(self.since) <= patience_us
     }
 
@@ -209,13 +264,17 @@ impl Leader {
     /// T14: min(own clock, median of a quorum's clocks), never below the last stamp. Without a quorum of clocks the
     /// last stamp stands.
     pub(crate) fn clock(&self, now: crate::time::Now, quorum_count: usize, last: UnixMillis) -> UnixMillis {
-        self.median_clock(now, quorum_count).map_or(last, |median| last.max(now.wall.min(median)))
+        self.median_clock(now, quorum_count)
+            .map_or(last, |median| last.max(now.wall.min(median)))
     }
 
     /// The median of the clocks of at least a quorum. Clocks heard earlier are moved on by the time that has passed.
     pub(crate) fn median_clock(&self, now: crate::time::Now, quorum_count: usize) -> Option<UnixMillis> {
-        let mut clocks: Vec<UnixMillis> =
-            self.heard.values().map(|heard| heard.wall.plus(now.monotonic.since(heard.at) / 1000)).collect();
+        let mut clocks: Vec<UnixMillis> = self
+            .heard
+            .values()
+            .map(|heard| heard.wall.plus(now.monotonic.since(heard.at) / 1000))
+            .collect();
         clocks.push(now.wall);
         if clocks.len() < quorum_count {
             return None;
@@ -236,17 +295,28 @@ mod tests {
     use synod_proto::ids::ReplicaId;
 
     fn ballot(round: u64) -> Ballot {
-        Ballot { round, replica: ReplicaId(1), start: 1 }
+        Ballot {
+            round,
+            replica: ReplicaId(1),
+            start: 1,
+        }
     }
 
     fn accepted(slot: u64, round: u64, value: &'static [u8]) -> Accepted {
-        Accepted { slot: Slot(slot), ballot: ballot(round), value: Bytes::from_static(value) }
+        Accepted {
+            slot: Slot(slot),
+            ballot: ballot(round),
+            value: Bytes::from_static(value),
+        }
     }
 
     fn candidate(reports: Vec<(u8, u64, Vec<Accepted>, Vec<Slot>)>) -> Candidate {
         let mut candidate = Candidate::new(ballot(9), Timestamp(0));
         for (replica, decided, accepted, unreadable) in reports {
-            candidate.on_promise(ReplicaId(replica), Report::new(Slot(decided), Slot(1), accepted, unreadable));
+            candidate.on_promise(
+                ReplicaId(replica),
+                Report::new(Slot(decided), Slot(1), accepted, unreadable),
+            );
         }
         candidate
     }
@@ -256,10 +326,19 @@ mod tests {
     #[test]
     fn p2c_the_highest_accepted_value_is_proposed_again_and_holes_become_noops() {
         let candidate = candidate(vec![
-            (1, 0, vec![accepted(1, 2, b"low"), accepted(3, 2, b"three")], vec![]),
+            (
+                1,
+                0,
+                vec![accepted(1, 2, b"low"), accepted(3, 2, b"three")],
+                vec![],
+            ),
             (2, 0, vec![accepted(1, 4, b"high")], vec![]),
         ]);
-        let values = vec![Bytes::from_static(b"high"), Bytes::new(), Bytes::from_static(b"three")];
+        let values = vec![
+            Bytes::from_static(b"high"),
+            Bytes::new(),
+            Bytes::from_static(b"three"),
+        ];
         assert_eq!(candidate.phase_one(Slot::ZERO, 2), PhaseOne::Done(values));
     }
 
@@ -272,11 +351,20 @@ mod tests {
     /// L3: neither a no-op nor a lower value goes over a slot of which too few reports can be read.
     #[test]
     fn l3_an_unreadable_report_does_not_count() {
-        let two = vec![(1, 0, vec![], vec![Slot(1)]), (2, 0, vec![accepted(1, 1, b"lower")], vec![])];
-        assert_eq!(candidate(two.clone()).phase_one(Slot::ZERO, 2), PhaseOne::NeedsReadable(Slot(1)));
+        let two = vec![
+            (1, 0, vec![], vec![Slot(1)]),
+            (2, 0, vec![accepted(1, 1, b"lower")], vec![]),
+        ];
+        assert_eq!(
+            candidate(two.clone()).phase_one(Slot::ZERO, 2),
+            PhaseOne::NeedsReadable(Slot(1))
+        );
         let mut three = two;
         three.push((3, 0, vec![accepted(1, 5, b"higher")], vec![]));
-        assert_eq!(candidate(three).phase_one(Slot::ZERO, 2), PhaseOne::Done(vec![Bytes::from_static(b"higher")]));
+        assert_eq!(
+            candidate(three).phase_one(Slot::ZERO, 2),
+            PhaseOne::Done(vec![Bytes::from_static(b"higher")])
+        );
     }
 
     /// L5: a candidate catches up to the highest decided prefix among its promises before it proposes.
@@ -284,7 +372,13 @@ mod tests {
     fn l5_a_candidate_behind_its_promises_catches_up_first() {
         let reports = vec![(1, 0, vec![], vec![]), (2, 7, vec![accepted(8, 1, b"x")], vec![])];
         let candidate = candidate(reports);
-        assert_eq!(candidate.phase_one(Slot(3), 2), PhaseOne::NeedsSlots(ReplicaId(2), Slot(7)));
-        assert_eq!(candidate.phase_one(Slot(7), 2), PhaseOne::Done(vec![Bytes::from_static(b"x")]));
+        assert_eq!(
+            candidate.phase_one(Slot(3), 2),
+            PhaseOne::NeedsSlots(ReplicaId(2), Slot(7))
+        );
+        assert_eq!(
+            candidate.phase_one(Slot(7), 2),
+            PhaseOne::Done(vec![Bytes::from_static(b"x")])
+        );
     }
 }

@@ -28,7 +28,13 @@ const IDLE_ENTRY_US: u64 = 5_000_000;
 const LOW_WATER_US: u64 = 15_000_000;
 
 impl Replica {
-    pub(super) fn begin_leading(&mut self, now: Now, ballot: Ballot, values: Vec<Bytes>, effects: &mut Effects<Unsynced>) {
+    pub(super) fn begin_leading(
+        &mut self,
+        now: Now,
+        ballot: Ballot,
+        values: Vec<Bytes>,
+        effects: &mut Effects<Unsynced>,
+    ) {
         let first = self.acceptor.meta().decided_up_to.next();
         self.role = Role::Leader(Box::new(Leader {
             ballot,
@@ -54,28 +60,51 @@ impl Replica {
             None => Command::Establish(Lineage(self.random.bytes16())),
         };
         let (stamp, mark) = (self.machine.stamp(), self.machine.mark());
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         leader.barrier = leader.next_slot;
-        self.propose(now, &entry::encode(stamp, mark, &[command.encode()]), vec![Origin::Internal], effects);
+        self.propose(
+            now,
+            &entry::encode(stamp, mark, &[command.encode()]),
+            vec![Origin::Internal],
+            effects,
+        );
         self.on_heartbeat_time(now, effects);
     }
 
     /// Starts phase 2 for the next slot.
     fn propose(&mut self, now: Now, value: &Bytes, origins: Vec<Origin>, effects: &mut Effects<Unsynced>) {
         let decided_up_to = self.acceptor.meta().decided_up_to;
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         let (ballot, slot) = (leader.ballot, leader.next_slot);
         leader.next_slot = slot.next();
         leader.entry_at = now.monotonic;
-        let in_flight = InFlight { value: value.clone(), accepted_by: BTreeSet::new(), sent_at: now.monotonic, origins };
+        let in_flight = InFlight {
+            value: value.clone(),
+            accepted_by: BTreeSet::new(),
+            sent_at: now.monotonic,
+            origins,
+        };
         // In flight before it is accepted: if it cannot be, whoever waits for it is refused with all others.
         leader.in_flight.insert(slot, in_flight);
         if self.acceptor.accept(ballot, slot, value) != AcceptVerdict::Accepted {
-            return self.step_down(now, "its own acceptor is bound to another ballot or value", effects);
+            return self.step_down(
+                now,
+                "its own acceptor is bound to another ballot or value",
+                effects,
+            );
         }
         // L2: requests to others may leave before the leader's own sync; its own count waits for it.
         for peer in self.peers() {
-            let message = Message::Accept { ballot, slot, value: value.clone(), decided_up_to };
+            let message = Message::Accept {
+                ballot,
+                slot,
+                value: value.clone(),
+                decided_up_to,
+            };
             effects.send_early(self.envelope(peer, message));
         }
         effects.send_gated(self.envelope(self.config.replica, Message::Accepted { ballot, slot }));
@@ -84,13 +113,20 @@ impl Replica {
     /// Forms entries of the commands that wait, while the pipeline has room. No timers: what waits, goes.
     pub(super) fn propose_waiting(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
         loop {
-            let (depth, bytes_max) = (self.config.limits.pipeline_depth, self.config.limits.entry_bytes_max);
+            let (depth, bytes_max) = (
+                self.config.limits.pipeline_depth,
+                self.config.limits.entry_bytes_max,
+            );
             let (quorum_count, lag) = (self.config.quorum_count(), self.config.watermark_lag_ms);
-            let Role::Leader(leader) = &mut self.role else { return };
+            let Role::Leader(leader) = &mut self.role else {
+                return;
+            };
             if !leader.leading.is_serving() || leader.in_flight.len() >= depth {
                 return;
             }
-            let Some((commands, origins)) = leader.leading.take_entry(bytes_max) else { return };
+            let Some((commands, origins)) = leader.leading.take_entry(bytes_max) else {
+                return;
+            };
             let last = leader.stamp.max(self.machine.stamp());
             leader.stamp = leader.clock(now, quorum_count, last);
             let mark = self.machine.mark().max(leader.stamp.minus(lag));
@@ -110,11 +146,15 @@ impl Replica {
         if from != self.config.replica {
             self.acknowledge(from, ballot, slot);
         }
-        let Role::Leader(leader) = &mut self.role else { return self.ignore(Ignored::NotLeading) };
+        let Role::Leader(leader) = &mut self.role else {
+            return self.ignore(Ignored::NotLeading);
+        };
         if leader.ballot != ballot {
             return self.ignore(Ignored::StaleBallot);
         }
-        let Some(in_flight) = leader.in_flight.get_mut(&slot) else { return self.ignore(Ignored::StaleSlot) };
+        let Some(in_flight) = leader.in_flight.get_mut(&slot) else {
+            return self.ignore(Ignored::StaleSlot);
+        };
         in_flight.accepted_by.insert(from);
         self.advance_leading(now, effects);
     }
@@ -124,12 +164,19 @@ impl Replica {
         loop {
             let quorum_count = self.config.quorum_count();
             let slot = self.acceptor.meta().decided_up_to.next();
-            let Role::Leader(leader) = &mut self.role else { return };
-            let is_chosen = leader.in_flight.get(&slot).is_some_and(|one| one.accepted_by.len() >= quorum_count);
+            let Role::Leader(leader) = &mut self.role else {
+                return;
+            };
+            let is_chosen = leader
+                .in_flight
+                .get(&slot)
+                .is_some_and(|one| one.accepted_by.len() >= quorum_count);
             if !is_chosen {
                 return;
             }
-            let Some(in_flight) = leader.in_flight.remove(&slot) else { return };
+            let Some(in_flight) = leader.in_flight.remove(&slot) else {
+                return;
+            };
             self.acceptor.mark_decided(slot);
             let Some(applied) = self.apply(slot, &in_flight.value, effects) else {
                 return self.step_down(now, "a decided entry cannot be applied", effects);
@@ -150,7 +197,9 @@ impl Replica {
 
     fn advance_while(&mut self, ballot: Option<Ballot>, up_to: Slot, effects: &mut Effects<Unsynced>) {
         while let Some(slot) = self.learner.next_decided(&self.acceptor, ballot, up_to) {
-            let Some((_, value)) = self.acceptor.value(slot) else { return };
+            let Some((_, value)) = self.acceptor.value(slot) else {
+                return;
+            };
             let value = value.clone();
             self.acceptor.mark_decided(slot);
             self.apply(slot, &value, effects);
@@ -177,7 +226,9 @@ impl Replica {
 
     pub(super) fn on_heartbeat_time(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
         let (timing, quorum_count) = (self.config.timing, self.config.quorum_count());
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         if !leader.has_quorum(now.monotonic, timing.election_timeout_us_max, quorum_count) {
             return self.step_down(now, "no quorum was heard", effects);
         }
@@ -209,13 +260,19 @@ impl Replica {
     }
 
     fn tell_low_water(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         if !leader.leading.is_serving() || now.monotonic.since(leader.low_water_at) < LOW_WATER_US {
             return;
         }
         leader.low_water_at = now.monotonic;
         let mark = self.machine.mark();
-        let below = self.machine.outcomes().unfinished().take_while(|(gtid, _)| gtid.began_at() < mark);
+        let below = self
+            .machine
+            .outcomes()
+            .unfinished()
+            .take_while(|(gtid, _)| gtid.began_at() < mark);
         let below = below.filter_map(|(gtid, record)| match &record.verdict {
             Verdict::Committed { branches, .. } => Some((gtid, branches.as_slice())),
             Verdict::Aborted(_) => None,
@@ -225,7 +282,9 @@ impl Replica {
 
     /// A round of heartbeats: also what a read that must not be stale waits for (T10).
     pub(super) fn send_heartbeats(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         leader.sequence += 1;
         for peer in self.peers() {
             self.send_heartbeat_to(peer, now, effects);
@@ -238,8 +297,12 @@ impl Replica {
         let (timing, quorum_count) = (self.config.timing, self.config.quorum_count());
         let Role::Leader(leader) = &self.role else { return };
         let has_quorum = leader.has_quorum(now.monotonic, timing.election_timeout_us_min, quorum_count);
-        let heartbeat =
-            Message::Heartbeat { ballot: leader.ballot, decided_up_to, sequence: leader.sequence, has_quorum };
+        let heartbeat = Message::Heartbeat {
+            ballot: leader.ballot,
+            decided_up_to,
+            sequence: leader.sequence,
+            has_quorum,
+        };
         effects.send_early(self.envelope(peer, heartbeat));
     }
 
@@ -252,7 +315,9 @@ impl Replica {
         wall: UnixMillis,
         effects: &mut Effects<Unsynced>,
     ) {
-        let Role::Leader(leader) = &mut self.role else { return self.ignore(Ignored::NotLeading) };
+        let Role::Leader(leader) = &mut self.role else {
+            return self.ignore(Ignored::NotLeading);
+        };
         if leader.ballot != ballot {
             return self.ignore(Ignored::StaleBallot);
         }
@@ -260,11 +325,19 @@ impl Replica {
         if sequence > leader.sequence {
             return self.ignore(Ignored::Malformed);
         }
-        let heard = leader.heard.entry(from).or_insert(Heard { at: now.monotonic, sequence, wall });
+        let heard = leader.heard.entry(from).or_insert(Heard {
+            at: now.monotonic,
+            sequence,
+            wall,
+        });
         if sequence < heard.sequence {
             return self.ignore(Ignored::StaleAnswer);
         }
-        *heard = Heard { at: now.monotonic, sequence, wall };
+        *heard = Heard {
+            at: now.monotonic,
+            sequence,
+            wall,
+        };
         self.answer_confirmed_reads(effects);
     }
 
@@ -277,11 +350,18 @@ impl Replica {
 
     fn resend(&self, slot: Slot, only: Option<ReplicaId>, effects: &mut Effects<Unsynced>) {
         let Role::Leader(leader) = &self.role else { return };
-        let Some(one) = leader.in_flight.get(&slot) else { return };
+        let Some(one) = leader.in_flight.get(&slot) else {
+            return;
+        };
         let decided_up_to = self.acceptor.meta().decided_up_to;
         for peer in self.peers().filter(|peer| only.is_none_or(|only| only == *peer)) {
             if !one.accepted_by.contains(&peer) {
-                let message = Message::Accept { ballot: leader.ballot, slot, value: one.value.clone(), decided_up_to };
+                let message = Message::Accept {
+                    ballot: leader.ballot,
+                    slot,
+                    value: one.value.clone(),
+                    decided_up_to,
+                };
                 effects.send_early(self.envelope(peer, message));
             }
         }
@@ -305,15 +385,23 @@ impl Replica {
     }
 
     /// `now` is absent where no timer matters any more.
-    pub(super) fn become_follower(&mut self, now: Option<Now>, reason: &'static str, effects: &mut Effects<Unsynced>) {
+    pub(super) fn become_follower(
+        &mut self,
+        now: Option<Now>,
+        reason: &'static str,
+        effects: &mut Effects<Unsynced>,
+    ) {
         if let Role::Leader(leader) = &mut self.role {
             let in_flight = core::mem::take(&mut leader.in_flight);
-            leader.leading.refuse_all(in_flight.into_values().flat_map(|one| one.origins), effects);
+            leader
+                .leading
+                .refuse_all(in_flight.into_values().flat_map(|one| one.origins), effects);
             effects.notice(Notice::SteppedDown { reason });
         }
         self.role = Role::Follower { leader: None };
         if let Some(now) = now {
-            self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
+            self.election
+                .rest(now.monotonic, &self.config.timing, &mut self.random);
         }
     }
 }

@@ -22,36 +22,79 @@ impl Replica {
             return self.ignore(Ignored::Malformed);
         }
         match message {
-            Message::Hello { incarnation, start, .. } => self.on_hello(from, incarnation, start, effects),
-            Message::HelloAnswer { start, contradiction, ballot, slot } => {
-                self.on_hello_answer(now, from, start, contradiction, Acknowledged { ballot, slot }, effects);
+            Message::Hello {
+                incarnation, start, ..
+            } => self.on_hello(from, incarnation, start, effects),
+            Message::HelloAnswer {
+                start,
+                contradiction,
+                ballot,
+                slot,
+            } => {
+                self.on_hello_answer(
+                    now,
+                    from,
+                    start,
+                    contradiction,
+                    Acknowledged { ballot, slot },
+                    effects,
+                );
             }
             Message::PreVote { attempt } => self.on_pre_vote(now, from, attempt, effects),
-            Message::PreVoteAnswer { attempt, granted, round, decided_up_to } => {
+            Message::PreVoteAnswer {
+                attempt,
+                granted,
+                round,
+                decided_up_to,
+            } => {
                 self.election.see_round(round);
                 self.hear_decided(now, from, decided_up_to, effects);
                 self.on_pre_vote_answer(now, from, attempt, granted, effects);
             }
             Message::Prepare { ballot, above } => self.on_prepare(now, from, ballot, above, effects),
-            Message::Promise { ballot, decided_up_to, first_retained, accepted, unreadable } => {
+            Message::Promise {
+                ballot,
+                decided_up_to,
+                first_retained,
+                accepted,
+                unreadable,
+            } => {
                 let report = Report::new(decided_up_to, first_retained, accepted, unreadable);
                 self.on_promise(now, from, ballot, report, effects);
             }
-            Message::Accept { ballot, slot, value, decided_up_to } => {
+            Message::Accept {
+                ballot,
+                slot,
+                value,
+                decided_up_to,
+            } => {
                 self.on_accept(now, from, ballot, slot, &value, effects);
                 self.hear_decided_by_leader(now, ballot, decided_up_to, effects);
             }
             Message::Accepted { ballot, slot } => self.on_accepted(now, from, ballot, slot, effects),
             Message::Nack { ballot, promised } => self.on_nack(now, ballot, promised, effects),
-            Message::Heartbeat { ballot, decided_up_to, sequence, has_quorum } => {
+            Message::Heartbeat {
+                ballot,
+                decided_up_to,
+                sequence,
+                has_quorum,
+            } => {
                 self.on_heartbeat(now, from, ballot, (sequence, has_quorum), effects);
                 self.hear_decided_by_leader(now, ballot, decided_up_to, effects);
             }
-            Message::HeartbeatAnswer { ballot, sequence, wall } => {
+            Message::HeartbeatAnswer {
+                ballot,
+                sequence,
+                wall,
+            } => {
                 self.on_heartbeat_answer(now, from, ballot, sequence, wall, effects);
             }
             Message::CatchUp { above } => self.on_catch_up(from, above, effects),
-            Message::Decided { first, values, decided_up_to } => {
+            Message::Decided {
+                first,
+                values,
+                decided_up_to,
+            } => {
                 self.on_decided(now, from, first, values, decided_up_to, effects);
             }
         }
@@ -116,7 +159,15 @@ impl Replica {
         if contradiction.is_none() && is_news && self.is_writable() {
             self.acceptor.note_peer(from, PeerSeen { incarnation, start });
         }
-        let answer = self.envelope(from, Message::HelloAnswer { start, contradiction, ballot, slot });
+        let answer = self.envelope(
+            from,
+            Message::HelloAnswer {
+                start,
+                contradiction,
+                ballot,
+                slot,
+            },
+        );
         effects.send_gated(answer);
     }
 
@@ -150,13 +201,19 @@ impl Replica {
             if self.own_ballot().is_some() {
                 self.step_down(now, "the directory is not admitted", effects);
             }
-            effects.notice(Notice::NotAdmitted { contradiction: contradiction.clone() });
+            effects.notice(Notice::NotAdmitted {
+                contradiction: contradiction.clone(),
+            });
             self.admission = Admission::Refused { contradiction };
             return;
         }
         // A directory that was never admitted may be a wiped one, and what was wiped was acknowledged to *some* quorum:
         // only when every replica has spoken is it known to be new.
-        let needed_count = match self.acceptor.meta().was_admitted(self.config.replica, self.config.incarnation) {
+        let needed_count = match self
+            .acceptor
+            .meta()
+            .was_admitted(self.config.replica, self.config.incarnation)
+        {
             true => self.config.quorum_count(),
             false => self.config.replicas.len(),
         };
@@ -173,7 +230,10 @@ impl Replica {
         self.admission = Admission::Admitted;
         effects.notice(Notice::Admitted);
         if self.is_writable() {
-            let seen = PeerSeen { incarnation: self.config.incarnation, start: self.acceptor.meta().start };
+            let seen = PeerSeen {
+                incarnation: self.config.incarnation,
+                start: self.acceptor.meta().start,
+            };
             self.acceptor.note_peer(self.config.replica, seen);
         }
     }
@@ -182,7 +242,9 @@ impl Replica {
 
     pub(super) fn begin_pre_vote(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
         let own = self.config.replica;
-        let attempt = self.election.begin_attempt(own, now.monotonic, &self.config.timing, &mut self.random);
+        let attempt = self
+            .election
+            .begin_attempt(own, now.monotonic, &self.config.timing, &mut self.random);
         self.role = Role::Follower { leader: None };
         if self.election.has_quorum_alone(self.config.quorum_count()) {
             return self.begin_phase_one(now, effects);
@@ -198,14 +260,21 @@ impl Replica {
         }
         let timing = self.config.timing;
         let granted = match &self.role {
-            Role::Leader(leader) => {
-                !leader.has_quorum(now.monotonic, timing.election_timeout_us_min, self.config.quorum_count())
-            }
+            Role::Leader(leader) => !leader.has_quorum(
+                now.monotonic,
+                timing.election_timeout_us_min,
+                self.config.quorum_count(),
+            ),
             _ => self.election.would_promise(now.monotonic, &timing),
         };
         let round = self.election.round_max.max(self.acceptor.promised().round);
         let decided_up_to = self.acceptor.meta().decided_up_to;
-        let answer = Message::PreVoteAnswer { attempt, granted, round, decided_up_to };
+        let answer = Message::PreVoteAnswer {
+            attempt,
+            granted,
+            round,
+            decided_up_to,
+        };
         effects.send_early(self.envelope(from, answer));
     }
 
@@ -218,7 +287,12 @@ impl Replica {
         effects: &mut Effects<Unsynced>,
     ) {
         let is_waiting = matches!(self.role, Role::Follower { leader: None });
-        if !granted || !is_waiting || !self.election.on_granted(attempt, from, self.config.quorum_count()) {
+        if !granted
+            || !is_waiting
+            || !self
+                .election
+                .on_granted(attempt, from, self.config.quorum_count())
+        {
             return self.ignore(Ignored::StaleAnswer);
         }
         if self.may_take_part() {
@@ -229,9 +303,17 @@ impl Replica {
     // ---- phase 1 ----
 
     fn begin_phase_one(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
-        let round = self.election.round_max.max(self.acceptor.promised().round).saturating_add(1);
+        let round = self
+            .election
+            .round_max
+            .max(self.acceptor.promised().round)
+            .saturating_add(1);
         self.election.see_round(round);
-        let ballot = Ballot { round, replica: self.config.replica, start: self.acceptor.meta().start };
+        let ballot = Ballot {
+            round,
+            replica: self.config.replica,
+            start: self.acceptor.meta().start,
+        };
         let above = self.acceptor.meta().decided_up_to;
         let deadline = now.monotonic.plus(self.config.timing.election_timeout_us_max);
         self.role = Role::Candidate(Candidate::new(ballot, deadline));
@@ -243,7 +325,14 @@ impl Replica {
         effects.send_gated(self.envelope(self.config.replica, promise));
     }
 
-    fn on_prepare(&mut self, now: Now, from: ReplicaId, ballot: Ballot, above: Slot, effects: &mut Effects<Unsynced>) {
+    fn on_prepare(
+        &mut self,
+        now: Now,
+        from: ReplicaId,
+        ballot: Ballot,
+        above: Slot,
+        effects: &mut Effects<Unsynced>,
+    ) {
         if !self.may_take_part() {
             return;
         }
@@ -254,7 +343,8 @@ impl Replica {
                 self.step_down(now, "another replica stands with a higher ballot", effects);
             }
             // The candidate gets its time before this replica tries itself.
-            self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
+            self.election
+                .rest(now.monotonic, &self.config.timing, &mut self.random);
         }
         effects.send_gated(self.envelope(from, answer));
     }
@@ -269,7 +359,9 @@ impl Replica {
     ) {
         self.acknowledge(from, ballot, Slot::ZERO);
         let decided_up_to = self.acceptor.meta().decided_up_to;
-        let Role::Candidate(candidate) = &mut self.role else { return self.ignore(Ignored::StaleBallot) };
+        let Role::Candidate(candidate) = &mut self.role else {
+            return self.ignore(Ignored::StaleBallot);
+        };
         if candidate.ballot != ballot {
             return self.ignore(Ignored::StaleBallot);
         }
@@ -282,7 +374,9 @@ impl Replica {
 
     /// After a promise, and after the candidate's decided prefix has grown.
     pub(super) fn look_at_phase_one(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
-        let Role::Candidate(candidate) = &self.role else { return };
+        let Role::Candidate(candidate) = &self.role else {
+            return;
+        };
         let ballot = candidate.ballot;
         match candidate.phase_one(self.acceptor.meta().decided_up_to, self.config.quorum_count()) {
             PhaseOne::NeedsPromises | PhaseOne::NeedsReadable(_) | PhaseOne::NeedsCheckpoint(..) => {}
@@ -351,7 +445,8 @@ impl Replica {
         if !has_quorum {
             if matches!(self.role, Role::Follower { leader: Some(known) } if known == ballot) {
                 self.role = Role::Follower { leader: None };
-                self.election.hurry(now.monotonic, &self.config.timing, &mut self.random);
+                self.election
+                    .hurry(now.monotonic, &self.config.timing, &mut self.random);
             }
             // A leader that looks for its quorum is answered, so that it can find one.
         } else {
@@ -359,7 +454,11 @@ impl Replica {
         }
         // A replica that is not admitted may have forgotten promises: its answer must confirm nobody.
         if self.may_take_part() {
-            let answer = Message::HeartbeatAnswer { ballot, sequence, wall: now.wall };
+            let answer = Message::HeartbeatAnswer {
+                ballot,
+                sequence,
+                wall: now.wall,
+            };
             effects.send_early(self.envelope(from, answer));
         }
     }
@@ -375,7 +474,8 @@ impl Replica {
         if self.own_ballot().is_some() {
             return;
         }
-        self.election.hear_leader(now.monotonic, &self.config.timing, &mut self.random);
+        self.election
+            .hear_leader(now.monotonic, &self.config.timing, &mut self.random);
         if !matches!(self.role, Role::Follower { leader: Some(known) } if known == ballot) {
             self.role = Role::Follower { leader: Some(ballot) };
             effects.notice(Notice::Following(ballot.replica));
@@ -410,13 +510,16 @@ impl Replica {
                     self.begin_pre_vote(now, effects);
                 } else {
                     self.role = Role::Follower { leader: None };
-                    self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
+                    self.election
+                        .rest(now.monotonic, &self.config.timing, &mut self.random);
                 }
             }
             Role::Candidate(candidate) if now.monotonic >= candidate.deadline => {
                 self.become_follower(Some(now), "no quorum promised in time", effects);
             }
-            Role::Leader(leader) if now.monotonic >= leader.heartbeat_at => self.on_heartbeat_time(now, effects),
+            Role::Leader(leader) if now.monotonic >= leader.heartbeat_at => {
+                self.on_heartbeat_time(now, effects);
+            }
             _ => {}
         }
     }
@@ -426,9 +529,9 @@ impl Replica {
 /// that does not own it, and no round may leave room for none above it.
 fn is_plausible(from: ReplicaId, message: &Message) -> bool {
     match message {
-        Message::Prepare { ballot, .. } | Message::Accept { ballot, .. } | Message::Heartbeat { ballot, .. } => {
-            ballot.replica == from && ballot.is_proposable()
-        }
+        Message::Prepare { ballot, .. }
+        | Message::Accept { ballot, .. }
+        | Message::Heartbeat { ballot, .. } => ballot.replica == from && ballot.is_proposable(),
         Message::Promise { ballot, .. }
         | Message::Accepted { ballot, .. }
         | Message::HeartbeatAnswer { ballot, .. } => ballot.is_proposable(),

@@ -191,7 +191,9 @@ impl Replica {
         let mut acceptor = Acceptor::new(recovered);
         acceptor.set_decided_at_start(Slot::ZERO);
         Self {
-            admission: Admission::Pending { consistent: BTreeSet::from([config.replica]) },
+            admission: Admission::Pending {
+                consistent: BTreeSet::from([config.replica]),
+            },
             config,
             random,
             acceptor,
@@ -229,14 +231,18 @@ impl Replica {
         self.loading = false;
         let mut effects = Effects::default();
         self.acceptor.begin_start();
-        self.election.rest(now.monotonic, &self.config.timing, &mut self.random);
+        self.election
+            .rest(now.monotonic, &self.config.timing, &mut self.random);
         if self.config.replicas.len() == 1 {
             self.admit(&mut effects);
         }
         self.say_hello(now, &mut effects);
         if let Some(text) = &self.cannot_apply {
             let slot = self.machine.applied_up_to().next();
-            effects.notice(Notice::CannotApply { slot, text: text.clone() });
+            effects.notice(Notice::CannotApply {
+                slot,
+                text: text.clone(),
+            });
         }
         self.finish_step(&mut effects);
         effects
@@ -324,7 +330,17 @@ impl Replica {
     /// state before: instants and the seeded stream are left out, so that two states differ only if the protocol tells
     /// them apart, given that any timer may fire at any moment.
     pub fn hash_state<H: Hasher>(&self, state: &mut H) {
-        let Self { acceptor, learner, election, role, admission, acknowledged, connected, machine, .. } = self;
+        let Self {
+            acceptor,
+            learner,
+            election,
+            role,
+            admission,
+            acknowledged,
+            connected,
+            machine,
+            ..
+        } = self;
         (acceptor, learner, election, role, admission).hash(state);
         (acknowledged, connected, machine).hash(state);
         (&self.cannot_apply, &self.storage, self.is_draining).hash(state);
@@ -334,7 +350,14 @@ impl Replica {
     /// somebody stands, whom clients are sent to, and what peers acknowledged to this process (L10: it is compared with
     /// what they say after a restart, and can contradict it only if a directory has lost something).
     pub fn hash_log_state<H: Hasher>(&self, state: &mut H) {
-        let Self { acceptor, learner, role, admission, machine, .. } = self;
+        let Self {
+            acceptor,
+            learner,
+            role,
+            admission,
+            machine,
+            ..
+        } = self;
         (acceptor, learner, admission, machine).hash(state);
         match role {
             Role::Follower { leader: _ } => 0u8.hash(state),
@@ -356,11 +379,19 @@ impl Replica {
 
     fn peers(&self) -> impl Iterator<Item = ReplicaId> + use<> {
         let own = self.config.replica;
-        self.config.replicas.clone().into_iter().filter(move |replica| *replica != own)
+        self.config
+            .replicas
+            .clone()
+            .into_iter()
+            .filter(move |replica| *replica != own)
     }
 
     fn envelope(&self, to: ReplicaId, message: Message) -> Envelope {
-        Envelope { from: self.config.replica, to, message }
+        Envelope {
+            from: self.config.replica,
+            to,
+            message,
+        }
     }
 
     fn ignore(&mut self, reason: Ignored) {
@@ -397,7 +428,10 @@ impl Replica {
     fn finish_step(&mut self, effects: &mut Effects<Unsynced>) {
         self.acceptor.trim(self.config.limits.retained_bytes_max);
         if let Some(batch) = self.acceptor.take_batch() {
-            assert!(self.is_writable(), "nothing durable changes once the log cannot be written (L9)");
+            assert!(
+                self.is_writable(),
+                "nothing durable changes once the log cannot be written (L9)"
+            );
             effects.write(batch);
         }
     }

@@ -47,7 +47,9 @@ impl Replica {
         let leader = self.leader();
         let Role::Leader(leading) = &mut self.role else {
             return Err(match &self.storage {
-                super::Storage::Failed { text, .. } if leader.is_none() => Refusal::ReadOnly { text: text.clone() },
+                super::Storage::Failed { text, .. } if leader.is_none() => {
+                    Refusal::ReadOnly { text: text.clone() }
+                }
                 _ => Refusal::NotLeader { leader },
             });
         };
@@ -55,11 +57,18 @@ impl Replica {
             return leading.leading.park(session, request, &self.config.limits);
         }
         match request {
-            Request::Register { request, lineage, resources } => {
-                self.on_register(now, (session, request), lineage, resources, effects)
-            }
+            Request::Register {
+                request,
+                lineage,
+                resources,
+            } => self.on_register(now, (session, request), lineage, resources, effects),
             Request::Decide { request, command } => self.on_decide(now, (session, request), command, effects),
-            Request::Inquire { branch, lineage, deadline, .. } => {
+            Request::Inquire {
+                branch,
+                lineage,
+                deadline,
+                ..
+            } => {
                 self.on_inquire(now, session, branch, lineage, deadline, effects);
                 Ok(())
             }
@@ -67,7 +76,11 @@ impl Replica {
                 self.on_acknowledge(now, branch, resource, effects);
                 Ok(())
             }
-            Request::Hazard { branch, resource, text } => {
+            Request::Hazard {
+                branch,
+                resource,
+                text,
+            } => {
                 self.on_hazard(branch, resource, text, effects);
                 Ok(())
             }
@@ -76,10 +89,15 @@ impl Replica {
                 self.read_confirmed(now, session, request, gtid, effects);
                 Ok(())
             }
-            Request::AwaitDelivery { request, gtid } => self.on_await_delivery(session, request, gtid, effects),
-            Request::Settle { request, branch, author, reason } => {
-                self.on_settle((session, request), branch, author, reason)
+            Request::AwaitDelivery { request, gtid } => {
+                self.on_await_delivery(session, request, gtid, effects)
             }
+            Request::Settle {
+                request,
+                branch,
+                author,
+                reason,
+            } => self.on_settle((session, request), branch, author, reason),
             Request::List { .. } => unreachable!("answered from applied state"),
         }
     }
@@ -99,23 +117,43 @@ impl Replica {
             return Err(Refusal::ForeignLineage { expected });
         }
         if resources.len() > RESOURCE_COUNT_MAX {
-            return Err(invalid(format!("more than {RESOURCE_COUNT_MAX} databases in one request")));
+            return Err(invalid(format!(
+                "more than {RESOURCE_COUNT_MAX} databases in one request"
+            )));
         }
-        let fresh: Vec<ResourceId> =
-            resources.iter().copied().filter(|resource| !self.machine.is_enrolled(*resource)).collect();
+        let fresh: Vec<ResourceId> = resources
+            .iter()
+            .copied()
+            .filter(|resource| !self.machine.is_enrolled(*resource))
+            .collect();
         let limits = self.config.limits;
         if self.machine.resource_count() + fresh.len() > limits.resource_count_max {
-            return Err(Refusal::Overloaded { what: "enrolled databases".to_string() });
+            return Err(Refusal::Overloaded {
+                what: "enrolled databases".to_string(),
+            });
         }
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let Role::Leader(leader) = &mut self.role else {
+            return Ok(());
+        };
         if fresh.is_empty() {
             // The answer first: a session takes no delivery before it knows that it is registered.
-            effects.tell(session, Response::Registered { request, lineage: expected });
-            leader.leading.deliveries.register(session, &resources, now.monotonic, effects);
+            effects.tell(
+                session,
+                Response::Registered {
+                    request,
+                    lineage: expected,
+                },
+            );
+            leader
+                .leading
+                .deliveries
+                .register(session, &resources, now.monotonic, effects);
             return Ok(());
         }
         let command = Command::Enrol(fresh).encode();
-        leader.leading.push_enrolment(command, (session, request), resources, &limits)
+        leader
+            .leading
+            .push_enrolment(command, (session, request), resources, &limits)
     }
 
     /// A proposed outcome. What is refused here has not entered the log and never will by this request.
@@ -126,22 +164,37 @@ impl Replica {
         command: Bytes,
         effects: &mut Effects<Unsynced>,
     ) -> Result<(), Refusal> {
-        let decide = Decide::decode(&command).map_err(|error| invalid(format!("malformed proposal: {error}")))?;
+        let decide =
+            Decide::decode(&command).map_err(|error| invalid(format!("malformed proposal: {error}")))?;
         self.check_decide(now, &decide)?;
         // A repeated proposal is answered from the record (traps B8); it needs no second entry.
-        let known = self.machine.outcomes().record(decide.gtid).map(|record| record.decision_for(&decide.proposal));
-        let expired = || self.machine.is_below_mark(decide.gtid).then_some(Decision::Expired);
+        let known = self
+            .machine
+            .outcomes()
+            .record(decide.gtid)
+            .map(|record| record.decision_for(&decide.proposal));
+        let expired = || {
+            self.machine
+                .is_below_mark(decide.gtid)
+                .then_some(Decision::Expired)
+        };
         if let Some(decision) = known.or_else(expired) {
             effects.tell(session, Response::Decided { request, decision });
             return Ok(());
         }
         let limits = self.config.limits;
         let outcome_count = self.machine.outcomes().count();
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let Role::Leader(leader) = &mut self.role else {
+            return Ok(());
+        };
         if outcome_count + leader.leading.queue_count() >= limits.register_count_max {
-            return Err(Refusal::Overloaded { what: "outcomes in the register".to_string() });
+            return Err(Refusal::Overloaded {
+                what: "outcomes in the register".to_string(),
+            });
         }
-        leader.leading.push(command, Origin::Session(session, request), &limits)
+        leader
+            .leading
+            .push(command, Origin::Session(session, request), &limits)
     }
 
     fn check_decide(&self, now: Now, decide: &Decide) -> Result<(), Refusal> {
@@ -155,13 +208,24 @@ impl Replica {
         self.check_begun(now, decide.gtid)?;
         let began_at = decide.gtid.began_at();
         if decide.deadline > began_at.plus(DEADLINE_MS_MAX) {
-            return Err(invalid(format!("the deadline is more than {DEADLINE_MS_MAX} ms after the begin")));
+            return Err(invalid(format!(
+                "the deadline is more than {DEADLINE_MS_MAX} ms after the begin"
+            )));
         }
-        if let Proposal::Commit { branches, read_only_count } = &decide.proposal {
+        if let Proposal::Commit {
+            branches,
+            read_only_count,
+        } = &decide.proposal
+        {
             if branches.is_empty() && *read_only_count == 0 {
-                return Err(invalid("a commit names at least one branch, or counts a read-only one"));
+                return Err(invalid(
+                    "a commit names at least one branch, or counts a read-only one",
+                ));
             }
-            if let Some(unknown) = branches.iter().find(|branch| !self.machine.is_enrolled(branch.resource)) {
+            if let Some(unknown) = branches
+                .iter()
+                .find(|branch| !self.machine.is_enrolled(branch.resource))
+            {
                 return Err(invalid(format!(
                     "branch {:016x}/{:016x} is of resource {}, which never registered with this coordinator",
                     unknown.call.0, unknown.execution.0, unknown.resource
@@ -190,25 +254,49 @@ impl Replica {
         let began_at = branch.gtid.began_at();
         let deadline = deadline.clamp(began_at, began_at.plus(DEADLINE_MS_MAX));
         if self.deadline_clock(now) < deadline {
-            return effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+            return effects.tell(
+                session,
+                Response::Answered {
+                    branch,
+                    answer: Answer::Undecided,
+                },
+            );
         }
         let limits = self.config.limits;
         let outcome_count = self.machine.outcomes().count();
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         let reserve = limits.register_count_max / INQUIRY_RESERVE_DIVISOR;
         if outcome_count + leader.leading.queue_count() >= limits.register_count_max + reserve {
-            return effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+            return effects.tell(
+                session,
+                Response::Answered {
+                    branch,
+                    answer: Answer::Undecided,
+                },
+            );
         }
         let is_told_to_ask_again = match leader.leading.note_inquiry(session, branch) {
             Inquired::Joined => false,
             Inquired::Full => true,
             Inquired::First => {
                 let text = "no outcome at the deadline; a prepared branch inquired";
-                let proposal =
-                    Proposal::Abort { cause: AbortCause::new(AbortKind::Deadline, text), branches: Vec::new() };
-                let decide = Decide { lineage, gtid: branch.gtid, deadline, proposal, guards: Vec::new() };
-                let is_full =
-                    leader.leading.push(decide.encode(), Origin::Inquiry(branch.gtid), &limits).is_err();
+                let proposal = Proposal::Abort {
+                    cause: AbortCause::new(AbortKind::Deadline, text),
+                    branches: Vec::new(),
+                };
+                let decide = Decide {
+                    lineage,
+                    gtid: branch.gtid,
+                    deadline,
+                    proposal,
+                    guards: Vec::new(),
+                };
+                let is_full = leader
+                    .leading
+                    .push(decide.encode(), Origin::Inquiry(branch.gtid), &limits)
+                    .is_err();
                 if is_full {
                     leader.leading.take_inquiries(branch.gtid);
                 }
@@ -216,7 +304,13 @@ impl Replica {
             }
         };
         if is_told_to_ask_again {
-            effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+            effects.tell(
+                session,
+                Response::Answered {
+                    branch,
+                    answer: Answer::Undecided,
+                },
+            );
         }
     }
 
@@ -227,7 +321,9 @@ impl Replica {
         resource: ResourceId,
         effects: &mut Effects<Unsynced>,
     ) {
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         // Acknowledged before, or known from a former leader (traps B11); or another database's.
         if !leader.leading.deliveries.is_delivered_to(branch, resource) {
             return self.ignore(Ignored::UnknownDelivery);
@@ -244,7 +340,9 @@ impl Replica {
         text: String,
         effects: &mut Effects<Unsynced>,
     ) {
-        let Role::Leader(leader) = &mut self.role else { return };
+        let Role::Leader(leader) = &mut self.role else {
+            return;
+        };
         if !leader.leading.deliveries.is_delivered_to(branch, resource) {
             return self.ignore(Ignored::UnknownDelivery);
         }
@@ -261,7 +359,9 @@ impl Replica {
         gtid: Gtid,
         effects: &mut Effects<Unsynced>,
     ) -> Result<(), Refusal> {
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let Role::Leader(leader) = &mut self.role else {
+            return Ok(());
+        };
         if leader.leading.deliveries.is_open(gtid) {
             leader.leading.deliveries.await_delivery(gtid, session, request);
             return Ok(());
@@ -271,8 +371,12 @@ impl Replica {
                 effects.tell(session, Response::Delivered { request, gtid });
                 Ok(())
             }
-            Some(Verdict::Aborted(cause)) => Err(invalid(format!("{gtid} was aborted ({cause}): nothing is delivered"))),
-            None => Err(Refusal::NotFound { text: format!("no outcome of {gtid} is in the register") }),
+            Some(Verdict::Aborted(cause)) => Err(invalid(format!(
+                "{gtid} was aborted ({cause}): nothing is delivered"
+            ))),
+            None => Err(Refusal::NotFound {
+                text: format!("no outcome of {gtid} is in the register"),
+            }),
         }
     }
 
@@ -287,23 +391,45 @@ impl Replica {
             return Err(invalid("an operator's word carries an author and a reason"));
         }
         let limits = self.config.limits;
-        let BranchId { gtid, call, execution } = branch;
-        let settle = Settle { gtid, call, execution, author: clip_text(author), reason: clip_text(reason) };
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        leader.leading.push(Command::Settle(settle).encode(), Origin::Session(session, request), &limits)
+        let BranchId {
+            gtid,
+            call,
+            execution,
+        } = branch;
+        let settle = Settle {
+            gtid,
+            call,
+            execution,
+            author: clip_text(author),
+            reason: clip_text(reason),
+        };
+        let Role::Leader(leader) = &mut self.role else {
+            return Ok(());
+        };
+        leader.leading.push(
+            Command::Settle(settle).encode(),
+            Origin::Session(session, request),
+            &limits,
+        )
     }
 
     /// A gtid from the future is refused: nothing true can be said of it (T14).
     fn check_begun(&self, now: Now, gtid: Gtid) -> Result<(), Refusal> {
         let ahead_ms = gtid.began_at().0.saturating_sub(self.latest_clock(now).0);
-        if ahead_ms > CLOCK_SKEW_MS_MAX { Err(Refusal::FromFuture { ahead_ms }) } else { Ok(()) }
+        if ahead_ms > CLOCK_SKEW_MS_MAX {
+            Err(Refusal::FromFuture { ahead_ms })
+        } else {
+            Ok(())
+        }
     }
 
     // ---- helpers ----
 
     /// The coordinator's lineage, at a serving leader.
     fn lineage(&self) -> Lineage {
-        self.machine.lineage().expect("a serving leader has applied the entry that established the lineage")
+        self.machine
+            .lineage()
+            .expect("a serving leader has applied the entry that established the lineage")
     }
 
     /// The later of the own clock and the median of the replicas' clocks: a gtid is from the future only if it is so for

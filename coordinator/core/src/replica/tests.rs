@@ -98,7 +98,15 @@ impl Bench {
         let start = bench.replica.acceptor.meta().start;
         for peer in 2..=count {
             let (ballot, slot) = (Ballot::ZERO, Slot::ZERO);
-            bench.hear(peer, Message::HelloAnswer { start, contradiction: None, ballot, slot });
+            bench.hear(
+                peer,
+                Message::HelloAnswer {
+                    start,
+                    contradiction: None,
+                    ballot,
+                    slot,
+                },
+            );
         }
         assert_eq!(bench.replica.status().admission, Admission::Admitted);
         bench

@@ -83,10 +83,34 @@ pub(crate) struct Deliveries {
 /// Attempts count up to where they stop to matter.
 impl Hash for Deliveries {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { random: _, targets, open, resources, sessions, due: _, awaiting } = self;
-        for (branch, Target { resource, attempts, told_until, hazard }) in targets {
+        let Self {
+            random: _,
+            targets,
+            open,
+            resources,
+            sessions,
+            due: _,
+            awaiting,
+        } = self;
+        for (
+            branch,
+            Target {
+                resource,
+                attempts,
+                told_until,
+                hazard,
+            },
+        ) in targets
+        {
             let is_told = told_until.is_some();
-            (branch, resource, (*attempts).min(STUCK_AFTER_ATTEMPTS), is_told, hazard).hash(state);
+            (
+                branch,
+                resource,
+                (*attempts).min(STUCK_AFTER_ATTEMPTS),
+                is_told,
+                hazard,
+            )
+                .hash(state);
         }
         (targets.len(), open, resources, sessions, awaiting).hash(state);
     }
@@ -154,8 +178,17 @@ impl Deliveries {
     ) {
         let mut count = 0;
         for named in branches {
-            let branch = BranchId { gtid, call: named.call, execution: named.execution };
-            let target = Target { resource: named.resource, attempts: 0, told_until: None, hazard: None };
+            let branch = BranchId {
+                gtid,
+                call: named.call,
+                execution: named.execution,
+            };
+            let target = Target {
+                resource: named.resource,
+                attempts: 0,
+                told_until: None,
+                hazard: None,
+            };
             self.targets.insert(branch, target);
             count += 1;
             let resource = self.resources.entry(named.resource).or_default();
@@ -174,13 +207,30 @@ impl Deliveries {
     }
 
     /// T6: an abort is told once, best effort; inquiries do the rest.
-    pub(crate) fn tell_abort(&mut self, gtid: Gtid, branches: &[NamedBranch], effects: &mut Effects<Unsynced>) {
+    pub(crate) fn tell_abort(
+        &mut self,
+        gtid: Gtid,
+        branches: &[NamedBranch],
+        effects: &mut Effects<Unsynced>,
+    ) {
         for named in branches {
-            let Some(session) = self.resources.get(&named.resource).and_then(|one| one.sessions.first()) else {
+            let Some(session) = self
+                .resources
+                .get(&named.resource)
+                .and_then(|one| one.sessions.first())
+            else {
                 continue;
             };
-            let branch = BranchId { gtid, call: named.call, execution: named.execution };
-            let response = Response::Deliver { branch, resource: named.resource, outcome: Outcome::Aborted };
+            let branch = BranchId {
+                gtid,
+                call: named.call,
+                execution: named.execution,
+            };
+            let response = Response::Deliver {
+                branch,
+                resource: named.resource,
+                outcome: Outcome::Aborted,
+            };
             effects.tell(*session, response);
         }
     }
@@ -211,7 +261,13 @@ impl Deliveries {
         }
         self.open.remove(&branch.gtid);
         for (session, request) in self.awaiting.remove(&branch.gtid).unwrap_or_default() {
-            effects.tell(session, Response::Delivered { request, gtid: branch.gtid });
+            effects.tell(
+                session,
+                Response::Delivered {
+                    request,
+                    gtid: branch.gtid,
+                },
+            );
         }
         Some(true)
     }
@@ -241,7 +297,9 @@ impl Deliveries {
                 break;
             }
             self.unschedule(branch);
-            let Some(target) = self.targets.get(&branch) else { continue };
+            let Some(target) = self.targets.get(&branch) else {
+                continue;
+            };
             let id = target.resource;
             if target.attempts >= STUCK_AFTER_ATTEMPTS
                 && let Some(resource) = self.resources.get_mut(&id)
@@ -272,10 +330,19 @@ impl Deliveries {
         }
         for (id, resource) in &mut self.resources {
             let unfinished = listed.remove(id).unwrap_or_default();
-            let Some(session) = resource.sessions.first() else { continue };
+            let Some(session) = resource.sessions.first() else {
+                continue;
+            };
             if resource.low_water < mark && unfinished.len() <= LOW_WATER_COUNT_MAX {
                 resource.low_water = mark;
-                effects.tell(*session, Response::LowWater { resource: *id, mark, unfinished });
+                effects.tell(
+                    *session,
+                    Response::LowWater {
+                        resource: *id,
+                        mark,
+                        unfinished,
+                    },
+                );
             }
         }
     }
@@ -283,14 +350,18 @@ impl Deliveries {
     pub(crate) fn status(&self, branch: BranchId) -> DeliveryStatus {
         match self.targets.get(&branch) {
             None => DeliveryStatus::Acknowledged,
-            Some(Target { hazard: Some(text), .. }) => DeliveryStatus::Hazard(text.clone()),
+            Some(Target {
+                hazard: Some(text), ..
+            }) => DeliveryStatus::Hazard(text.clone()),
             Some(_) => DeliveryStatus::Pending,
         }
     }
 
     /// Whether the branch is being delivered to this database. Another one's word on it counts for nothing (T11).
     pub(crate) fn is_delivered_to(&self, branch: BranchId, resource: ResourceId) -> bool {
-        self.targets.get(&branch).is_some_and(|target| target.resource == resource)
+        self.targets
+            .get(&branch)
+            .is_some_and(|target| target.resource == resource)
     }
 
     pub(crate) fn is_open(&self, gtid: Gtid) -> bool {
@@ -298,7 +369,10 @@ impl Deliveries {
     }
 
     pub(crate) fn hazard_count(&self) -> usize {
-        self.targets.values().filter(|target| target.hazard.is_some()).count()
+        self.targets
+            .values()
+            .filter(|target| target.hazard.is_some())
+            .count()
     }
 
     pub(crate) fn session_count(&self) -> usize {
@@ -310,16 +384,23 @@ impl Deliveries {
     }
 
     pub(crate) fn take_awaiting(&mut self) -> Vec<(SessionId, RequestId)> {
-        core::mem::take(&mut self.awaiting).into_values().flatten().collect()
+        core::mem::take(&mut self.awaiting)
+            .into_values()
+            .flatten()
+            .collect()
     }
 
     fn fill_window(&mut self, id: ResourceId, now: Timestamp, effects: &mut Effects<Unsynced>) {
         loop {
-            let Some(resource) = self.resources.get_mut(&id) else { return };
+            let Some(resource) = self.resources.get_mut(&id) else {
+                return;
+            };
             if !resource.has_room() {
                 return;
             }
-            let Some(branch) = resource.waiting.pop_first() else { return };
+            let Some(branch) = resource.waiting.pop_first() else {
+                return;
+            };
             resource.window.insert(branch);
             self.tell(branch, now, effects);
         }
@@ -327,8 +408,12 @@ impl Deliveries {
 
     /// Tells a branch and schedules the repeat; without a session it waits for one.
     fn tell(&mut self, branch: BranchId, now: Timestamp, effects: &mut Effects<Unsynced>) {
-        let Some(target) = self.targets.get_mut(&branch) else { return };
-        let Some(resource) = self.resources.get_mut(&target.resource) else { return };
+        let Some(target) = self.targets.get_mut(&branch) else {
+            return;
+        };
+        let Some(resource) = self.resources.get_mut(&target.resource) else {
+            return;
+        };
         if resource.sessions.is_empty() {
             resource.window.remove(&branch);
             resource.stuck.remove(&branch);
@@ -341,12 +426,20 @@ impl Deliveries {
         let at = now.plus(self.random.between(ceiling / 2, ceiling));
         target.told_until = Some(at);
         self.due.insert((at, branch));
-        let response = Response::Deliver { branch, resource: target.resource, outcome: Outcome::Committed };
+        let response = Response::Deliver {
+            branch,
+            resource: target.resource,
+            outcome: Outcome::Committed,
+        };
         effects.tell(session, response);
     }
 
     fn unschedule(&mut self, branch: BranchId) {
-        if let Some(at) = self.targets.get_mut(&branch).and_then(|target| target.told_until.take()) {
+        if let Some(at) = self
+            .targets
+            .get_mut(&branch)
+            .and_then(|target| target.told_until.take())
+        {
             self.due.remove(&(at, branch));
         }
     }

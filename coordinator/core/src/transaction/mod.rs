@@ -25,7 +25,10 @@ const PARKED_COUNT_MAX: usize = 16_384;
 /// refused; what comes beyond is told to ask again (traps A20).
 pub(crate) const INQUIRY_COUNT_MAX: usize = 4096;
 
-const _: () = assert!(INQUIRY_COUNT_MAX >= 16 * BRANCH_COUNT_MAX, "a transaction's own branches always fit");
+const _: () = assert!(
+    INQUIRY_COUNT_MAX >= 16 * BRANCH_COUNT_MAX,
+    "a transaction's own branches always fit"
+);
 
 /// Who proposed a command, and so who is answered when it is applied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,7 +55,12 @@ pub(crate) struct Read {
 /// For checkers: the order of reads is kept by whoever holds them, the count of heartbeats says nothing by itself.
 impl Hash for Read {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { sequence: _, session, request, gtid } = self;
+        let Self {
+            sequence: _,
+            session,
+            request,
+            gtid,
+        } = self;
         (session, request, gtid).hash(state);
     }
 }
@@ -123,7 +131,9 @@ impl Leading {
     ) -> Result<(), Refusal> {
         let bytes = self.parked_bytes + proposed_bytes(&request);
         if self.parked.len() >= PARKED_COUNT_MAX || bytes > limits.queue_bytes_max {
-            return Err(Refusal::Overloaded { what: "requests that wait for the new leader".to_string() });
+            return Err(Refusal::Overloaded {
+                what: "requests that wait for the new leader".to_string(),
+            });
         }
         self.parked_bytes = bytes;
         self.parked.push_back((session, request));
@@ -137,8 +147,12 @@ impl Leading {
         origin: Origin,
         limits: &crate::replica::Limits,
     ) -> Result<(), Refusal> {
-        if self.queue.len() >= limits.queue_count_max || self.queue_bytes + command.len() > limits.queue_bytes_max {
-            return Err(Refusal::Overloaded { what: "commands that wait to enter the log".to_string() });
+        if self.queue.len() >= limits.queue_count_max
+            || self.queue_bytes + command.len() > limits.queue_bytes_max
+        {
+            return Err(Refusal::Overloaded {
+                what: "commands that wait to enter the log".to_string(),
+            });
         }
         self.queue_bytes += command.len();
         self.queue.push_back((command, origin));
@@ -186,7 +200,9 @@ impl Leading {
         let (mut commands, mut origins) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         if !self.delivered.is_empty() {
-            let rest = self.delivered.split_off(self.delivered.len().min(DELIVERED_COUNT_MAX));
+            let rest = self
+                .delivered
+                .split_off(self.delivered.len().min(DELIVERED_COUNT_MAX));
             let gtids = core::mem::replace(&mut self.delivered, rest);
             let command = Command::Delivered(gtids).encode();
             bytes += command.len();
@@ -226,7 +242,11 @@ impl Leading {
         }
         let is_first = waiting.is_empty();
         waiting.insert((session, branch));
-        if is_first { Inquired::First } else { Inquired::Joined }
+        if is_first {
+            Inquired::First
+        } else {
+            Inquired::Joined
+        }
     }
 
     pub(crate) fn take_inquiries(&mut self, gtid: Gtid) -> BTreeSet<(SessionId, BranchId)> {
@@ -243,7 +263,11 @@ impl Leading {
 
     /// The reads that a round of heartbeats up to `sequence` has confirmed.
     pub(crate) fn take_confirmed_reads(&mut self, sequence: u64) -> Vec<Read> {
-        let confirmed = self.reads.iter().take_while(|read| read.sequence <= sequence).count();
+        let confirmed = self
+            .reads
+            .iter()
+            .take_while(|read| read.sequence <= sequence)
+            .count();
         self.reads.drain(..confirmed).collect()
     }
 
@@ -251,7 +275,11 @@ impl Leading {
         self.deliveries.close_session(session);
         self.enrolling.remove(&session);
         self.parked.retain(|(parked, _)| *parked != session);
-        self.parked_bytes = self.parked.iter().map(|(_, request)| proposed_bytes(request)).sum();
+        self.parked_bytes = self
+            .parked
+            .iter()
+            .map(|(_, request)| proposed_bytes(request))
+            .sum();
         self.reads.retain(|read| read.session != session);
         for waiting in self.inquiries.values_mut() {
             waiting.retain(|(inquirer, _)| *inquirer != session);
@@ -260,10 +288,20 @@ impl Leading {
 
     /// The leader resigned: whoever waits, for a command still queued or one already `in_flight`, is sent to the next
     /// leader, and sessions end.
-    pub(crate) fn refuse_all(&mut self, in_flight: impl Iterator<Item = Origin>, effects: &mut Effects<Unsynced>) {
+    pub(crate) fn refuse_all(
+        &mut self,
+        in_flight: impl Iterator<Item = Origin>,
+        effects: &mut Effects<Unsynced>,
+    ) {
         let refusal = Refusal::NotLeader { leader: None };
         let mut refuse = |session, request| {
-            effects.tell(session, Response::Refused { request, refusal: refusal.clone() });
+            effects.tell(
+                session,
+                Response::Refused {
+                    request,
+                    refusal: refusal.clone(),
+                },
+            );
         };
         for origin in in_flight.chain(self.queue.drain(..).map(|(_, origin)| origin)) {
             if let Origin::Session(session, request) | Origin::Register(session, request, _) = origin {
@@ -283,7 +321,13 @@ impl Leading {
         }
         for waiting in core::mem::take(&mut self.inquiries).into_values() {
             for (session, branch) in waiting {
-                effects.tell(session, Response::Answered { branch, answer: Answer::Undecided });
+                effects.tell(
+                    session,
+                    Response::Answered {
+                        branch,
+                        answer: Answer::Undecided,
+                    },
+                );
             }
         }
         for session in self.deliveries.sessions() {

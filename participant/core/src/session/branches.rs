@@ -83,7 +83,11 @@ struct Unknown {
 /// For checkers, see [`Session::hash_state`].
 impl Hash for Resource {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { listing_since, registration, is_listed } = self;
+        let Self {
+            listing_since,
+            registration,
+            is_listed,
+        } = self;
         (listing_since.is_some(), registration, is_listed).hash(state);
     }
 }
@@ -91,16 +95,39 @@ impl Hash for Resource {
 /// For checkers, see [`Session::hash_state`].
 impl Hash for InDoubt {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { resource, lineage, deadline, is_own, absent_count, .. } = self;
-        (resource, lineage, deadline, is_own, absent_count.min(&ABSENT_COUNT_MIN)).hash(state);
+        let Self {
+            resource,
+            lineage,
+            deadline,
+            is_own,
+            absent_count,
+            ..
+        } = self;
+        (
+            resource,
+            lineage,
+            deadline,
+            is_own,
+            absent_count.min(&ABSENT_COUNT_MIN),
+        )
+            .hash(state);
     }
 }
 
 /// For checkers, see [`Session::hash_state`].
 impl Hash for Told {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { resource, outcome, is_in_flight, unknown, hazard, .. } = self;
-        let absent_count = unknown.as_ref().map(|unknown| unknown.absent_count.min(ABSENT_COUNT_MIN));
+        let Self {
+            resource,
+            outcome,
+            is_in_flight,
+            unknown,
+            hazard,
+            ..
+        } = self;
+        let absent_count = unknown
+            .as_ref()
+            .map(|unknown| unknown.absent_count.min(ABSENT_COUNT_MIN));
         (resource, outcome, is_in_flight, absent_count, hazard).hash(state);
     }
 }
@@ -388,8 +415,12 @@ impl Session {
     /// been lost with it, and locks are held until it is known.
     pub(super) fn send_inquiries(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let is_in_doubt = |entry: &Branch| matches!(entry, Branch::InDoubt(_));
-        let in_doubt: Vec<BranchId> =
-            self.branches.iter().filter(|(_, entry)| is_in_doubt(entry)).map(|(branch, _)| *branch).collect();
+        let in_doubt: Vec<BranchId> = self
+            .branches
+            .iter()
+            .filter(|(_, entry)| is_in_doubt(entry))
+            .map(|(branch, _)| *branch)
+            .collect();
         for branch in in_doubt {
             self.inquire(now, branch, effects);
         }

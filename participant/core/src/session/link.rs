@@ -50,8 +50,26 @@ pub(super) struct Link {
 impl Hash for Link {
     fn hash<H: Hasher>(&self, state: &mut H) {
         core::mem::discriminant(&self.state).hash(state);
-        let Self { connection, address, previous, registrations, next_address, hint, hop_count, .. } = self;
-        (connection, address, previous, registrations, next_address, hint, hop_count).hash(state);
+        let Self {
+            connection,
+            address,
+            previous,
+            registrations,
+            next_address,
+            hint,
+            hop_count,
+            ..
+        } = self;
+        (
+            connection,
+            address,
+            previous,
+            registrations,
+            next_address,
+            hint,
+            hop_count,
+        )
+            .hash(state);
     }
 }
 

@@ -219,7 +219,17 @@ impl Session {
     /// instants, counts that only stretch a delay, and the seeded stream are left out; the order in which timers are due
     /// is kept.
     pub fn hash_state<H: Hasher>(&self, state: &mut H) {
-        let Self { timers, link, lineage, request_count, questions, tickets, resources, branches, .. } = self;
+        let Self {
+            timers,
+            link,
+            lineage,
+            request_count,
+            questions,
+            tickets,
+            resources,
+            branches,
+            ..
+        } = self;
         (timers, link, lineage, request_count, questions, tickets).hash(state);
         (resources, branches, &self.settled, self.is_closing).hash(state);
     }

@@ -33,7 +33,14 @@ pub(super) struct Pending {
 /// For checkers, see [`Session::hash_state`].
 impl Hash for Pending {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { ticket, question, unanswered, again_at, last_refusal, .. } = self;
+        let Self {
+            ticket,
+            question,
+            unanswered,
+            again_at,
+            last_refusal,
+            ..
+        } = self;
         (ticket, question, unanswered, again_at.is_some(), last_refusal).hash(state);
     }
 }

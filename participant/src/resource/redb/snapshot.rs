@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ::redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle};
+use ::redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle,
+};
 use bytes::Bytes;
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
 
@@ -77,7 +79,10 @@ impl Snapshot {
     /// A snapshot that keeps its database open.
     pub(super) fn begin_owning(database: Arc<Database>) -> Result<Self, ResourceError> {
         let tx = Self::begin(&*database)?.tx;
-        Ok(Self { tx, _database: Some(database) })
+        Ok(Self {
+            tx,
+            _database: Some(database),
+        })
     }
 
     /// The value of a row, or `None`.

@@ -365,13 +365,24 @@ fn b19_a_returning_session_is_told_what_was_told_often() {
     bench.decide(1, &commit(&[1]));
     let deliver = |session| crate::effects::Told {
         session: SessionId(session),
-        response: Response::Deliver { branch: branch(1), resource: DATABASE, outcome: Outcome::Committed },
+        response: Response::Deliver {
+            branch: branch(1),
+            resource: DATABASE,
+            outcome: Outcome::Committed,
+        },
     };
     let repeats = (0..120).filter(|_| !bench.wait(500_000).told.is_empty()).count();
     assert!(repeats >= 3, "told {repeats} times in a minute");
-    let request = Request::Register { request: RequestId(7), lineage: Some(LINEAGE), resources: vec![DATABASE] };
+    let request = Request::Register {
+        request: RequestId(7),
+        lineage: Some(LINEAGE),
+        resources: vec![DATABASE],
+    };
     let out = bench.step(Input::SessionClosed(SESSION));
     assert_eq!(out.told, vec![]);
-    let out = bench.step(Input::Request { session: SessionId(77), request });
+    let out = bench.step(Input::Request {
+        session: SessionId(77),
+        request,
+    });
     assert_eq!(out.told.last(), Some(&deliver(77)));
 }

@@ -63,7 +63,12 @@ fn l10_a_replica_that_is_not_admitted_stays_out() {
             "{message:?}"
         );
     }
-    let answer = Message::HelloAnswer { start: 1, contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO };
+    let answer = Message::HelloAnswer {
+        start: 1,
+        contradiction: None,
+        ballot: Ballot::ZERO,
+        slot: Slot::ZERO,
+    };
     bench.hear(2, answer.clone());
     assert_eq!(bench.hear(3, answer).notices, vec![Notice::Admitted]);
 }
@@ -78,7 +83,9 @@ fn l10_an_answer_to_a_former_start_does_not_count() {
             2,
             Message::HelloAnswer {
                 start: 1,
-                contradiction: None, ballot: Ballot::ZERO, slot: Slot::ZERO
+                contradiction: None,
+                ballot: Ballot::ZERO,
+                slot: Slot::ZERO
             }
         ),
         Out::default()
@@ -89,7 +96,9 @@ fn l10_an_answer_to_a_former_start_does_not_count() {
         2,
         Message::HelloAnswer {
             start: 2,
-            contradiction: Some(text.clone()), ballot: Ballot::ZERO, slot: Slot::ZERO
+            contradiction: Some(text.clone()),
+            ballot: Ballot::ZERO,
+            slot: Slot::ZERO,
         },
     );
     assert_eq!(
@@ -475,19 +484,41 @@ fn a_fetch_waits_until_what_left_memory_is_on_disk() {
     };
     let mut group = GroupCommit::default();
     for message in [accept(1, 0), accept(2, 1), accept(3, 2)] {
-        let envelope = Envelope { from: ReplicaId(3), to: ReplicaId(1), message };
-        assert!(group.push(bench.replica.step(bench.now, Input::Envelope(envelope))).is_none());
+        let envelope = Envelope {
+            from: ReplicaId(3),
+            to: ReplicaId(1),
+            message,
+        };
+        assert!(
+            group
+                .push(bench.replica.step(bench.now, Input::Envelope(envelope)))
+                .is_none()
+        );
     }
     let question = Envelope {
         from: ReplicaId(2),
         to: ReplicaId(1),
         message: Message::CatchUp { above: Slot::ZERO },
     };
-    assert!(group.push(bench.replica.step(bench.now, Input::Envelope(question))).is_none());
+    assert!(
+        group
+            .push(bench.replica.step(bench.now, Input::Envelope(question)))
+            .is_none()
+    );
     assert_eq!(group.next_write().map(|batch| batch.accepted.len()), Some(3));
-    let fetches: Vec<Fetch> =
-        group.on_synced().into_iter().flat_map(|mut synced| synced.take_fetches()).collect();
-    assert_eq!(fetches, vec![Fetch { to: ReplicaId(2), first: Slot(1), up_to: Slot(2) }]);
+    let fetches: Vec<Fetch> = group
+        .on_synced()
+        .into_iter()
+        .flat_map(|mut synced| synced.take_fetches())
+        .collect();
+    assert_eq!(
+        fetches,
+        vec![Fetch {
+            to: ReplicaId(2),
+            first: Slot(1),
+            up_to: Slot(2)
+        }]
+    );
 }
 
 /// L9: what is taken together with the news of a failed write is not written, and nothing that rests on it leaves.
@@ -529,7 +560,15 @@ fn a8_a_replica_that_cannot_apply_says_so_and_does_not_stand() {
     );
     for peer in [2, 3] {
         let (ballot, slot) = (Ballot::ZERO, Slot::ZERO);
-        bench.hear(peer, Message::HelloAnswer { start: 2, contradiction: None, ballot, slot });
+        bench.hear(
+            peer,
+            Message::HelloAnswer {
+                start: 2,
+                contradiction: None,
+                ballot,
+                slot,
+            },
+        );
     }
     assert_eq!(bench.wait(600_000), Out::default(), "no pre-vote");
     let accept = Message::Accept {

@@ -614,11 +614,22 @@ fn t13_a_low_water_mark_goes_to_the_store_that_it_names() {
     let mut session = serving();
     let low_water = |resource| {
         let (mark, unfinished) = (UnixMillis(500), vec![branch(1).gtid]);
-        received(1, Response::LowWater { resource, mark, unfinished })
+        received(
+            1,
+            Response::LowWater {
+                resource,
+                mark,
+                unfinished,
+            },
+        )
     };
     assert_eq!(
         session.step(at(1), low_water(RESOURCE)),
-        vec![Effect::Forget { resource: RESOURCE, mark: UnixMillis(500), unfinished: vec![branch(1).gtid] }]
+        vec![Effect::Forget {
+            resource: RESOURCE,
+            mark: UnixMillis(500),
+            unfinished: vec![branch(1).gtid]
+        }]
     );
     assert_eq!(
         session.step(at(2), low_water(ResourceId([99; 16]))),
