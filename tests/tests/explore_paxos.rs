@@ -8,7 +8,7 @@ use synod_tests::explore::search::{Bound, Report, explore};
 use synod_tests::explore::worlds::TAKE_OVER;
 
 fn run(bounds: Bounds, state_count_max: usize) -> Report {
-    explore(&mut PaxosWorld::new(bounds), Bound { state_count_max })
+    explore(&mut PaxosWorld::new(bounds), Bound::states(state_count_max))
 }
 
 /// A leader with a value under way, and a second replica that takes over: all of it.
@@ -32,12 +32,7 @@ fn the_interesting_things_happen() {
     };
     for bounds in [TAKE_OVER, rivals] {
         let mut world = PaxosWorld::new(bounds);
-        let report = explore(
-            &mut world,
-            Bound {
-                state_count_max: 60_000,
-            },
-        );
+        let report = explore(&mut world, Bound::states(60_000));
         assert_eq!(report.violation, None);
         sights.extend(world.sights().clone());
     }

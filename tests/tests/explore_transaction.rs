@@ -7,7 +7,7 @@ use synod_tests::explore::transaction::{Bounds, TransactionWorld};
 use synod_tests::explore::worlds::TRANSACTION;
 
 fn run(bounds: Bounds, state_count_max: usize) -> Report {
-    explore(&mut TransactionWorld::new(bounds), Bound { state_count_max })
+    explore(&mut TransactionWorld::new(bounds), Bound::states(state_count_max))
 }
 
 fn completely(bounds: Bounds, state_count_min: usize) {
@@ -46,12 +46,7 @@ fn the_interesting_things_happen() {
         timer_count: 1,
         ..TRANSACTION
     });
-    let report = explore(
-        &mut world,
-        Bound {
-            state_count_max: 1_000_000,
-        },
-    );
+    let report = explore(&mut world, Bound::states(1_000_000));
     assert_eq!(report.violation, None);
     let expected = BTreeSet::from([
         "a commit before the deadline that has passed",

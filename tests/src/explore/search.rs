@@ -3,7 +3,7 @@
 //! A state is a short list of numbers that a [`Model`] gives meaning to. What was seen is kept as a fingerprint, where
 //! it came from as the number of its parent and the number of the action: 24 bytes a state, and the frontier.
 
-use super::fingerprint::of_words;
+use super::fingerprint::{of_words, scramble};
 use super::table::Table;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -69,6 +69,20 @@ impl Successors {
 pub struct Bound {
     /// No further state is entered after so many.
     pub state_count_max: usize,
+    /// Of each level, at most so many states are followed up, chosen by their fingerprints. All are checked. A world
+    /// that is too large to be seen whole is seen to its end that way, instead of its first steps only.
+    pub width_max: usize,
+}
+
+impl Bound {
+    /// Everything, up to a count of states.
+    #[must_use]
+    pub const fn states(state_count_max: usize) -> Self {
+        Self {
+            state_count_max,
+            width_max: usize::MAX,
+        }
+    }
 }
 
 /// What a search found.
@@ -137,6 +151,42 @@ struct Level {
     ends: Vec<(u32, usize)>,
 }
 
+impl Level {
+    fn states(&self) -> impl Iterator<Item = (u32, &[u32])> {
+        let begins = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
+        self.ends
+            .iter()
+            .zip(begins)
+            .map(|((number, end), begin)| (*number, &self.words[begin..*end]))
+    }
+
+    fn push(&mut self, number: u32, state: &[u32]) {
+        self.words.extend_from_slice(state);
+        self.ends.push((number, self.words.len()));
+    }
+
+    /// At most `width_max` of the states. Which ones depends on nothing but the states.
+    fn thinned(self, width_max: usize) -> Self {
+        if self.ends.len() <= width_max {
+            return self;
+        }
+        let mut keys: Vec<u64> = self
+            .states()
+            .map(|(_, state)| scramble(of_words(state)))
+            .collect();
+        let (_, limit, _) = keys.select_nth_unstable(width_max);
+        let limit = *limit;
+        let mut kept = Self::default();
+        for (number, state) in self
+            .states()
+            .filter(|(_, state)| scramble(of_words(state)) < limit)
+        {
+            kept.push(number, state);
+        }
+        kept
+    }
+}
+
 /// Explores a world.
 pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
     let began = Instant::now();
@@ -167,13 +217,10 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
     let mut successors = Successors::default();
     'levels: while report.violation.is_none() && !level.ends.is_empty() {
         let mut next = Level::default();
-        let mut begin = 0;
-        for (number, end) in &level.ends {
-            let state = &level.words[begin..*end];
-            begin = *end;
+        for (number, state) in level.states() {
             successors.clear();
             if let Err(Broken { action, text }) = model.expand(state, &mut successors) {
-                let trace = origins.trace(model, *number, Some(action));
+                let trace = origins.trace(model, number, Some(action));
                 report.violation = Some(Violation { text, trace });
                 break 'levels;
             }
@@ -182,7 +229,7 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
                 if let Err(text) = model.at_rest(state) {
                     report.violation = Some(Violation {
                         text,
-                        trace: origins.trace(model, *number, None),
+                        trace: origins.trace(model, number, None),
                     });
                     break 'levels;
                 }
@@ -203,7 +250,7 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
                 if !visited.insert(key, next_number) {
                     continue;
                 }
-                origins.parents.push(*number);
+                origins.parents.push(number);
                 origins.actions.push(*action);
                 if let Err(text) = model.check(follower) {
                     report.violation = Some(Violation {
@@ -212,17 +259,17 @@ pub fn explore(model: &mut impl Model, bound: Bound) -> Report {
                     });
                     break 'levels;
                 }
-                next.words.extend_from_slice(follower);
-                next.ends.push((next_number, next.words.len()));
+                next.push(next_number, follower);
             }
-            if !report.is_complete {
+            if visited.len() >= bound.state_count_max && !report.is_complete {
                 break 'levels;
             }
         }
         if !next.ends.is_empty() {
             report.depth += 1;
         }
-        level = next;
+        report.is_complete &= next.ends.len() <= bound.width_max;
+        level = next.thinned(bound.width_max);
     }
     report.is_complete &= report.violation.is_none();
     report.state_count = visited.len();

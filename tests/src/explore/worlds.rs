@@ -1,5 +1,6 @@
 //! The worlds that are explored, with their bounds: each asks one question, and together they take about a minute on one
-//! core. Bounds that reach everything are small on purpose; the widest two are cut off by a count of states instead.
+//! core. Bounds that reach everything are small on purpose; the widest
+//! worlds are cut off instead: they are followed to their end, but not in their full width.
 
 use super::paxos::host::{Rounds, Syncs};
 use super::paxos::{self, Beginning, PaxosWorld};
@@ -27,8 +28,10 @@ pub struct World {
     pub what: &'static str,
     /// The same, in numbers.
     pub bounds: Bounds,
-    /// Whether it is meant to be explored completely.
-    pub is_complete: bool,
+    /// How many states of each level are followed up; `None` if the world is explored completely.
+    pub width_max: Option<usize>,
+    /// Whether it takes a minute or more, and so is explored only when it is asked for.
+    pub is_long: bool,
 }
 
 /// What came of one world.
@@ -41,15 +44,16 @@ pub struct Explored {
 }
 
 impl World {
-    /// Explores it; worlds that are not meant to be complete stop after `state_count_max` states.
+    /// Explores it; a world that is not explored completely ends after `state_count_max` states at the latest.
     #[must_use]
     pub fn explore(&self, state_count_max: usize) -> Explored {
-        let state_count_max = if self.is_complete {
-            COMPLETE_COUNT_MAX
-        } else {
-            state_count_max
+        let bound = match self.width_max {
+            None => Bound::states(COMPLETE_COUNT_MAX),
+            Some(width_max) => Bound {
+                state_count_max,
+                width_max,
+            },
         };
-        let bound = Bound { state_count_max };
         match self.bounds {
             Bounds::Paxos(bounds) => {
                 let mut world = PaxosWorld::new(bounds);
@@ -125,13 +129,15 @@ pub fn all() -> Vec<World> {
         name,
         what,
         bounds: Bounds::Paxos(bounds),
-        is_complete: true,
+        width_max: None,
+        is_long: false,
     };
     let of_one = |name, what, bounds| World {
         name,
         what,
         bounds: Bounds::Transaction(bounds),
-        is_complete: true,
+        width_max: None,
+        is_long: false,
     };
     vec![
         paxos(
@@ -172,7 +178,18 @@ pub fn all() -> Vec<World> {
             },
         ),
         World {
-            is_complete: false,
+            is_long: true,
+            ..paxos(
+                "take-over-two-values",
+                "a leader with two values in the pipeline, another that takes over",
+                paxos::Bounds {
+                    value_count: 2,
+                    ..TAKE_OVER
+                },
+            )
+        },
+        World {
+            width_max: Some(6_000),
             ..paxos(
                 "everything",
                 "two values, two proposers, a heartbeat, one crash",
@@ -180,7 +197,7 @@ pub fn all() -> Vec<World> {
             )
         },
         World {
-            is_complete: false,
+            width_max: Some(8_000),
             ..paxos(
                 "slow-syncs",
                 "a take-over and a crash, each write on disk at any later time",
@@ -221,7 +238,7 @@ pub fn all() -> Vec<World> {
             },
         ),
         World {
-            is_complete: false,
+            width_max: Some(20_000),
             ..of_one(
                 "three-replicas-all",
                 "all of the above at once",
