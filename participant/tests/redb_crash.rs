@@ -257,10 +257,8 @@ async fn a_failure_ends_open_transactions_and_waits() {
 
 /// Group commit: what queues up while a commit syncs shares the next one.
 #[tokio::test]
-#[expect(
-    clippy::await_holding_lock,
-    reason = "held to keep the disk waiting while the calls are polled"
-)]
+// Held to keep the disk waiting while the calls are polled.
+#[expect(clippy::await_holding_lock)]
 async fn concurrent_branches_share_syncs() {
     const BRANCH_COUNT: u64 = 64;
     let disk = Disk::default();
