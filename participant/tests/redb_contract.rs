@@ -1,4 +1,4 @@
-//! The contract's tests, on redb in a file, on redb in a file without quick repair, and on the store that the
+//! The contract's tests, on redb in a file, without quick repair, without a thread of its own, and on the store that the
 //! documentation of `ResourceManager` shows.
 
 mod redb_support;
@@ -17,20 +17,19 @@ mod example;
 use example::{FileStore, FileTransaction};
 use redb_support::contract::{self, Subject};
 use redb_support::{options, within};
-use synod::resource::redb::{RedbResource, RedbTransaction};
+use synod::resource::redb::{RedbOptions, RedbResource, RedbTransaction};
 use tempfile::TempDir;
 
 struct Redb {
     directory: TempDir,
-    quick_repair: bool,
+    adapt: fn(RedbOptions) -> RedbOptions,
 }
 
 impl Subject for Redb {
     type Store = RedbResource;
 
     async fn open(&self) -> RedbResource {
-        options()
-            .quick_repair(self.quick_repair)
+        (self.adapt)(options())
             .open(self.directory.path().join("store.redb"))
             .unwrap()
     }
@@ -74,8 +73,10 @@ macro_rules! contract_tests {
             use super::*;
             $(#[tokio::test]
             async fn $test() {
-                for quick_repair in [true, false] {
-                    within(contract::$test(&Redb { directory: TempDir::new().unwrap(), quick_repair })).await;
+                let variants: [fn(RedbOptions) -> RedbOptions; 3] =
+                    [|plain| plain, |plain| plain.quick_repair(false), RedbOptions::inline];
+                for adapt in variants {
+                    within(contract::$test(&Redb { directory: TempDir::new().unwrap(), adapt })).await;
                 }
             })*
         }

@@ -4,9 +4,8 @@ mod redb_support;
 
 use std::time::Duration;
 
-use redb_support::disk::Disk;
 use redb_support::{LINEAGE, branch, context, load, prepare_put, row, within};
-use synod::resource::redb::{RedbOptions, RedbResource};
+use synod::resource::redb::{MemoryDisk as Disk, PowerLoss, RedbOptions, RedbResource};
 use synod::resource::{BranchState, Effect, Remedy, ResourceError, ResourceManager, Vote};
 
 /// Nobody waits long for a lock here: where one is held, it stays held.
@@ -151,7 +150,7 @@ async fn operation_count(options: RedbOptions) -> u64 {
 }
 
 /// Traps B12, B17, C1, C4, F2, F3, F5, and T8, L8, at every operation of the disk: power is lost, and of the
-/// unsynced writes none, all or some remain.
+/// unsynced writes none, all, some, or some sectors remain.
 #[tokio::test]
 async fn power_loss_at_every_operation_of_the_disk() {
     for quick_repair in [true, false] {
@@ -162,7 +161,12 @@ async fn power_loss_at_every_operation_of_the_disk() {
             "the script is shorter than it should be: {operations}"
         );
         for operation in 1..=operations {
-            for seed in 0..4 {
+            for power_loss in [
+                PowerLoss::Lost,
+                PowerLoss::Kept,
+                PowerLoss::Subset(operation),
+                PowerLoss::Torn(operation),
+            ] {
                 let disk = formatted();
                 disk.fail_from(disk.operation_count() + operation);
                 let mut told = Told::Nothing;
@@ -173,9 +177,9 @@ async fn power_loss_at_every_operation_of_the_disk() {
                     }
                 }
                 assert!(disk.has_failed() || told == Told::SecondAborted);
-                disk.lose_power(seed);
+                disk.lose_power(power_loss);
                 let store = open(&disk, options()).unwrap_or_else(|error| {
-                    panic!("power loss at operation {operation}, seed {seed}, told {told:?}: {error:?}")
+                    panic!("power loss at operation {operation}, {power_loss:?}, told {told:?}: {error:?}")
                 });
                 within(check_and_finish(&store, told)).await;
             }

@@ -8,9 +8,10 @@ use redb::Database;
 use redb_support::{
     LINEAGE, NOW, bound, branch, branch_of, context, load, options, prepare_put, row, store, within,
 };
-use synod::UnixMillis;
+use synod::{ResourceId, UnixMillis};
 use synod::resource::redb::{
-    BRANCH_BYTES_MAX, KEY_BYTES_MAX, LOCK_COUNT_MAX, RedbFile, RedbResource, TABLE_BYTES_MAX, VALUE_BYTES_MAX,
+    BRANCH_BYTES_MAX, KEY_BYTES_MAX, LOCK_COUNT_MAX, MemoryDisk, PowerLoss, RedbFile, RedbResource,
+    TABLE_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use synod::resource::{BranchState, Effect, InDoubtBranch, LowWater, ResourceError, ResourceManager};
 use tempfile::TempDir;
@@ -411,4 +412,68 @@ async fn local_transactions_commit_or_leave_nothing() {
     let rows = store.read(|snapshot| snapshot.scan("t", "")).await.unwrap();
     assert_eq!(rows, [("a".into(), "1".into()), ("b".into(), "2".into())]);
     assert_eq!(store.lock_counts(), (0, 0));
+}
+
+/// Without a thread, without a runtime and without a clock: every operation is done at its first poll, and a wait for a
+/// lock ends by the timer that was given.
+#[test]
+fn an_inline_store_needs_neither_thread_nor_runtime() {
+    use futures::FutureExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let is_over = Arc::new(AtomicBool::new(false));
+    let timer_is_over = is_over.clone();
+    let disk = MemoryDisk::default();
+    let store = options()
+        .inline()
+        .random(|bytes| {
+            bytes.fill(9);
+            Ok(())
+        })
+        .timer(move |_| {
+            let is_over = timer_is_over.clone();
+            Box::pin(futures::future::poll_fn(move |_| {
+                if is_over.load(Ordering::Relaxed) {
+                    std::task::Poll::Ready(())
+                } else {
+                    std::task::Poll::Pending
+                }
+            }))
+        })
+        .open_backend(move || disk.backend())
+        .unwrap();
+    let now = |future: futures::future::BoxFuture<'_, ()>| future.now_or_never().expect("done at once");
+    now(Box::pin(async {
+        store.identity(Some(LINEAGE)).await.unwrap();
+        assert_eq!(store.identity(None).await.unwrap().resource, ResourceId([9; 16]));
+        prepare_put(&store, branch(1), "rows", "a", "1").await;
+        assert_eq!(store.read(|rows| rows.get("rows", "a")).await.unwrap(), None);
+    }));
+    let context = context(branch(2));
+    let mut tx = store.begin(&context).now_or_never().unwrap().unwrap();
+    {
+        let mut waiting = Box::pin(tx.put("rows", "a", "2"));
+        assert!(waiting.as_mut().now_or_never().is_none(), "the row is locked");
+        is_over.store(true, Ordering::Relaxed);
+        let error = waiting.now_or_never().expect("its time is over").unwrap_err();
+        assert!(matches!(error, ResourceError::LockTimeout { .. }), "{error}");
+    }
+    now(Box::pin(async {
+        assert_eq!(store.commit(&branch(1)).await.unwrap(), Effect::Applied);
+        assert_eq!(row(&store, "rows", "a").as_deref(), Some("1"));
+        store.close().await.unwrap();
+        assert!(matches!(store.close().await, Err(ResourceError::Closed)));
+    }));
+}
+
+/// What a dying process still writes does not reach its disk: the next one opens what was synced.
+#[test]
+fn a_dead_process_writes_no_more() {
+    let disk = MemoryDisk::default();
+    let open = |disk: MemoryDisk| options().inline().open_backend(move || disk.backend()).unwrap();
+    let store = open(disk.clone());
+    disk.lose_power(PowerLoss::Lost);
+    let operations = disk.operation_count();
+    drop(store);
+    assert_eq!(disk.operation_count(), operations, "the closing wrote nothing");
+    drop(open(disk));
 }

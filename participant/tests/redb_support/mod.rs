@@ -1,8 +1,7 @@
-//! What the tests of resource managers share: ids, a disk that crashes, and the contract as a test.
+//! What the tests of resource managers share: ids, and the contract as a test.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 pub mod contract;
-pub mod disk;
 
 use std::future::Future;
 use std::time::Duration;

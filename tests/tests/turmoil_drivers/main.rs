@@ -9,7 +9,7 @@
 //! | [`replica`], [`office`], [`clerk`], [`audit`] | the hosts |
 //! | [`ledger`], [`verify`] | what was asked and told, and what must hold |
 //! | [`reached`] | what the drivers went through, counted from their trace |
-//! | [`net`], [`store`], [`disk`] | simulated network and disks under real code |
+//! | [`net`], [`store`] | the simulated network and the real stores on disks in memory |
 //!
 //! `SYNOD_TURMOIL_SEED=17` runs one seed, `SYNOD_TURMOIL_SEED=1000..2000` many; `RUST_LOG` says what is traced.
 //!
@@ -21,7 +21,6 @@
 
 mod audit;
 mod clerk;
-mod disk;
 mod ledger;
 mod net;
 mod office;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use synod::resource::redb::RedbTransaction;
+use synod::resource::redb::{MemoryDisk as Disk, RedbTransaction};
 use synod::{
     BoxError, CommitError, Gtid, Participant, ResolveError, Resource, Transaction, TransactionOptions,
 };
@@ -16,7 +16,6 @@ use synod_tests::process::bank::{
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
-use crate::disk::Disk;
 use crate::ledger::{ACCOUNTS, Attempt, Ledger, TRANSFERS};
 use crate::net;
 use crate::replica::COORDINATORS;

@@ -2,7 +2,7 @@
 //! waits for that thread is waited for without giving the reactor a turn.
 
 use futures::executor::block_on;
-use synod::resource::redb::{RedbOptions, RedbResource, RedbTransaction};
+use synod::resource::redb::{MemoryDisk as Disk, RedbOptions, RedbResource, RedbTransaction};
 use synod::resource::{
     BranchContext, BranchState, Effect, Identity, InDoubtBranch, LowWater, Prepared, ResourceError,
     ResourceManager,
@@ -10,7 +10,6 @@ use synod::resource::{
 use synod::{BranchId, Lineage};
 use synod_proto::environment::WallClock;
 
-use crate::disk::Disk;
 use crate::ledger::{ACCOUNT_COUNT, ACCOUNTS, OPENING_BALANCE, account};
 
 /// Opens the file, as a process that starts does, and opens the accounts once in its life.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use synod::resource::redb::{MemoryDisk as Disk, PowerLoss};
 use synod::{AbortKind, TransactionStatus};
 use synod_proto::environment::WallClock;
 use synod_proto::ids::UnixMillis;
@@ -15,7 +16,6 @@ use synod_tests::process::bank::Verdict;
 use turmoil::{Builder, Sim};
 
 use crate::audit::{self, Findings};
-use crate::disk::Disk;
 use crate::ledger::Ledger;
 use crate::plan::{Fault, Plan, TURBULENCE, What, hosts, ordered};
 use crate::verify::{Book, violations};
@@ -365,7 +365,7 @@ impl<'a> World<'a> {
 
     fn crash(&mut self, host: &str) {
         if let Some(disk) = self.disks.get(host) {
-            disk.crash();
+            disk.lose_power(PowerLoss::Lost);
         }
         self.sim.crash(host);
         if let Some(replica) = self.replicas.get(host) {

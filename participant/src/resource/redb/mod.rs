@@ -38,6 +38,7 @@ mod file;
 mod format;
 mod local;
 mod locks;
+mod memory_disk;
 mod rows;
 mod snapshot;
 mod state;
@@ -45,12 +46,12 @@ mod transaction;
 mod writer;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::redb::{Database, StorageBackend};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use synod_proto::ids::{BranchId, Lineage, UnixMillis};
 use synod_proto::session::Vote;
 
@@ -62,10 +63,11 @@ use file::open_error;
 use format::PreparedRow;
 use rows::unbound;
 use state::{Core, Opener, Stage};
-use writer::{Reply, Request};
+use writer::{Reply, Request, Writer};
 
 pub use file::RedbFile;
 pub use local::LocalTransaction;
+pub use memory_disk::{MemoryDisk, MemoryDiskBackend, PowerLoss};
 pub use snapshot::{Row, SCAN_ROWS_MAX, Snapshot};
 pub use transaction::RedbTransaction;
 
@@ -93,7 +95,13 @@ pub struct RedbOptions {
     cache_bytes: usize,
     quick_repair: bool,
     clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
+    timer: Timer,
+    random: RandomSource,
+    is_inline: bool,
 }
+
+type Timer = Arc<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>;
+type RandomSource = Arc<dyn Fn(&mut [u8]) -> std::io::Result<()> + Send + Sync>;
 
 impl Default for RedbOptions {
     fn default() -> Self {
@@ -105,6 +113,11 @@ impl Default for RedbOptions {
                 let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 UnixMillis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
             }),
+            timer: Arc::new(|length| Box::pin(tokio::time::sleep(length))),
+            random: Arc::new(|bytes| {
+                getrandom::fill(bytes).map_err(|error| std::io::Error::other(error.to_string()))
+            }),
+            is_inline: false,
         }
     }
 }
@@ -115,6 +128,7 @@ impl std::fmt::Debug for RedbOptions {
             .field("lock_timeout", &self.lock_timeout)
             .field("cache_bytes", &self.cache_bytes)
             .field("quick_repair", &self.quick_repair)
+            .field("is_inline", &self.is_inline)
             .finish_non_exhaustive()
     }
 }
@@ -147,6 +161,38 @@ impl RedbOptions {
     #[must_use]
     pub fn clock(mut self, clock: impl Fn() -> UnixMillis + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
+        self
+    }
+
+    /// How the wait for a lock ends: a future that is over after this time; tokio's timer by default. For
+    /// runtimes other than tokio's, and for virtual time.
+    #[must_use]
+    pub fn timer(
+        mut self,
+        timer: impl Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Self {
+        self.timer = Arc::new(timer);
+        self
+    }
+
+    /// Where the random identity of a new file comes from (T11); the operating system by default. For runs
+    /// that must repeat themselves to the byte, and for nothing else: two databases must never share one.
+    #[must_use]
+    pub fn random(
+        mut self,
+        random: impl Fn(&mut [u8]) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.random = Arc::new(random);
+        self
+    }
+
+    /// No threads: every operation is done, synced and answered at the first poll of its future, by whoever
+    /// polls it, one after the other; only a wait for a lock stays pending. Needs no tokio runtime if there
+    /// is a [timer](Self::timer) of one's own. Blocks on the disk, and no two branches share a sync: for
+    /// simulations and tools, not for servers.
+    #[must_use]
+    pub fn inline(mut self) -> Self {
+        self.is_inline = true;
         self
     }
 
@@ -219,34 +265,29 @@ impl std::fmt::Debug for RedbResource {
 
 struct Inner {
     core: Arc<Core>,
-    /// `None` only while this is dropped.
-    requests: Option<mpsc::Sender<Request>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Writer,
 }
 
 impl Inner {
     /// Hands a request to the writer. It runs to its end even if this future is dropped (traps C13).
     async fn call<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, ResourceError> {
         let (reply, answer) = Reply::new();
-        let requests = self.requests.as_ref().expect("set until the drop");
-        // After `close` nobody receives; the state says why.
-        let _ = requests.send(request(reply));
+        self.writer.take(&self.core, request(reply));
         answer
             .await
             .unwrap_or_else(|_| Err(self.core.state().end_error().unwrap_or(ResourceError::Closed)))
     }
-}
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.requests = None;
-        // The file is closed when this returns, so that it can be opened again at once: the writer ends after the batch
-        // in hand. It holds no handle; but a caller's future may die with its last reference, in the writer's `send`.
-        if let Some(writer) = self.writer.get_mut().ok().and_then(Option::take)
-            && writer.thread().id() != std::thread::current().id()
-        {
-            let _ = writer.join();
+    /// Runs what reads many pages, on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, ResourceError> + Send + 'static,
+    ) -> Result<T, ResourceError> {
+        if self.core.options.is_inline {
+            return read();
         }
+        let done = tokio::task::spawn_blocking(read).await;
+        done.map_err(|error| ResourceError::Unavailable(Box::new(error)))?
     }
 }
 
@@ -261,20 +302,9 @@ impl RedbResource {
 
     fn start(core: Core) -> Result<Self, ResourceError> {
         let core = Arc::new(core);
-        let (requests, received) = mpsc::channel();
-        let writer = std::thread::Builder::new()
-            .name("synod-redb".into())
-            .spawn({
-                let core = core.clone();
-                move || writer::run(&core, &received)
-            })
-            .map_err(|error| ResourceError::Unavailable(Box::new(error)))?;
+        let writer = Writer::start(&core)?;
         Ok(Self {
-            inner: Arc::new(Inner {
-                core,
-                requests: Some(requests),
-                writer: Mutex::new(Some(writer)),
-            }),
+            inner: Arc::new(Inner { core, writer }),
         })
     }
 
@@ -313,8 +343,7 @@ impl RedbResource {
         read: impl FnOnce(&Snapshot) -> Result<T, ResourceError> + Send + 'static,
     ) -> Result<T, ResourceError> {
         let snapshot = self.snapshot()?;
-        let done = tokio::task::spawn_blocking(move || read(&snapshot)).await;
-        done.map_err(|error| ResourceError::Unavailable(Box::new(error)))?
+        self.inner.read(move || read(&snapshot)).await
     }
 
     /// Opens a local transaction outside any global one: for loading data, and for what concerns this

@@ -289,8 +289,7 @@ impl State {
 /// guards against.
 fn migrate(database: &Database, options: &RedbOptions) -> Result<(), ResourceError> {
     let mut resource = [0; 16];
-    getrandom::fill(&mut resource)
-        .map_err(|error| ResourceError::Unavailable(Box::new(std::io::Error::other(error.to_string()))))?;
+    (options.random)(&mut resource).map_err(|error| ResourceError::Unavailable(Box::new(error)))?;
     let resource = ResourceId(resource);
     let tx = options
         .begin_write(database)

@@ -277,13 +277,13 @@ impl RedbTransaction {
         self.read_prefixes.insert(prefix.clone());
         let (table, after) = (table.to_owned(), after.map(<[u8]>::to_vec));
         // A long scan reads many pages: not on a thread that serves others.
-        let scanned = tokio::task::spawn_blocking(move || {
-            let rows = snapshot.rows(&table, &prefix.key, after.as_deref())?;
-            merge(rows.peekable(), own, count_max)
-        });
-        scanned
+        let store = self.store.clone();
+        store
+            .read(move || {
+                let rows = snapshot.rows(&table, &prefix.key, after.as_deref())?;
+                merge(rows.peekable(), own, count_max)
+            })
             .await
-            .map_err(|error| ResourceError::Unavailable(Box::new(error)))?
     }
 }
 

@@ -4,9 +4,13 @@
 //! Requests are applied in the order in which they were queued; so a commit that follows a prepare sees the
 //! prepared row, in the same batch or a later one. Nobody is answered, and no lock passes on, before the
 //! batch is synced.
+//!
+//! Without a thread (see [`RedbOptions::inline`](super::RedbOptions::inline)) each request is a batch of its
+//! own, run by its caller.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use ::redb::Database;
 use synod_proto::ids::{BranchId, Lineage};
@@ -131,6 +135,66 @@ impl Drop for FailOnPanic<'_> {
     }
 }
 
+/// Where requests go.
+pub(super) enum Writer {
+    Thread {
+        /// `None` only while this is dropped.
+        requests: Option<Sender<Request>>,
+        thread: Option<JoinHandle<()>>,
+    },
+    /// The caller's own thread, one request at a time.
+    Inline(Mutex<()>),
+}
+
+impl Writer {
+    pub(super) fn start(core: &Arc<Core>) -> Result<Self, ResourceError> {
+        if core.options.is_inline {
+            return Ok(Self::Inline(Mutex::new(())));
+        }
+        let (requests, received) = mpsc::channel();
+        let core = core.clone();
+        let thread = std::thread::Builder::new()
+            .name("synod-redb".into())
+            .spawn(move || run(&core, &received))
+            .map_err(|error| ResourceError::Unavailable(Box::new(error)))?;
+        Ok(Self::Thread {
+            requests: Some(requests),
+            thread: Some(thread),
+        })
+    }
+
+    pub(super) fn take(&self, core: &Core, request: Request) {
+        match self {
+            Self::Thread { requests, .. } => {
+                let requests = requests.as_ref().expect("set until the drop");
+                // After `close` nobody receives; the state says why.
+                let _ = requests.send(request);
+            }
+            Self::Inline(turn) => {
+                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                let _guard = FailOnPanic(core);
+                run_one(core, request);
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let Self::Thread { requests, thread } = self else {
+            return;
+        };
+        *requests = None;
+        // The file is closed when this returns, so that it can be opened again at once: the writer ends after the batch
+        // in hand. It holds no handle; but a caller's future may die with its last reference, in the writer's `send`.
+        if let Some(thread) = thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// The thread's whole life. Ends when every handle is gone, or on `Close`.
 pub(super) fn run(core: &Core, requests: &Receiver<Request>) {
     let _guard = FailOnPanic(core);
@@ -170,6 +234,26 @@ pub(super) fn run(core: &Core, requests: &Receiver<Request>) {
         }
     }
     core.close();
+}
+
+fn run_one(core: &Core, request: Request) {
+    match request {
+        Request::Reopen { mut reply } => {
+            reply.result = Some(core.reopen());
+            reply.send();
+        }
+        Request::Close { mut reply } => {
+            // A store that is closed already says so, as one does whose thread is gone.
+            if let Some(error @ ResourceError::Closed) = core.state().end_error() {
+                reply.result = Some(Err(error));
+            } else {
+                core.close();
+                reply.result = Some(Ok(()));
+            }
+            reply.send();
+        }
+        request => process(core, vec![request]),
+    }
 }
 
 fn process(core: &Core, mut batch: Vec<Request>) {

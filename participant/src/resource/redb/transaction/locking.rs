@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
 
+use futures::future::{Either, select};
 use synod_proto::ids::BranchId;
 
 use super::super::super::{BranchContext, ResourceError};
@@ -76,21 +76,22 @@ impl RedbTransaction {
         woken: tokio::sync::oneshot::Receiver<()>,
         patience: Duration,
     ) -> Result<(), ResourceError> {
-        let started = Instant::now();
         // Leaves the queue also when this future is dropped.
         let waiting = Waiting {
             core: self.core(),
             owner: self.owner,
         };
-        match tokio::time::timeout(patience, woken).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(self.end_error()),
-            Err(_) if !waiting.withdraw() => Ok(()),
-            Err(_) if patience < self.core().options.lock_timeout => Err(ResourceError::DeadlineExceeded),
-            Err(_) => Err(ResourceError::LockTimeout {
+        match select(woken, (self.core().options.timer)(patience)).await {
+            Either::Left((Ok(()), _)) => Ok(()),
+            Either::Left((Err(_), _)) => Err(self.end_error()),
+            Either::Right(_) if !waiting.withdraw() => Ok(()),
+            Either::Right(_) if patience < self.core().options.lock_timeout => {
+                Err(ResourceError::DeadlineExceeded)
+            }
+            Either::Right(_) => Err(ResourceError::LockTimeout {
                 table: key.table.to_string(),
                 key: key.display_key(),
-                waited: started.elapsed(),
+                waited: patience,
             }),
         }
     }
