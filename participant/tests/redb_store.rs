@@ -8,12 +8,12 @@ use redb::Database;
 use redb_support::{
     LINEAGE, NOW, bound, branch, branch_of, context, load, options, prepare_put, row, store, within,
 };
-use synod::{ResourceId, UnixMillis};
 use synod::resource::redb::{
     BRANCH_BYTES_MAX, KEY_BYTES_MAX, LOCK_COUNT_MAX, MemoryDisk, PowerLoss, RedbFile, RedbResource,
     TABLE_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use synod::resource::{BranchState, Effect, InDoubtBranch, LowWater, ResourceError, ResourceManager};
+use synod::{ResourceId, UnixMillis};
 use tempfile::TempDir;
 
 #[tokio::test]
