@@ -9,7 +9,7 @@ use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use synod_participant_core::branch::{Branch, Durable, Voted};
+use synod_participant_core::branch::{Branch, Caller, Durable, GivenUp, Voted, may_prepare};
 use synod_proto::ids::{BranchId, CallId, Gtid, ResourceId};
 use synod_proto::session::Vote;
 use tokio_util::sync::CancellationToken;
@@ -262,12 +262,15 @@ where
     if let Some(doom) = scope.nested_doom() {
         return Err(doom);
     }
-    if caller_is_gone.is_cancelled() {
-        return Err(BranchFailure::Abandoned);
-    }
-    if scope.participant().now() >= scope.deadline() {
-        return Err(BranchFailure::DeadlineExceeded { gtid });
-    }
+    let caller = if caller_is_gone.is_cancelled() {
+        Caller::IsGone
+    } else {
+        Caller::Waits
+    };
+    may_prepare(caller, scope.deadline(), scope.participant().now()).map_err(|given_up| match given_up {
+        GivenUp::Abandoned => BranchFailure::Abandoned,
+        GivenUp::DeadlinePassed => BranchFailure::DeadlineExceeded { gtid },
+    })?;
     let prepared = resource.manager.prepare(&context, tx).await?;
     if prepared.vote == Vote::Commit {
         session.branch_prepared(&context, resource.id);

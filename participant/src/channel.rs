@@ -18,7 +18,7 @@ use synod_proto::ids::CallId;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::context::{CALL_KEY, binary, take_votes};
+use crate::context::{CALL_KEY, binary, take_votes, write_context};
 use crate::error::{BoxError, write_call};
 use crate::scope::{OpenCall, Scope};
 
@@ -82,7 +82,7 @@ where
                 return Box::pin(std::future::ready(Err(status.into())));
             }
         };
-        call.context().write(request.headers_mut());
+        write_context(&call.context(), request.headers_mut());
         request
             .headers_mut()
             .entry(HeaderName::from_static("grpc-timeout"))

@@ -12,6 +12,7 @@
 
 use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use synod_participant_core::arrival::CallContext;
 use synod_participant_core::transaction::{BranchVote, Doom, Reply};
 use synod_proto::command::NamedBranch;
 use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, ResourceId, UnixMillis};
@@ -45,19 +46,6 @@ const _: () = assert!(
     "the votes of the widest transaction must fit"
 );
 
-/// What a call under a global transaction says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CallContext {
-    /// The coordinator under which the transaction runs (T11).
-    pub(crate) lineage: Lineage,
-    /// The transaction.
-    pub(crate) gtid: Gtid,
-    /// This call, by its caller (T2).
-    pub(crate) call: CallId,
-    /// When the transaction's branches give up.
-    pub(crate) deadline: UnixMillis,
-}
-
 /// Metadata that is not what its key says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed metadata `{key}`: {reason}")]
@@ -66,23 +54,22 @@ pub(crate) struct Malformed {
     reason: &'static str,
 }
 
-impl CallContext {
-    pub(crate) fn write(&self, headers: &mut HeaderMap) {
+pub(crate) fn write_context(context: &CallContext, headers: &mut HeaderMap) {
         let mut out = Vec::with_capacity(1 + 16 + 16 + 8 + 8);
         out.put_u8(VERSION);
-        out.put_slice(&self.lineage.0);
-        out.put_slice(&self.gtid.to_bytes());
-        out.put_u64(self.call.0);
-        out.put_u64(self.deadline.0);
+        out.put_slice(&context.lineage.0);
+        out.put_slice(&context.gtid.to_bytes());
+        out.put_u64(context.call.0);
+        out.put_u64(context.deadline.0);
         headers.insert(CONTEXT_KEY, binary(&out));
     }
 
-    /// `None` where the call carries no context.
-    pub(crate) fn read(headers: &HeaderMap) -> Result<Option<Self>, Malformed> {
+/// `None` where the call carries no context.
+pub(crate) fn read_context(headers: &HeaderMap) -> Result<Option<CallContext>, Malformed> {
         let Some(mut reader) = Reader::open(headers, &CONTEXT_KEY, "synod-context-bin")? else {
             return Ok(None);
         };
-        let context = Self {
+        let context = CallContext {
             lineage: Lineage(reader.id()?),
             gtid: reader.gtid()?,
             call: CallId(reader.u64()?),
@@ -91,8 +78,6 @@ impl CallContext {
         reader.finish()?;
         Ok(Some(context))
     }
-}
-
 /// Too many votes or failed calls for one reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{branch_count} branches under one call; at most {BRANCH_COUNT_MAX} may commit together")]

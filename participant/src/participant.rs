@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use synod_participant_core::arrival::{ArrivalRefused, CallContext};
 use synod_proto::environment::{Connector, WallClock};
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
-use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX};
+use synod_proto::limits::{DEADLINE_MS_DEFAULT, DEADLINE_MS_MAX};
 use synod_proto::session::TransactionStatus;
 use tonic::Status;
 
 use crate::branch::Resource;
-use crate::context::CallContext;
 use crate::error::{AttachError, ConnectError, OutcomeError};
 use crate::resource::{ResourceError, ResourceManager};
 use crate::scope::Scope;
@@ -282,41 +282,17 @@ impl Participant {
     /// What a call's context must satisfy before any work is done under it (T11, T14).
     #[allow(clippy::result_large_err, reason = "gRPC's own error type")]
     pub(crate) fn check(&self, context: &CallContext, now: UnixMillis) -> Result<(), Status> {
-        let CallContext {
-            lineage,
-            gtid,
-            deadline,
-            ..
-        } = *context;
-        if lineage != self.inner.lineage {
-            return Err(Status::failed_precondition(format!(
-                "{gtid} runs under coordinator {lineage}, and this service under {}",
-                self.inner.lineage
-            )));
-        }
-        let began_at = gtid.began_at();
-        if began_at > now.plus(CLOCK_SKEW_MS_MAX) {
-            let ahead_ms = began_at.0 - now.0;
-            return Err(Status::failed_precondition(format!(
-                "{gtid} began {ahead_ms} ms in this service's future"
-            )));
-        }
-        if deadline > began_at.plus(DEADLINE_MS_MAX) {
-            return Err(Status::invalid_argument(format!(
-                "the deadline of {gtid} is more than {DEADLINE_MS_MAX} ms after its begin"
-            )));
-        }
-        if deadline <= now {
-            return Err(Status::deadline_exceeded(format!(
-                "the deadline of {gtid} has passed"
-            )));
-        }
-        if self.inner.session.is_aborted(gtid) {
-            return Err(Status::failed_precondition(format!(
-                "{gtid} is already decided: this is late work"
-            )));
-        }
-        Ok(())
+        let is_settled = self.inner.session.is_aborted(context.gtid);
+        context
+            .check(self.inner.lineage, now, is_settled)
+            .map_err(|refused| {
+                let text = refused.to_string();
+                match refused {
+                    ArrivalRefused::DeadlineTooFar { .. } => Status::invalid_argument(text),
+                    ArrivalRefused::DeadlinePassed { .. } => Status::deadline_exceeded(text),
+                    _ => Status::failed_precondition(text),
+                }
+            })
     }
 }
 

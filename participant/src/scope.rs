@@ -8,15 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use synod_participant_core::transaction::{
-    BranchVote, CallRefused, CommitRefused, Doom, Ignored, Ledger, Reply,
-};
+use synod_participant_core::arrival::{CallContext, Execution};
+use synod_participant_core::transaction::{BranchVote, CallRefused, CommitRefused, Ignored, Ledger, Reply};
 use synod_proto::command::Decide;
 use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
-use synod_proto::session::{AbortCause, AbortKind, Decision, Vote};
+use synod_proto::session::{AbortCause, AbortKind, Decision};
 use tonic::Status;
 
-use crate::context::CallContext;
 use crate::error::{BranchFailure, CommitError, UnknownCall, is_retryable_code};
 use crate::participant::{Participant, random_u64};
 
@@ -24,24 +22,15 @@ pub(crate) struct Scope {
     participant: Participant,
     gtid: Gtid,
     deadline: UnixMillis,
-    /// Of the call that arrived here; `None` at the initiator.
-    incoming: Option<(CallId, ExecutionId)>,
     ledger: Mutex<Noted>,
 }
 
 struct Noted {
     ledger: Ledger,
     notes: BTreeMap<CallId, Note>,
-    own: Own,
+    /// Of the call that arrived here; `None` at the initiator.
+    execution: Option<Execution>,
     is_joined: bool,
-    is_handed_up: bool,
-}
-
-/// The arriving call's own branch: it goes by the caller's call id, all further ones by fresh ids (T2).
-enum Own {
-    None,
-    Open,
-    Voted(BranchVote),
 }
 
 struct Note {
@@ -80,29 +69,27 @@ impl Scope {
 
     /// Of a call that arrived here: a fresh execution of it (T2).
     pub(crate) fn arrived(participant: Participant, context: &CallContext) -> Arc<Self> {
-        let incoming = Some((context.call, ExecutionId(random_u64())));
-        Self::new(participant, context.gtid, context.deadline, incoming)
+        let execution = Execution::new(context.call, ExecutionId(random_u64()));
+        Self::new(participant, context.gtid, context.deadline, Some(execution))
     }
 
     fn new(
         participant: Participant,
         gtid: Gtid,
         deadline: UnixMillis,
-        incoming: Option<(CallId, ExecutionId)>,
+        execution: Option<Execution>,
     ) -> Arc<Self> {
         let ledger = Ledger::new(participant.lineage(), gtid, deadline, random_u64());
         let noted = Noted {
             ledger,
             notes: BTreeMap::new(),
-            own: Own::None,
+            execution,
             is_joined: false,
-            is_handed_up: false,
         };
         Arc::new(Self {
             participant,
             gtid,
             deadline,
-            incoming,
             ledger: Mutex::new(noted),
         })
     }
@@ -134,7 +121,7 @@ impl Scope {
     /// Opens a call to another service, or a branch of the initiator's own.
     pub(crate) fn open_call(self: &Arc<Self>, method: &str) -> Result<OpenCall, CallRefused> {
         let mut noted = self.noted();
-        if noted.is_handed_up {
+        if noted.execution.as_ref().is_some_and(Execution::is_handed_up) {
             return Err(CallRefused::Closed);
         }
         let id = noted.ledger.call()?;
@@ -157,17 +144,14 @@ impl Scope {
     /// branch yet.
     pub(crate) fn open_branch(self: &Arc<Self>, method: &str) -> Result<OpenCall, CallRefused> {
         let mut noted = self.noted();
-        match (self.incoming, &noted.own) {
-            (Some((id, execution)), Own::None) if !noted.is_handed_up => {
-                noted.own = Own::Open;
-                Ok(OpenCall {
-                    scope: self.clone(),
-                    id,
-                    execution: Some(execution),
-                    is_settled: false,
-                })
-            }
-            _ => {
+        match noted.execution.as_mut().and_then(Execution::begin_own) {
+            Some((id, execution)) => Ok(OpenCall {
+                scope: self.clone(),
+                id,
+                execution: Some(execution),
+                is_settled: false,
+            }),
+            None => {
                 drop(noted);
                 self.open_call(method)
             }
@@ -195,8 +179,9 @@ impl Scope {
 
     /// A call made here that has failed and was not discarded: preparing above it would be in vain.
     pub(crate) fn nested_doom(&self) -> Option<BranchFailure> {
-        self.incoming?;
-        self.noted().notes.iter().find_map(|(call, note)| {
+        let noted = self.noted();
+        noted.execution.as_ref()?;
+        noted.notes.iter().find_map(|(call, note)| {
             let failure = note.failure.as_ref()?;
             Some(BranchFailure::Doomed {
                 call: *call,
@@ -218,21 +203,18 @@ impl Scope {
     /// more.
     pub(crate) fn hand_up(&self) -> Option<Reply> {
         let mut noted = self.noted();
-        noted.is_handed_up = true;
-        let (call, execution) = self.incoming.filter(|_| noted.is_joined)?;
-        let own = match &noted.own {
-            Own::Voted(vote) => Some(vote.clone()),
-            Own::None | Own::Open => None,
-        };
-        let mut reply = noted.ledger.reply(execution, own);
-        if matches!(noted.own, Own::Open) {
-            let cause = AbortCause::new(
-                AbortKind::Doomed,
-                "the branch had not voted when the method answered",
-            );
-            reply.dooms.push(Doom { call, cause });
+        let Noted {
+            ledger,
+            execution,
+            is_joined,
+            ..
+        } = &mut *noted;
+        let execution = execution.as_mut()?;
+        if !*is_joined {
+            execution.close();
+            return None;
         }
-        Some(reply)
+        Some(execution.hand_up(ledger))
     }
 
     // ---- at the initiator ----
@@ -273,8 +255,10 @@ impl Scope {
         })
     }
 
-    pub(crate) fn take_back(&self) {
-        self.noted().ledger.take_back();
+    /// The commit request came back undone: aborts in the background (T7).
+    pub(crate) fn on_undone(&self) {
+        let abort = self.noted().ledger.on_undone();
+        self.abort_in_background(abort);
     }
 
     pub(crate) fn propose_abort(&self, reason: &str) -> Decide {
@@ -292,6 +276,10 @@ impl Scope {
     /// Lets go: aborts in the background whatever was not handed over (T7).
     pub(crate) fn let_go(&self) {
         let abort = self.noted().ledger.on_drop();
+        self.abort_in_background(abort);
+    }
+
+    fn abort_in_background(&self, abort: Option<Decide>) {
         if let Some(abort) = abort {
             self.participant.session().decide_in_background(abort);
         }
@@ -366,8 +354,10 @@ impl OpenCall {
                 },
             );
         }
-        if self.execution.is_some() {
-            noted.own = Own::Voted(vote);
+        if self.execution.is_some()
+            && let Some(execution) = &mut noted.execution
+        {
+            execution.on_own_vote(vote);
             return;
         }
         let reply = Reply {
@@ -394,21 +384,13 @@ impl OpenCall {
                 is_below: false,
             },
         );
-        let Some(mut reply) = votes else {
-            if let Err(ignored) = noted.ledger.on_failure(self.id, text) {
-                self.trace(ignored);
-            }
-            return;
+        let settled = match votes {
+            Some(reply) => noted.ledger.on_failed_reply(self.id, reply, text),
+            None => noted.ledger.on_failure(self.id, text),
         };
-        let has_abort = reply
-            .votes
-            .iter()
-            .any(|vote| matches!(vote.vote, Vote::Abort { .. }));
-        if reply.dooms.is_empty() && !has_abort {
-            let cause = AbortCause::new(AbortKind::Doomed, text);
-            reply.dooms.push(Doom { call: self.id, cause });
+        if let Err(ignored) = settled {
+            self.trace(ignored);
         }
-        self.settle(&mut noted, reply);
     }
 
     fn settle(&self, noted: &mut Noted, reply: Reply) {

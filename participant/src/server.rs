@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use crate::branch::{self, BranchTransaction, Resource};
 use crate::channel::{BoundChannel, MessageCounter};
-use crate::context::{CallContext, write_votes};
+use crate::context::{read_context, write_votes};
 use crate::error::{BranchFailure, UnknownCall};
 use crate::participant::Participant;
 use crate::resource::ResourceManager;
@@ -67,7 +67,7 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<Q>) -> Self::Future {
-        let context = match CallContext::read(request.headers()) {
+        let context = match read_context(request.headers()) {
             Ok(Some(context)) => context,
             Ok(None) => {
                 let reply = self.inner.call(request);
@@ -209,7 +209,7 @@ impl Joined {
             scope.join();
             return Ok(Self { scope: scope.clone() });
         }
-        Err(match CallContext::read(request.metadata().as_ref()) {
+        Err(match read_context(request.metadata().as_ref()) {
             Ok(None) => Status::failed_precondition(NO_CONTEXT),
             _ => Status::failed_precondition(NO_LAYER),
         })

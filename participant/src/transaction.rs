@@ -112,10 +112,7 @@ impl Transaction {
                 match &answer {
                     Ok(decision) => scope.on_decision(decision),
                     Err(DecideError::InDoubt { .. }) => {}
-                    Err(_) => {
-                        scope.take_back();
-                        scope.let_go();
-                    }
+                    Err(_) => scope.on_undone(),
                 }
                 answer
             })

@@ -11,7 +11,8 @@ use crate::transaction::BranchVote;
 use alloc::string::String;
 use bytes::Bytes;
 use synod_proto::command::clip_text;
-use synod_proto::ids::{BranchId, ResourceId};
+use core::fmt;
+use synod_proto::ids::{BranchId, ResourceId, UnixMillis};
 use synod_proto::session::Vote;
 
 /// The branch's local transaction is open; nothing is durable.
@@ -32,6 +33,48 @@ pub enum Durable {
     Prepared,
     /// Nothing was written and nothing locked (T15): there is nothing to keep.
     ReadOnly,
+}
+
+/// Why a branch whose work has ended well is not prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GivenUp {
+    /// Whoever waited for it has gone: nobody would hear its vote.
+    Abandoned,
+    /// Its transaction's deadline has passed (T14).
+    DeadlinePassed,
+}
+
+impl fmt::Display for GivenUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Abandoned => "the caller went away",
+            Self::DeadlinePassed => "the deadline has passed",
+        })
+    }
+}
+
+/// Whether the caller of a branch still waits for its vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// It waits.
+    Waits,
+    /// It has gone.
+    IsGone,
+}
+
+/// Whether a branch whose work has ended well may be prepared now. From the prepare on it waits for its outcome (T8), so
+/// this is the last moment to give it up.
+///
+/// # Errors
+/// See [`GivenUp`]: roll it back.
+pub fn may_prepare(caller: Caller, deadline: UnixMillis, wall: UnixMillis) -> Result<(), GivenUp> {
+    if caller == Caller::IsGone {
+        return Err(GivenUp::Abandoned);
+    }
+    if wall >= deadline {
+        return Err(GivenUp::DeadlinePassed);
+    }
+    Ok(())
 }
 
 /// One branch on its way to a vote.
@@ -111,5 +154,25 @@ impl<S> Branch<S> {
     #[must_use]
     pub const fn resource(&self) -> ResourceId {
         self.resource
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// T14, C1: nothing becomes durable that nobody would hear of, or that is late.
+    #[test]
+    fn a_branch_is_given_up_before_its_prepare_or_never() {
+        let (deadline, before) = (UnixMillis(10), UnixMillis(9));
+        assert_eq!(may_prepare(Caller::Waits, deadline, before), Ok(()));
+        assert_eq!(
+            may_prepare(Caller::Waits, deadline, deadline),
+            Err(GivenUp::DeadlinePassed)
+        );
+        assert_eq!(
+            may_prepare(Caller::IsGone, deadline, before),
+            Err(GivenUp::Abandoned)
+        );
     }
 }

@@ -3,6 +3,7 @@
 //! | module | step of the transaction | owns |
 //! |---|---|---|
 //! | [`transaction`] | 1 begin, 2 work, 4 outcome | the ledger of one global transaction: calls, votes, doom, hand-over (T2-T7) |
+//! | [`arrival`] | 2 work | a call that arrives: whether work is done for it, and what its reply hands up (T2, T11, T14) |
 //! | [`branch`] | 3 prepare | the gate between a prepared branch and its vote (C1) |
 //! | [`session`] | 4 outcome, 5 delivery | this process's side of the coordinator session: requests, inquiries, acknowledgements (T7, T8) |
 //!
@@ -15,6 +16,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod arrival;
 pub mod branch;
 pub mod session;
 pub mod transaction;

@@ -143,6 +143,28 @@ impl Ledger {
         Ok(())
     }
 
+    /// The caller sees a call fail, and its reply carries votes all the same. They are kept: they say who voted to abort,
+    /// and whom to tell. If they do not doom the transaction, the failure does (T4).
+    ///
+    /// # Errors
+    /// See [`Ignored`]; nothing changed.
+    pub fn on_failed_reply(
+        &mut self,
+        call: CallId,
+        mut reply: Reply,
+        text: impl Into<String>,
+    ) -> Result<(), Ignored> {
+        let has_abort = reply
+            .votes
+            .iter()
+            .any(|vote| matches!(vote.vote, Vote::Abort { .. }));
+        if reply.dooms.is_empty() && !has_abort {
+            let cause = AbortCause::new(AbortKind::Doomed, text);
+            reply.dooms.push(Doom { call, cause });
+        }
+        self.on_reply(call, reply)
+    }
+
     /// The user takes a call out of the transaction by name: none of its branches will be named, whatever they voted,
     /// and it dooms nothing. Also takes away the doom that a nested call's failure has brought up.
     ///
@@ -238,6 +260,13 @@ impl Ledger {
         if self.state == State::HandedOver {
             self.state = State::Open;
         }
+    }
+
+    /// The Commit request came back undone, see [`take_back`](Self::take_back), and the caller has given its last word on the
+    /// transaction with it: aborts.
+    pub fn on_undone(&mut self) -> Option<Decide> {
+        self.take_back();
+        self.on_drop()
     }
 
     /// A proposal to abort, naming every branch known to have prepared so that it is told at once. After a hand-over it

@@ -85,8 +85,8 @@ proptest! {
     #[test]
     fn contexts_round_trip(context in any_context()) {
         let mut headers = HeaderMap::new();
-        context.write(&mut headers);
-        prop_assert_eq!(CallContext::read(&headers), Ok(Some(context)));
+        write_context(&context, &mut headers);
+        prop_assert_eq!(read_context(&headers), Ok(Some(context)));
     }
 
     #[test]
@@ -102,7 +102,7 @@ proptest! {
         if let Some(first) = bytes.first_mut() {
             *first = VERSION;
         }
-        let _value_or_error = CallContext::read(&headers(&CONTEXT_KEY, &bytes));
+        let _value_or_error = read_context(&headers(&CONTEXT_KEY, &bytes));
         let _value_or_error = read_votes(&headers(&VOTES_KEY, &bytes));
     }
 
@@ -128,7 +128,7 @@ fn the_context_has_these_bytes() {
         deadline: UnixMillis(3),
     };
     let mut headers = HeaderMap::new();
-    context.write(&mut headers);
+    write_context(&context, &mut headers);
     let expected = [
         &[1][..],
         &[1; 16],
@@ -151,16 +151,16 @@ fn a_context_that_is_there_twice_is_refused() {
         call: CallId(2),
         deadline: UnixMillis(3),
     };
-    context.write(&mut headers);
+    write_context(&context, &mut headers);
     headers.append(CONTEXT_KEY, HeaderValue::from_static("AQ"));
-    let refused = CallContext::read(&headers).map_err(|malformed| malformed.to_string());
+    let refused = read_context(&headers).map_err(|malformed| malformed.to_string());
     assert_eq!(
         refused,
         Err("malformed metadata `synod-context-bin`: it is there twice".to_owned())
     );
-    assert_eq!(CallContext::read(&HeaderMap::new()), Ok(None));
+    assert_eq!(read_context(&HeaderMap::new()), Ok(None));
     headers.insert(CONTEXT_KEY, HeaderValue::from_static("?"));
-    let refused = CallContext::read(&headers).map_err(|malformed| malformed.to_string());
+    let refused = read_context(&headers).map_err(|malformed| malformed.to_string());
     assert_eq!(
         refused,
         Err("malformed metadata `synod-context-bin`: it is not base64".to_owned())

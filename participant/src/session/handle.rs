@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use synod_participant_core::session::{Config, Failure, Input, Question, Reply, Ticket};
+use synod_participant_core::session::{Config, Failure, Input, Question, Reply, Ticket, Undecided};
 use synod_proto::command::Decide;
 use synod_proto::environment::{Connector, WallClock};
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId};
@@ -170,20 +170,20 @@ impl SessionHandle {
                 source: SessionError::Closed,
             });
         };
-        let in_doubt = |last: String| DecideError::InDoubt { gtid, last };
-        match answer.await {
-            Ok(Reply::Decided(decision)) => Ok(decision),
-            Ok(Reply::Failed(Failure::Refused(refusal))) => Err(DecideError::Refused(refusal)),
-            Ok(Reply::Failed(Failure::Unanswered { last })) => Err(in_doubt(last)),
-            Ok(Reply::Failed(Failure::NotHandedOver { last })) => Err(DecideError::NotHandedOver {
-                source: SessionError::Unavailable { last },
+        let answer = match answer.await {
+            Ok(reply) => reply.decision(),
+            // The driver vanished: nothing is known, so nothing may be claimed.
+            Err(_closed) => Err(Undecided::InDoubt {
+                last: "the session ended".to_owned(),
             }),
-            Ok(Reply::Failed(Failure::Overloaded { limit })) => Err(DecideError::NotHandedOver {
-                source: SessionError::Overloaded { limit },
-            }),
-            // The driver vanished, or answered something else: nothing is known, so nothing may be claimed.
-            Ok(Reply::Status(_) | Reply::Delivered) | Err(_) => Err(in_doubt("the session ended".to_owned())),
-        }
+        };
+        answer.map_err(|undecided| match undecided {
+            Undecided::InDoubt { last } => DecideError::InDoubt { gtid, last },
+            Undecided::NotDone(Failure::Refused(refusal)) => DecideError::Refused(refusal),
+            Undecided::NotDone(failure) => DecideError::NotHandedOver {
+                source: session_error(Reply::Failed(failure)),
+            },
+        })
     }
 
     /// Proposes an outcome, best effort, and waits for nothing: for dropped transactions. What is lost here is made good

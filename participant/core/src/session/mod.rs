@@ -26,7 +26,7 @@ mod vocabulary;
 
 pub use vocabulary::{
     Config, ConnectionId, Effect, Failure, Finished, Ignored, Input, ListedBranch, Notice, Question, Reply,
-    Ticket, Unfinished,
+    Ticket, Undecided, Unfinished,
 };
 
 use crate::random::Random;

@@ -46,6 +46,36 @@ pub enum Reply {
     Failed(Failure),
 }
 
+/// Why a proposal has no decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Undecided {
+    /// No leader has it: nothing was done.
+    NotDone(Failure),
+    /// It was handed over and its fate is unknown: only the log can tell (T7).
+    InDoubt {
+        /// What was seen last.
+        last: String,
+    },
+}
+
+impl Reply {
+    /// What an answer to [`Question::Decide`] says.
+    ///
+    /// # Errors
+    /// See [`Undecided`].
+    pub fn decision(self) -> Result<Decision, Undecided> {
+        match self {
+            Self::Decided(decision) => Ok(decision),
+            Self::Failed(Failure::Unanswered { last }) => Err(Undecided::InDoubt { last }),
+            Self::Failed(failure) => Err(Undecided::NotDone(failure)),
+            // Nothing is known, so nothing may be claimed.
+            Self::Status(_) | Self::Delivered => Err(Undecided::InDoubt {
+                last: String::from("an answer of another kind"),
+            }),
+        }
+    }
+}
+
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
