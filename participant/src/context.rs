@@ -55,29 +55,29 @@ pub(crate) struct Malformed {
 }
 
 pub(crate) fn write_context(context: &CallContext, headers: &mut HeaderMap) {
-        let mut out = Vec::with_capacity(1 + 16 + 16 + 8 + 8);
-        out.put_u8(VERSION);
-        out.put_slice(&context.lineage.0);
-        out.put_slice(&context.gtid.to_bytes());
-        out.put_u64(context.call.0);
-        out.put_u64(context.deadline.0);
-        headers.insert(CONTEXT_KEY, binary(&out));
-    }
+    let mut out = Vec::with_capacity(1 + 16 + 16 + 8 + 8);
+    out.put_u8(VERSION);
+    out.put_slice(&context.lineage.0);
+    out.put_slice(&context.gtid.to_bytes());
+    out.put_u64(context.call.0);
+    out.put_u64(context.deadline.0);
+    headers.insert(CONTEXT_KEY, binary(&out));
+}
 
 /// `None` where the call carries no context.
 pub(crate) fn read_context(headers: &HeaderMap) -> Result<Option<CallContext>, Malformed> {
-        let Some(mut reader) = Reader::open(headers, &CONTEXT_KEY, "synod-context-bin")? else {
-            return Ok(None);
-        };
-        let context = CallContext {
-            lineage: Lineage(reader.id()?),
-            gtid: reader.gtid()?,
-            call: CallId(reader.u64()?),
-            deadline: UnixMillis(reader.u64()?),
-        };
-        reader.finish()?;
-        Ok(Some(context))
-    }
+    let Some(mut reader) = Reader::open(headers, &CONTEXT_KEY, "synod-context-bin")? else {
+        return Ok(None);
+    };
+    let context = CallContext {
+        lineage: Lineage(reader.id()?),
+        gtid: reader.gtid()?,
+        call: CallId(reader.u64()?),
+        deadline: UnixMillis(reader.u64()?),
+    };
+    reader.finish()?;
+    Ok(Some(context))
+}
 /// Too many votes or failed calls for one reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{branch_count} branches under one call; at most {BRANCH_COUNT_MAX} may commit together")]

@@ -61,13 +61,19 @@ impl fmt::Display for ArrivalRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ForeignLineage { gtid, found, own } => {
-                write!(f, "{gtid} runs under coordinator {found}, and this service under {own}")
+                write!(
+                    f,
+                    "{gtid} runs under coordinator {found}, and this service under {own}"
+                )
             }
             Self::FromFuture { gtid, ahead_ms } => {
                 write!(f, "{gtid} began {ahead_ms} ms in this service's future")
             }
             Self::DeadlineTooFar { gtid } => {
-                write!(f, "the deadline of {gtid} is more than {DEADLINE_MS_MAX} ms after its begin")
+                write!(
+                    f,
+                    "the deadline of {gtid} is more than {DEADLINE_MS_MAX} ms after its begin"
+                )
             }
             Self::DeadlinePassed { gtid } => write!(f, "the deadline of {gtid} has passed"),
             Self::Decided { gtid } => write!(f, "{gtid} is already decided: this is late work"),
@@ -213,7 +219,10 @@ mod tests {
         assert_eq!(check(context(NOW.0, NOW.0 + 1)), Ok(()));
         assert_eq!(check(context(NOW.0 + skew, NOW.0 + skew + 1)), Ok(()));
         let late = context(NOW.0 - 5, NOW.0);
-        assert_eq!(check(late), Err(ArrivalRefused::DeadlinePassed { gtid: late.gtid }));
+        assert_eq!(
+            check(late),
+            Err(ArrivalRefused::DeadlinePassed { gtid: late.gtid })
+        );
         let early = context(NOW.0 + skew + 1, NOW.0 + skew + 2);
         assert_eq!(
             check(early),
@@ -230,11 +239,18 @@ mod tests {
             Err(ArrivalRefused::Decided { gtid: one.gtid })
         );
         let found = Lineage([2; 16]);
-        let foreign = CallContext { lineage: found, ..one };
+        let foreign = CallContext {
+            lineage: found,
+            ..one
+        };
         let gtid = one.gtid;
         assert_eq!(
             check(foreign),
-            Err(ArrivalRefused::ForeignLineage { gtid, found, own: OWN })
+            Err(ArrivalRefused::ForeignLineage {
+                gtid,
+                found,
+                own: OWN
+            })
         );
     }
 
@@ -257,7 +273,10 @@ mod tests {
             database_transaction: Bytes::new(),
         });
         let reply = execution.hand_up(&ledger);
-        assert_eq!((reply.execution, reply.votes.len(), reply.dooms.len()), (ExecutionId(5), 1, 0));
+        assert_eq!(
+            (reply.execution, reply.votes.len(), reply.dooms.len()),
+            (ExecutionId(5), 1, 0)
+        );
         let mut fresh = Execution::new(one.call, ExecutionId(6));
         fresh.close();
         assert!(fresh.is_handed_up() && fresh.begin_own().is_none());

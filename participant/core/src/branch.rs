@@ -10,8 +10,8 @@
 use crate::transaction::BranchVote;
 use alloc::string::String;
 use bytes::Bytes;
-use synod_proto::command::clip_text;
 use core::fmt;
+use synod_proto::command::clip_text;
 use synod_proto::ids::{BranchId, ResourceId, UnixMillis};
 use synod_proto::session::Vote;
 
