@@ -425,6 +425,11 @@ impl Driver {
                 %contradiction,
                 "not admitted: the data directory is older than what a peer saw of it; this replica only learns"
             ),
+            Notice::PeerContradicted { contradiction } => tracing::error!(
+                %replica,
+                %contradiction,
+                "refused a peer's data directory; it only learns"
+            ),
             Notice::CannotApply { slot, text } => {
                 tracing::error!(%replica, %slot, %text, "cannot apply a decided entry; upgrade this replica");
             }

@@ -19,7 +19,7 @@ use synod_proto::ids::{ClusterId, ReplicaId};
 use synod_proto::v1;
 
 /// Counts the incompatible changes of what replicas say to each other.
-const PROTOCOL_VERSION: u32 = 2;
+const PROTOCOL_VERSION: u32 = 3;
 
 /// The longest message on a link, in bytes. Catch-up and promises carry many entries, so it is far above what a client
 /// may send.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use synod_coordinator_core::durable::Recovered;
 use synod_coordinator_core::replica::{Config, Replica};
 use synod_proto::environment::{Connector, Io, WallClock};
-use synod_proto::ids::Incarnation;
+use synod_proto::ids::{Incarnation, ProcessNonce};
 use synod_proto::limits::MESSAGE_BYTES_MAX;
 use synod_proto::v1::FILE_DESCRIPTOR_SET;
 use synod_proto::v1::coordinator_server::{CoordinatorServer, SERVICE_NAME};
@@ -121,7 +121,8 @@ impl Opened {
         )?;
         let incarnation = directory.identity().incarnation;
         let (log, recovered) = directory.open_log(options)?;
-        let replica = load(&settings, &log, recovered, incarnation, seed()?)?;
+        let process = ProcessNonce(random()?);
+        let replica = load(&settings, &log, recovered, incarnation, process, random()?)?;
         Ok(Self {
             settings,
             replica,
@@ -163,7 +164,7 @@ pub struct Platform<I> {
     pub incoming: I,
 }
 
-/// Makes the replica's core from what the log holds. `seed` is its chance: for election timeouts, and for the lineage of a
+/// Makes the replica's core from what the log holds. `process` is drawn at random by every process (L10). `seed` is its chance: for election timeouts, and for the lineage of a
 /// coordinator that is born. Replicas and coordinators must differ in it.
 ///
 /// # Errors
@@ -173,6 +174,7 @@ pub fn load<D: Disk>(
     log: &Log<D>,
     recovered: Recovered,
     incarnation: Incarnation,
+    process: ProcessNonce,
     seed: u64,
 ) -> Result<Replica, ReadError> {
     let mut config = Config::new(
@@ -184,12 +186,12 @@ pub fn load<D: Disk>(
     config.timing.election_timeout_us_min = settings.election_timeout_ms_min * 1_000;
     config.timing.election_timeout_us_max = settings.election_timeout_ms_max * 1_000;
     config.watermark_lag_ms = settings.watermark_lag_ms;
-    let mut replica = Replica::new(config, recovered, seed);
+    let mut replica = Replica::new(config, recovered, process, seed);
     log.load(|accepted| replica.load(accepted))?;
     Ok(replica)
 }
 
-fn seed() -> Result<u64, RunError> {
+fn random() -> Result<u64, RunError> {
     getrandom::u64().map_err(|error| RunError::Random(error.to_string()))
 }
 

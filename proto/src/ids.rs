@@ -173,6 +173,17 @@ macro_rules! number_id {
     };
 }
 
+/// One process of a replica: random, drawn when it starts and kept nowhere but at its peers. Two processes on copies of one
+/// directory count the same starts; this tells them apart (L10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessNonce(pub u64);
+
+impl fmt::Display for ProcessNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 number_id!(
     /// A call made under a transaction: random, chosen by the caller (T2).
     CallId(u64)

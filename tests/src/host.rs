@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use synod_coordinator_core::effects::{Effects, Fetch, GroupCommit, Notice, Synced, Told, Unsynced};
 use synod_coordinator_core::paxos::Envelope;
 use synod_coordinator_core::replica::{Config, Input, Replica, WriteFailure};
-use synod_proto::ids::{ReplicaId, SessionId};
+use synod_proto::ids::{ProcessNonce, ReplicaId, SessionId};
 
 /// What became of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl Host {
             Some(log) => log.start(&self.store)?,
             None => self.store.recover(),
         };
-        let mut replica = Replica::new(self.config.clone(), recovered, seed);
+        let mut replica = Replica::new(self.config.clone(), recovered, ProcessNonce(seed), seed);
         for value in values {
             replica.load(value);
         }

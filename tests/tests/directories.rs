@@ -140,6 +140,41 @@ fn l10_an_old_count_of_starts_is_refused_by_every_peer() {
     converge_after(&mut world, 1_000_000).expect("comes to rest");
 }
 
+/// Restarted once since the copy was made: the process on the copy comes in the very start that the peers have seen another
+/// process in. They have it on disk: that they restart meanwhile, and forget what was acknowledged to them, helps nobody.
+#[test]
+fn l10_a_copy_that_comes_back_in_a_start_already_seen_is_refused_by_peers_that_restarted() {
+    let (mut world, participants, leader, followers) = stage(10);
+    world.on_fault(Fault::Backup(followers[0])).expect("copied");
+    world
+        .on_fault(Fault::Crash(followers[0], UnsyncedWrite::Lost))
+        .expect("crash");
+    world.on_fault(Fault::Start(followers[0])).expect("start");
+    let replicas = world.replicas();
+    world.add_actor(Initiator::new(replicas, participants, Habits::single()));
+    world.run_for(1_000_000).expect("a transaction runs");
+    let start = world.hosts[&followers[0]].store.meta().start;
+    world
+        .on_fault(Fault::Crash(followers[0], UnsyncedWrite::Lost))
+        .expect("crash");
+    for id in [followers[1], leader] {
+        world
+            .on_fault(Fault::Crash(id, UnsyncedWrite::Lost))
+            .expect("crash");
+        world.on_fault(Fault::Start(id)).expect("start");
+        world.run_for(1_000_000).expect("nothing is wrong");
+    }
+    world.on_fault(Fault::Rollback(followers[0])).expect("put back");
+    world.run_for(1_000_000).expect("nothing is wrong");
+    assert_eq!(
+        world.hosts[&followers[0]].store.meta().start,
+        start,
+        "the same start"
+    );
+    assert!(contradiction(&world, followers[0]).contains("an older copy was put back"));
+    converge_after(&mut world, 1_000_000).expect("comes to rest");
+}
+
 /// The directories of two replicas change places, behind the back of whatever checks the replica's number at start.
 #[test]
 fn l10_swapped_directories_are_refused() {

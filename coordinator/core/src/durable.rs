@@ -6,7 +6,7 @@
 use crate::paxos::{Accepted, Ballot, Slot};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use synod_proto::ids::{Incarnation, ReplicaId};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId};
 
 /// What a replica has been told of a peer's directory (L10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +15,8 @@ pub struct PeerSeen {
     pub incarnation: Incarnation,
     /// The highest count of starts.
     pub start: u64,
+    /// The process that came in it. The only one: a start is on disk before its process is heard of.
+    pub process: ProcessNonce,
 }
 
 /// The small part of a replica's durable state. The latest one on disk counts.

@@ -119,6 +119,12 @@ pub enum Notice {
         /// What the peer says.
         contradiction: alloc::string::String,
     },
+    /// A peer's directory contradicts what this replica knows of it, and it was told so (L10). Here as well, since of two
+    /// processes under one number only the one at the peer's address hears the answer.
+    PeerContradicted {
+        /// The contradiction.
+        contradiction: alloc::string::String,
+    },
     /// An entry that this program cannot read was decided: the replica stops applying and must be upgraded (A8).
     CannotApply {
         /// Where.

@@ -8,7 +8,7 @@ use synod_coordinator_core::effects::{Effects, GroupCommit, Notice, Told, Unsync
 use synod_coordinator_core::paxos::{Accepted, Ballot, Slot};
 use synod_coordinator_core::replica::{Config, Input, Replica, RoleName};
 use synod_coordinator_core::time::{Now, Timestamp};
-use synod_proto::ids::{Gtid, Incarnation, ReplicaId, RequestId, SessionId, UnixMillis};
+use synod_proto::ids::{Gtid, Incarnation, ProcessNonce, ReplicaId, RequestId, SessionId, UnixMillis};
 use synod_proto::session::{Refusal, Request, Response};
 
 const ALONE: ReplicaId = ReplicaId(1);
@@ -63,7 +63,7 @@ fn a8_a_leader_that_cannot_apply_steps_down_and_serves_nobody() {
         ..Recovered::default()
     };
     let config = Config::new(ALONE, BTreeSet::from([ALONE]), Incarnation([1; 16]));
-    let mut replica = Replica::new(config, recovered, 7);
+    let mut replica = Replica::new(config, recovered, ProcessNonce(7), 7);
     replica.load(Accepted {
         slot: Slot(1),
         ballot,

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use synod_coordinator_core::replica::Config;
 use synod_proto::command::{Decide, Proposal};
-use synod_proto::ids::{Gtid, Incarnation, Lineage, RequestId, SessionId, UnixMillis};
+use synod_proto::ids::{Gtid, Incarnation, Lineage, ProcessNonce, RequestId, SessionId, UnixMillis};
 use synod_proto::session::{AbortCause, AbortKind, Decision, Refusal, Request, Response};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -42,7 +42,7 @@ impl Alone {
         Log::create(&disk, &identity, options).expect("a new log");
         let Opened { log, recovered, .. } = Log::open(disk.clone(), identity, options).expect("an empty log");
         let config = Config::new(own, [own].into(), incarnation);
-        let replica = Replica::new(config, recovered, 42);
+        let replica = Replica::new(config, recovered, ProcessNonce(42), 42);
         let (published, health) = watch::channel(Health::NotServing);
         let storage = Storage::start(log).expect("a thread");
         let (events, sessions) = mpsc::channel(16);

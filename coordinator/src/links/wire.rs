@@ -2,7 +2,7 @@
 
 use std::fmt;
 use synod_coordinator_core::paxos::{Accepted, Ballot, Message, Slot};
-use synod_proto::ids::{Incarnation, ReplicaId, UnixMillis};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId, UnixMillis};
 use synod_proto::v1;
 use synod_proto::v1::paxos_message::Message as Wire;
 
@@ -59,21 +59,25 @@ pub(crate) fn from_message(message: Message) -> v1::PaxosMessage {
         Message::Hello {
             incarnation,
             start,
+            process,
             promised,
             accepted_up_to,
         } => Wire::Hello(v1::Hello {
             incarnation: incarnation.0.to_vec().into(),
             start,
+            process: process.0,
             promised: Some(from_ballot(promised)),
             accepted_up_to: accepted_up_to.0,
         }),
         Message::HelloAnswer {
             start,
+            process,
             contradiction,
             ballot,
             slot,
         } => Wire::HelloAnswer(v1::HelloAnswer {
             start,
+            process: process.0,
             contradiction: contradiction.unwrap_or_default(),
             ballot: Some(from_ballot(ballot)),
             slot: slot.0,
@@ -190,11 +194,13 @@ pub(crate) fn to_message(wire: v1::PaxosMessage) -> Result<Message, Malformed> {
                     .map_err(|_| Malformed { field: "incarnation" })?,
             ),
             start: hello.start,
+            process: ProcessNonce(hello.process),
             promised: ballot("promised", hello.promised)?,
             accepted_up_to: Slot(hello.accepted_up_to),
         },
         Wire::HelloAnswer(answer) => Message::HelloAnswer {
             start: answer.start,
+            process: ProcessNonce(answer.process),
             contradiction: Some(answer.contradiction).filter(|text| !text.is_empty()),
             ballot: ballot("ballot", answer.ballot)?,
             slot: Slot(answer.slot),
@@ -303,11 +309,12 @@ mod tests {
     fn messages() -> impl Strategy<Value = Message> {
         let slots = || any::<u64>().prop_map(Slot);
         prop_oneof![
-            (any::<[u8; 16]>(), any::<u64>(), ballots(), slots()).prop_map(
-                |(i, start, promised, accepted_up_to)| {
+            (any::<[u8; 16]>(), any::<u64>(), any::<u64>(), ballots(), slots()).prop_map(
+                |(i, start, process, promised, accepted_up_to)| {
                     Message::Hello {
                         incarnation: Incarnation(i),
                         start,
+                        process: ProcessNonce(process),
                         promised,
                         accepted_up_to,
                     }
@@ -315,16 +322,20 @@ mod tests {
             ),
             (
                 any::<u64>(),
+                any::<u64>(),
                 proptest::option::of("[a-z]{1,20}"),
                 ballots(),
                 slots()
             )
-                .prop_map(|(start, contradiction, ballot, slot)| Message::HelloAnswer {
-                    start,
-                    contradiction,
-                    ballot,
-                    slot
-                }),
+                .prop_map(
+                    |(start, process, contradiction, ballot, slot)| Message::HelloAnswer {
+                        start,
+                        process: ProcessNonce(process),
+                        contradiction,
+                        ballot,
+                        slot
+                    }
+                ),
             any::<u64>().prop_map(|attempt| Message::PreVote { attempt }),
             (any::<u64>(), any::<bool>(), any::<u64>(), slots()).prop_map(
                 |(attempt, granted, round, decided_up_to)| Message::PreVoteAnswer {

@@ -1,4 +1,4 @@
-//! The bytes of a segment, format 1. Little-endian throughout; pinned by golden bytes in the tests (traps J9).
+//! The bytes of a segment, format 2. Little-endian throughout; pinned by golden bytes in the tests (traps J9).
 //!
 //! ```text
 //! segment  = header block (4096) · batch · batch · … · zeros
@@ -8,7 +8,7 @@
 //!          · previous segment u64 · previous end u64 · meta · record count u32 · records · crc u32 · values
 //!          · zeros up to a multiple of 4096
 //! meta     = promised ballot · start u64 · decided_up_to u64 · accepted_up_to u64 · peer count u16
-//!          · (replica u8 · incarnation [16] · start u64)*
+//!          · (replica u8 · incarnation [16] · start u64 · process u64)*
 //! record   = slot u64 · ballot · value length u32 · crc u32
 //! ballot   = round u64 · replica u8 · start u64
 //! ```
@@ -23,10 +23,10 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use synod_coordinator_core::durable::{Batch, Meta, PeerSeen};
 use synod_coordinator_core::paxos::{Accepted, Ballot, Slot};
-use synod_proto::ids::{Incarnation, ReplicaId};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId};
 
 /// The format that this program writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Where the first batch of a segment begins, in bytes: behind the header's block.
 pub(crate) const DATA_START: u64 = BLOCK_BYTES as u64;
 /// The longest batch, padding included, in bytes. Far above what a driver merges; lengths are 32 bits wide on disk.
@@ -39,7 +39,7 @@ const CLUSTER_BYTES: usize = 40;
 const BALLOT_BYTES: usize = 8 + 1 + 8;
 const BATCH_FIXED_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + 8;
 const META_FIXED_BYTES: usize = BALLOT_BYTES + 8 + 8 + 8 + 2;
-const PEER_BYTES: usize = 1 + 16 + 8;
+const PEER_BYTES: usize = 1 + 16 + 8 + 8;
 const RECORD_BYTES: usize = 8 + BALLOT_BYTES + 4 + 4;
 
 const _: () = assert!(SEGMENT_HEADER_BYTES <= BLOCK_BYTES);
@@ -384,6 +384,7 @@ impl Writer<'_> {
             self.u8(replica.0);
             self.put(&seen.incarnation.0);
             self.u64(seen.start);
+            self.u64(seen.process.0);
         }
     }
 }
@@ -434,6 +435,7 @@ impl<'a> Reader<'a> {
                 PeerSeen {
                     incarnation,
                     start: self.u64()?,
+                    process: ProcessNonce(self.u64()?),
                 },
             );
         }

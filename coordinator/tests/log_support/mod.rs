@@ -8,7 +8,7 @@ use std::sync::Arc;
 use synod_coordinator::log::{Disk, Identity, Log, LogError, MemoryDisk, Opened, Options};
 use synod_coordinator_core::durable::{Batch, Meta, PeerSeen};
 use synod_coordinator_core::paxos::{Accepted, Ballot, Slot};
-use synod_proto::ids::{Incarnation, ReplicaId};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId};
 
 pub(crate) const BLOCK: usize = 4096;
 
@@ -59,6 +59,7 @@ pub(crate) fn batch(round: u64, decided_up_to: u64, accepted_up_to: u64, records
             PeerSeen {
                 incarnation: Incarnation([7; 16]),
                 start: 2,
+                process: ProcessNonce(0x0909_0909_0909_0909),
             },
         )]),
     };
@@ -171,6 +172,7 @@ pub(crate) fn random_batch(meta: &Meta, dice: &mut Dice, value_bytes_max: usize)
         let seen = PeerSeen {
             incarnation: Incarnation([dice.byte(); 16]),
             start: meta.start,
+            process: ProcessNonce(u64::from(dice.byte())),
         };
         meta.peers.insert(ReplicaId(dice.byte() % 5), seen);
     }

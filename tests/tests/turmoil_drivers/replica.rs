@@ -7,7 +7,7 @@ use synod_coordinator::config::Settings;
 use synod_coordinator::log::{Disk as _, Identity, Log, MemoryDisk, Options, Storage};
 use synod_coordinator::replica_process::{Platform, load, run_on};
 use synod_proto::environment::WallClock;
-use synod_proto::ids::{Incarnation, ReplicaId};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId};
 use tokio_util::sync::CancellationToken;
 
 use crate::net;
@@ -118,7 +118,14 @@ pub async fn run(start: Start) -> turmoil::Result {
     let incarnation = identity.incarnation;
     let opened = Log::open(disk, identity, options)?;
     let seed = start.seed ^ (u64::from(start.replica) << 32) ^ start_count;
-    let replica = load(&settings, &opened.log, opened.recovered, incarnation, seed)?;
+    let replica = load(
+        &settings,
+        &opened.log,
+        opened.recovered,
+        incarnation,
+        ProcessNonce(seed),
+        seed,
+    )?;
     let platform = Platform {
         incarnation,
         storage: Storage::inline(opened.log, start.sync_latency),

@@ -18,7 +18,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use core::fmt;
-use synod_proto::ids::{Incarnation, ReplicaId, UnixMillis};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId, UnixMillis};
 
 /// A position of the log, from 1. Slot 0 is "before the first".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,6 +113,8 @@ pub enum Message {
         incarnation: Incarnation,
         /// The process, by its replica's count of starts.
         start: u64,
+        /// The process, by the random number that it drew: a copy of the directory counts the same starts.
+        process: ProcessNonce,
         /// The highest ballot it had promised when it started.
         promised: Ballot,
         /// The highest slot it had accepted when it started.
@@ -122,6 +124,8 @@ pub enum Message {
     HelloAnswer {
         /// The `start` of the question: answers to a former process do not count.
         start: u64,
+        /// The `process` of the question: nor do answers to a process on a copy of the directory.
+        process: ProcessNonce,
         /// What is wrong with the directory or its count of starts, or `None`.
         contradiction: Option<String>,
         /// The highest ballot that the addressee ever acknowledged to the sender's process.

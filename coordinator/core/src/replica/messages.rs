@@ -1,4 +1,27 @@
 //! Messages between replicas, in protocol order: handshake, pre-vote, phase 1, phase 2, heartbeats.
+//!
+//! # What the handshake remembers (L10)
+//!
+//! A directory is named by its incarnation, a life of it by its count of starts, and the process that lives it by a random
+//! number. Who remembers what, and for how long:
+//!
+//! | who | what | until |
+//! |---|---|---|
+//! | the directory | its count of starts, on disk before the first message of the start leaves (L1) | for ever |
+//! | the process | its number; in memory only | it ends |
+//! | each peer, on disk before its answer leaves | the directory's incarnation, its highest start, the process that came in it | the directory comes in a higher start |
+//! | each peer, in memory | the highest ballot and slot that the replica acknowledged to it | the peer's process ends |
+//!
+//! The number need not be on the directory's own disk: a process increments the count and syncs it before it says anything,
+//! so whoever comes after it on the same directory comes in a higher start. Hence a second number in one start can only
+//! mean that the directory exists twice, or that an older copy of it came back: peers contradict it, and an answer counts
+//! only if it quotes start *and* number of the asking process. At the peer the number must be durable, together with the
+//! start: else a peer that restarts would believe the next process that comes in that start, whichever it is.
+//!
+//! What this does not see: a copy that is put back before any other process has started on the original. It comes in a
+//! start that nobody has heard of, like after any crash, and only what it acknowledged since can tell; that is what peers
+//! hold in memory. And of two processes on two copies each may first be heard by another peer. Both are then refused by
+//! the peer that heard the other one, but with three replicas each may take part until that answer comes.
 
 use super::{Acknowledged, Admission, Ignored, Replica, Role};
 use crate::durable::PeerSeen;
@@ -10,7 +33,7 @@ use crate::time::Now;
 use alloc::format;
 use alloc::string::String;
 use bytes::Bytes;
-use synod_proto::ids::{Incarnation, ReplicaId};
+use synod_proto::ids::{ProcessNonce, ReplicaId};
 
 impl Replica {
     pub(super) fn on_envelope(&mut self, now: Now, envelope: Envelope, effects: &mut Effects<Unsynced>) {
@@ -23,10 +46,21 @@ impl Replica {
         }
         match message {
             Message::Hello {
-                incarnation, start, ..
-            } => self.on_hello(from, incarnation, start, effects),
+                incarnation,
+                start,
+                process,
+                ..
+            } => {
+                let seen = PeerSeen {
+                    incarnation,
+                    start,
+                    process,
+                };
+                self.on_hello(from, seen, effects);
+            }
             Message::HelloAnswer {
                 start,
+                process,
                 contradiction,
                 ballot,
                 slot,
@@ -34,7 +68,7 @@ impl Replica {
                 self.on_hello_answer(
                     now,
                     from,
-                    start,
+                    (start, process),
                     contradiction,
                     Acknowledged { ballot, slot },
                     effects,
@@ -115,6 +149,7 @@ impl Replica {
         Message::Hello {
             incarnation: self.config.incarnation,
             start: meta.start,
+            process: self.process,
             promised: meta.promised,
             accepted_up_to: meta.accepted_up_to,
         }
@@ -135,13 +170,12 @@ impl Replica {
 
     /// Compares what a peer says of its directory with the incarnation and start that this replica has on disk for it,
     /// and tells it what it acknowledged to this process.
-    fn on_hello(
-        &mut self,
-        from: ReplicaId,
-        incarnation: Incarnation,
-        start: u64,
-        effects: &mut Effects<Unsynced>,
-    ) {
+    fn on_hello(&mut self, from: ReplicaId, came: PeerSeen, effects: &mut Effects<Unsynced>) {
+        let PeerSeen {
+            incarnation,
+            start,
+            process,
+        } = came;
         let known = self.acceptor.meta().peers.get(&from).copied();
         let Acknowledged { ballot, slot } = self.acknowledged.get(&from).copied().unwrap_or_default();
         let contradiction = match known {
@@ -153,16 +187,28 @@ impl Replica {
                 "replica {from} came in its start {start}, but replica {} has seen start {}: an older copy of the directory was put back",
                 self.config.replica, seen.start
             )),
+            Some(seen) if seen.start == start && seen.process != process => Some(format!(
+                "replica {from} came in its start {start} as process {process}, but replica {} has seen process {} in that start: two processes run on copies of one directory, or an older copy was put back",
+                self.config.replica, seen.process
+            )),
             _ => None,
         };
-        let is_news = known != Some(PeerSeen { incarnation, start });
-        if contradiction.is_none() && is_news && self.is_writable() {
-            self.acceptor.note_peer(from, PeerSeen { incarnation, start });
+        match &contradiction {
+            None if self.is_writable() => self.acceptor.note_peer(from, came),
+            None => {}
+            Some(contradiction) => {
+                if self.contradicted.insert(from, process) != Some(process) {
+                    effects.notice(Notice::PeerContradicted {
+                        contradiction: contradiction.clone(),
+                    });
+                }
+            }
         }
         let answer = self.envelope(
             from,
             Message::HelloAnswer {
                 start,
+                process,
                 contradiction,
                 ballot,
                 slot,
@@ -178,13 +224,13 @@ impl Replica {
         &mut self,
         now: Now,
         from: ReplicaId,
-        start: u64,
+        asked_by: (u64, ProcessNonce),
         contradiction: Option<String>,
         acknowledged: Acknowledged,
         effects: &mut Effects<Unsynced>,
     ) {
         let meta = self.acceptor.meta();
-        if start != meta.start || matches!(self.admission, Admission::Refused { .. }) {
+        if asked_by != (meta.start, self.process) || matches!(self.admission, Admission::Refused { .. }) {
             return self.ignore(Ignored::StaleAnswer);
         }
         let Acknowledged { ballot, slot } = acknowledged;
@@ -233,6 +279,7 @@ impl Replica {
             let seen = PeerSeen {
                 incarnation: self.config.incarnation,
                 start: self.acceptor.meta().start,
+                process: self.process,
             };
             self.acceptor.note_peer(self.config.replica, seen);
         }

@@ -34,7 +34,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
-use synod_proto::ids::{ReplicaId, SessionId};
+use synod_proto::ids::{ProcessNonce, ReplicaId, SessionId};
 use synod_proto::session::Request;
 
 /// One thing that happened.
@@ -134,7 +134,11 @@ pub struct Replica {
     role: Role,
     admission: Admission,
     hello_at: Timestamp,
+    /// Of this very process; drawn anew by the next one.
+    process: ProcessNonce,
     acknowledged: BTreeMap<ReplicaId, Acknowledged>,
+    /// The process of each peer that was last contradicted, so that it is told to the trace once.
+    contradicted: BTreeMap<ReplicaId, ProcessNonce>,
     connected: BTreeSet<ReplicaId>,
     machine: Machine,
     cannot_apply: Option<String>,
@@ -178,12 +182,14 @@ pub enum Ignored {
 }
 
 impl Replica {
-    /// A replica that found `recovered` on its disk. [`load`](Self::load) and [`start`](Self::start) follow.
+    /// A replica that found `recovered` on its disk. [`load`](Self::load) and [`start`](Self::start) follow. `process` must
+    /// be drawn from the operating system, anew by every process: what L10 says of copies of a directory rests on it.
+    /// `seed` is for what only needs to differ.
     ///
     /// # Panics
     /// The configuration contradicts itself.
     #[must_use]
-    pub fn new(config: Config, recovered: Recovered, seed: u64) -> Self {
+    pub fn new(config: Config, recovered: Recovered, process: ProcessNonce, seed: u64) -> Self {
         config.check();
         let mut random = Random::new(seed);
         let election = Election::new(&mut random, recovered.meta.promised.round);
@@ -201,7 +207,9 @@ impl Replica {
             election,
             role: Role::Follower { leader: None },
             hello_at: Timestamp(0),
+            process,
             acknowledged: BTreeMap::new(),
+            contradicted: BTreeMap::new(),
             connected: BTreeSet::new(),
             machine: Machine::default(),
             cannot_apply: None,
@@ -336,13 +344,15 @@ impl Replica {
             election,
             role,
             admission,
+            process,
             acknowledged,
+            contradicted,
             connected,
             machine,
             ..
         } = self;
         (acceptor, learner, election, role, admission).hash(state);
-        (acknowledged, connected, machine).hash(state);
+        (process, acknowledged, contradicted, connected, machine).hash(state);
         (&self.cannot_apply, &self.storage, self.is_draining).hash(state);
     }
 

@@ -24,10 +24,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::command::Command;
-use synod_proto::ids::{Incarnation, Lineage, ReplicaId, SessionId, UnixMillis};
+use synod_proto::ids::{Incarnation, Lineage, ProcessNonce, ReplicaId, SessionId, UnixMillis};
 
 /// The wall clock of every replica here.
 const WALL: UnixMillis = UnixMillis(1_767_225_600_000);
+
+/// The process of replica 1 here.
+const PROCESS: ProcessNonce = ProcessNonce(1);
 
 /// All that a step asked for. Gated envelopes are listed as they leave after the sync.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -84,7 +87,7 @@ impl Bench {
             monotonic: Timestamp(1_000_000),
             wall: WALL,
         };
-        let mut replica = Replica::new(config, recovered, 7);
+        let mut replica = Replica::new(config, recovered, PROCESS, 7);
         for value in values {
             replica.load(value);
         }
@@ -102,6 +105,7 @@ impl Bench {
                 peer,
                 Message::HelloAnswer {
                     start,
+                    process: PROCESS,
                     contradiction: None,
                     ballot,
                     slot,
@@ -258,6 +262,7 @@ fn disk(records: Vec<Accepted>, decided_up_to: u64) -> (Recovered, Vec<Accepted>
             PeerSeen {
                 incarnation: Incarnation([2; 16]),
                 start: 1,
+                process: ProcessNonce(2),
             },
         )]),
     };

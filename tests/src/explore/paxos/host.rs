@@ -14,7 +14,7 @@ use synod_coordinator_core::machine::outcomes::Verdict;
 use synod_coordinator_core::paxos::{Ballot, Envelope, Message, Slot};
 use synod_coordinator_core::replica::{Admission, Config, Input, Replica, RoleName};
 use synod_coordinator_core::time::{Now, Timestamp};
-use synod_proto::ids::{Incarnation, Lineage, ReplicaId, RequestId, SessionId, UnixMillis};
+use synod_proto::ids::{Incarnation, Lineage, ProcessNonce, ReplicaId, RequestId, SessionId, UnixMillis};
 use synod_proto::session::{Decision, Outcome, Request, Response};
 
 /// The time of day, everywhere and always: the log is a matter of ballots.
@@ -104,7 +104,12 @@ impl Host {
         let config = Config::new(id, replicas.clone(), Incarnation([id.0; 16]));
         let store = Store::new(config.incarnation);
         let (recovered, _) = store.recover();
-        let replica = Replica::new(config.clone(), recovered, u64::from(id.0));
+        let replica = Replica::new(
+            config.clone(),
+            recovered,
+            ProcessNonce(u64::from(id.0)),
+            u64::from(id.0),
+        );
         let mut host = Self {
             config,
             syncs,
@@ -220,11 +225,12 @@ impl Host {
             // The clock's part of the protocol is played by the explorer: see the world's simplifications.
             Message::PreVote { .. } | Message::PreVoteAnswer { .. } | Message::HeartbeatAnswer { .. } => {}
             Message::Heartbeat { .. } if !outbox.is_beat => {}
-            Message::Hello { start, .. } => outbox.inputs.push_back(Input::Envelope(Envelope {
+            Message::Hello { start, process, .. } => outbox.inputs.push_back(Input::Envelope(Envelope {
                 from: envelope.to,
                 to: envelope.from,
                 message: Message::HelloAnswer {
                     start,
+                    process,
                     contradiction: None,
                     ballot: Ballot::ZERO,
                     slot: Slot::ZERO,
@@ -342,7 +348,7 @@ impl Host {
             plant.forget(&mut recovered, &mut values);
         }
         let seed = u64::from(self.config.replica.0) + 100 * (recovered.meta.start + 1);
-        self.replica = Replica::new(self.config.clone(), recovered, seed);
+        self.replica = Replica::new(self.config.clone(), recovered, ProcessNonce(seed), seed);
         self.group = GroupCommit::default();
         for value in values {
             self.replica.load(value);

@@ -16,7 +16,7 @@ use synod_coordinator_core::paxos::Envelope;
 use synod_coordinator_core::replica::{Admission, Config, Input, Replica, RoleName};
 use synod_coordinator_core::time::{Now, Timestamp};
 use synod_proto::command::{Decide, NamedBranch, Proposal};
-use synod_proto::ids::{BranchId, Gtid, Incarnation, Lineage, ReplicaId, SessionId};
+use synod_proto::ids::{BranchId, Gtid, Incarnation, Lineage, ProcessNonce, ReplicaId, SessionId};
 use synod_proto::session::{Answer, Decision, Outcome, Request, Response};
 
 /// The most timers that fire until something must have come of them. An election takes a few dozen.
@@ -93,7 +93,12 @@ impl Cluster {
         for id in &replicas {
             let config = Config::new(*id, replicas.clone(), Incarnation([id.0; 16]));
             let store = Store::new(config.incarnation);
-            let replica = Replica::new(config, store.recover().0, u64::from(id.0));
+            let replica = Replica::new(
+                config,
+                store.recover().0,
+                ProcessNonce(u64::from(id.0)),
+                u64::from(id.0),
+            );
             cluster.nodes.push(Node {
                 replica,
                 group: GroupCommit::default(),
@@ -318,7 +323,7 @@ impl Cluster {
         let (recovered, values) = node.store.recover();
         let config = Config::new(id, replicas, node.store.incarnation);
         let seed = u64::from(id.0) + 100 * (recovered.meta.start + 1);
-        node.replica = Replica::new(config, recovered, seed);
+        node.replica = Replica::new(config, recovered, ProcessNonce(seed), seed);
         node.group = GroupCommit::default();
         node.is_up = true;
         for value in values {

@@ -13,8 +13,8 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::command::{Command, Decide, Proposal};
 use synod_proto::ids::{
-    BranchId, CallId, ExecutionId, Gtid, Incarnation, Lineage, ReplicaId, RequestId, ResourceId, SessionId,
-    UnixMillis,
+    BranchId, CallId, ExecutionId, Gtid, Incarnation, Lineage, ProcessNonce, ReplicaId, RequestId,
+    ResourceId, SessionId, UnixMillis,
 };
 use synod_proto::session::Request;
 
@@ -118,11 +118,13 @@ fn any_message(random: &mut Random, bench: &Bench) -> Message {
         0 => Message::Hello {
             incarnation: Incarnation([u8::try_from(random.between(1, 3)).expect("small"); 16]),
             start: any_number(random),
+            process: ProcessNonce(random.between(1, 3)),
             promised: any,
             accepted_up_to: up_to,
         },
         1 => Message::HelloAnswer {
             start: any_number(random),
+            process: ProcessNonce(random.between(1, 3)),
             contradiction: None,
             ballot: Ballot::ZERO,
             slot: Slot::ZERO,

@@ -1,6 +1,6 @@
 //! The Paxos group member: promises, accepts, ballots, elections, learning.
 
-use super::{Bench, Out, accepted, ballot, disk, establish, promise, to, to_both, value};
+use super::{Bench, Out, PROCESS, accepted, ballot, disk, establish, promise, to, to_both, value};
 use crate::durable::{Batch, Meta, Recovered};
 use crate::effects::{Fetch, GroupCommit, Notice};
 use crate::entry;
@@ -25,6 +25,7 @@ fn l1_a_start_is_on_disk_before_anything_leaves() {
     let hello = Message::Hello {
         incarnation: Incarnation([1; 16]),
         start: 1,
+        process: PROCESS,
         promised: crate::paxos::Ballot::ZERO,
         accepted_up_to: Slot::ZERO,
     };
@@ -65,6 +66,7 @@ fn l10_a_replica_that_is_not_admitted_stays_out() {
     }
     let answer = Message::HelloAnswer {
         start: 1,
+        process: PROCESS,
         contradiction: None,
         ballot: Ballot::ZERO,
         slot: Slot::ZERO,
@@ -83,6 +85,7 @@ fn l10_an_answer_to_a_former_start_does_not_count() {
             2,
             Message::HelloAnswer {
                 start: 1,
+                process: PROCESS,
                 contradiction: None,
                 ballot: Ballot::ZERO,
                 slot: Slot::ZERO
@@ -96,6 +99,7 @@ fn l10_an_answer_to_a_former_start_does_not_count() {
         2,
         Message::HelloAnswer {
             start: 2,
+            process: PROCESS,
             contradiction: Some(text.clone()),
             ballot: Ballot::ZERO,
             slot: Slot::ZERO,
@@ -564,6 +568,7 @@ fn a8_a_replica_that_cannot_apply_says_so_and_does_not_stand() {
             peer,
             Message::HelloAnswer {
                 start: 2,
+                process: PROCESS,
                 contradiction: None,
                 ballot,
                 slot,

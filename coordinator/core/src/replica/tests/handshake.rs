@@ -1,32 +1,53 @@
 //! L10: a directory takes part only after it was compared with what a majority knows of it.
 
-use super::{Bench, Out, ballot, disk, establish, promise, to, value};
+use super::{Bench, Out, PROCESS, ballot, disk, establish, promise, to, value};
 use crate::durable::{Batch, Meta, PeerSeen, Recovered};
 use crate::effects::Notice;
 use crate::paxos::{Accepted, Ballot, Message, Slot};
-use crate::replica::Admission;
+use crate::replica::{Admission, Ignored};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use synod_proto::command::Command;
-use synod_proto::ids::{Incarnation, ReplicaId};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId};
+
+/// The process of replica 2 here, in whatever start.
+const PEER_PROCESS: ProcessNonce = ProcessNonce(2);
 
 fn hello(directory: u8, start: u64, promised: Ballot, accepted_up_to: u64) -> Message {
     Message::Hello {
         incarnation: Incarnation([directory; 16]),
         start,
+        process: PEER_PROCESS,
         promised,
         accepted_up_to: Slot(accepted_up_to),
     }
 }
 
+/// What replica 1 hears from a peer of its own directory.
 fn answer(start: u64, contradiction: Option<String>) -> Message {
+    answer_to(PROCESS, start, contradiction)
+}
+
+fn answer_to(process: ProcessNonce, start: u64, contradiction: Option<String>) -> Message {
     Message::HelloAnswer {
         start,
+        process,
         contradiction,
         ballot: Ballot::ZERO,
         slot: Slot::ZERO,
+    }
+}
+
+/// What replica 1 does with a hello of replica 2 that it contradicts for the first time.
+fn contradicted(start: u64, process: ProcessNonce, text: &str) -> Out {
+    Out {
+        gated: vec![to(2, answer_to(process, start, Some(text.into())))],
+        notices: vec![Notice::PeerContradicted {
+            contradiction: text.into(),
+        }],
+        ..Out::default()
     }
 }
 
@@ -47,6 +68,7 @@ fn a_peers_directory_is_noted_on_disk_before_the_answer_leaves() {
         PeerSeen {
             incarnation: Incarnation([2; 16]),
             start: 4,
+            process: PEER_PROCESS,
         },
     );
     let expected = Out {
@@ -54,7 +76,7 @@ fn a_peers_directory_is_noted_on_disk_before_the_answer_leaves() {
             meta,
             accepted: vec![],
         }),
-        gated: vec![to(2, answer(4, None))],
+        gated: vec![to(2, answer_to(PEER_PROCESS, 4, None))],
         ..Out::default()
     };
     assert_eq!(out, expected);
@@ -62,7 +84,7 @@ fn a_peers_directory_is_noted_on_disk_before_the_answer_leaves() {
     assert_eq!(
         again,
         Out {
-            gated: vec![to(2, answer(4, None))],
+            gated: vec![to(2, answer_to(PEER_PROCESS, 4, None))],
             ..Out::default()
         },
         "no news, no write"
@@ -79,13 +101,7 @@ fn a12_a_wiped_directory_is_contradicted() {
         Incarnation([2; 16])
     );
     let out = bench.hear(2, hello(3, 9, Ballot::ZERO, 0));
-    assert_eq!(
-        out,
-        Out {
-            gated: vec![to(2, answer(9, Some(text)))],
-            ..Out::default()
-        }
-    );
+    assert_eq!(out, contradicted(9, PEER_PROCESS, &text));
 }
 
 /// An older copy of the directory shows by its count of starts.
@@ -94,13 +110,91 @@ fn a_directory_that_was_put_back_is_contradicted() {
     let mut bench = knows_replica_2();
     let text = "replica 2 came in its start 0, but replica 1 has seen start 1: an older copy of the directory was put back";
     let out = bench.hear(2, hello(2, 0, ballot(9, 2), 9));
+    assert_eq!(out, contradicted(0, PEER_PROCESS, text));
+}
+
+/// One start is one process: its count is on disk before anything is heard of it. A second process in the same start runs
+/// on a copy of the directory, or on one that was put back, whatever it says of its ballots. The trace says so once.
+#[test]
+fn l10_a_second_process_in_one_start_is_contradicted() {
+    let mut bench = knows_replica_2();
+    bench.hear(2, hello(2, 4, ballot(1, 2), 1));
+    let copy = Message::Hello {
+        incarnation: Incarnation([2; 16]),
+        start: 4,
+        process: ProcessNonce(0xfeed),
+        promised: ballot(9, 2),
+        accepted_up_to: Slot(9),
+    };
+    let text = "replica 2 came in its start 4 as process 000000000000feed, but replica 1 has seen process 0000000000000002 in \
+                that start: two processes run on copies of one directory, or an older copy was put back";
     assert_eq!(
-        out,
-        Out {
-            gated: vec![to(2, answer(0, Some(text.into())))],
-            ..Out::default()
-        }
+        bench.hear(2, copy.clone()),
+        contradicted(4, ProcessNonce(0xfeed), text)
     );
+    let again = Out {
+        notices: vec![],
+        ..contradicted(4, ProcessNonce(0xfeed), text)
+    };
+    assert_eq!(bench.hear(2, copy), again);
+    assert_eq!(
+        bench.hear(2, hello(2, 4, ballot(1, 2), 1)).gated,
+        vec![to(2, answer_to(PEER_PROCESS, 4, None))],
+        "the first one is known"
+    );
+    let next = Message::Hello {
+        incarnation: Incarnation([2; 16]),
+        start: 5,
+        process: ProcessNonce(3),
+        promised: ballot(1, 2),
+        accepted_up_to: Slot(1),
+    };
+    assert_eq!(
+        bench.hear(2, next).gated,
+        vec![to(2, answer_to(ProcessNonce(3), 5, None))],
+        "a higher start is another process"
+    );
+}
+
+/// What was seen of a peer outlives this process: a copy of the peer's directory is contradicted by a peer that restarted.
+#[test]
+fn l10_the_process_seen_in_a_start_outlives_the_one_that_saw_it() {
+    let meta = {
+        let mut bench = knows_replica_2();
+        bench.hear(2, hello(2, 4, ballot(1, 2), 1));
+        bench.meta()
+    };
+    let (recovered, values) = disk(vec![super::accepted(1, ballot(1, 2), value(&Command::Noop))], 1);
+    let (mut bench, _) = Bench::started(3, Recovered { meta, ..recovered }, values);
+    let out = bench.hear(
+        2,
+        Message::Hello {
+            incarnation: Incarnation([2; 16]),
+            start: 4,
+            process: ProcessNonce(7),
+            promised: ballot(1, 2),
+            accepted_up_to: Slot(1),
+        },
+    );
+    assert_eq!(out.notices.len(), 1, "contradicted before it is admitted itself");
+}
+
+/// An answer to another process counts for nothing, even in the same start: it is late, or meant for a process on a copy of
+/// this directory. Neither its consent nor its contradiction is about this process.
+#[test]
+fn l10_an_answer_to_another_process_of_the_same_start_does_not_count() {
+    let (mut bench, _) = Bench::started(3, admitted_before(), vec![]);
+    for contradiction in [None, Some("put back".into())] {
+        let late = answer_to(ProcessNonce(0xfeed), 2, contradiction);
+        assert_eq!(bench.hear(2, late), Out::default());
+        assert_eq!(bench.replica.ignored(), &[Ignored::StaleAnswer]);
+        let consistent = [ReplicaId(1)].into();
+        assert_eq!(
+            bench.replica.status().admission,
+            Admission::Pending { consistent }
+        );
+    }
+    assert_eq!(bench.hear(2, answer(2, None)).notices, vec![Notice::Admitted]);
 }
 
 /// "Highest ballot and slot you acknowledged to me": a peer that restarts is told them.
@@ -128,6 +222,7 @@ fn a_peer_is_told_what_it_acknowledged() {
     let out = bench.hear(2, hello(2, 2, own, 2));
     let answer = Message::HelloAnswer {
         start: 2,
+        process: PEER_PROCESS,
         contradiction: None,
         ballot: own,
         slot: Slot(2),
@@ -146,6 +241,7 @@ fn a_directory_that_forgot_what_it_acknowledged_takes_no_part_any_more() {
             3,
             Message::HelloAnswer {
                 start: 1,
+                process: PROCESS,
                 contradiction: None,
                 ballot,
                 slot,
@@ -176,6 +272,7 @@ fn admitted_before() -> Recovered {
     let own = PeerSeen {
         incarnation: Incarnation([1; 16]),
         start: 1,
+        process: PROCESS,
     };
     let meta = Meta {
         start: 1,
@@ -220,6 +317,7 @@ fn l10_a_new_directory_waits_for_every_replica() {
     let own = PeerSeen {
         incarnation: Incarnation([1; 16]),
         start: 1,
+        process: PROCESS,
     };
     assert_eq!(
         out.batch.map(|batch| batch.meta.peers),
