@@ -1,7 +1,7 @@
 //! Synod's vocabulary, shared by coordinator and participant: identifiers ([`ids`]), what the two say to each
 //! other ([`session`]), the log's command format ([`command`]), and, with the `grpc` feature, the generated
 //! gRPC code ([`v1`]), the one place where wire messages become domain values or are refused ([`wire`]), and
-//! what a process takes from the machine that it runs on ([`environment`]).
+//! what a process takes from the machine that it runs on ([`environment`]). [`planted`](mod@planted) is for tests alone.
 //!
 //! Without the feature `grpc` the crate is `no_std`; the two cores depend on it in that form.
 #![cfg_attr(not(feature = "grpc"), no_std)]
@@ -13,6 +13,7 @@ pub mod command;
 pub mod environment;
 pub mod ids;
 pub mod limits;
+pub mod planted;
 pub mod session;
 
 #[cfg(feature = "grpc")]

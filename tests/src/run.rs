@@ -181,10 +181,10 @@ pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
     }
     let result = world
         .run_until(draw.faults_us)
-        .and_then(|()| converge(&mut world))
+        .and_then(|()| converge(&mut world).map_err(|violation| violation.by("convergence")))
         .and_then(|()| {
             if draw.is_long {
-                outlive_watermark(&mut world)
+                outlive_watermark(&mut world).map_err(|violation| violation.by("watermark"))
             } else {
                 Ok(())
             }
@@ -262,9 +262,12 @@ fn check_final(world: &World) -> Check {
     world
         .hosts
         .values()
-        .try_for_each(|host| world.checkers.log.check_final(host))?;
-    world.checkers.histories.check_final()?;
-    world.checkers.outcomes.check_final(&world.databases)
+        .try_for_each(|host| world.checkers.log.check_final(host))
+        .map_err(|violation| violation.by("agreement"))?;
+    let histories = world.checkers.histories.check_final();
+    histories.map_err(|violation| violation.by("histories"))?;
+    let outcomes = world.checkers.outcomes.check_final(&world.databases);
+    outcomes.map_err(|violation| violation.by("outcomes"))
 }
 
 /// What a world came to.

@@ -69,6 +69,7 @@ use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};
 use core::marker::PhantomData;
 use synod_proto::ids::{ReplicaId, SessionId};
+use synod_proto::planted;
 use synod_proto::session::Response;
 
 /// Something rests on a write that is not known to be on disk.
@@ -323,18 +324,22 @@ pub struct GroupCommit {
 
 impl GroupCommit {
     /// Takes a step's effects. Returns them as synced at once if they rest on no write.
-    pub fn push(&mut self, effects: Effects<Unsynced>) -> Option<Effects<Synced>> {
+    pub fn push(&mut self, mut effects: Effects<Unsynced>) -> Option<Effects<Synced>> {
         if !effects.is_gated() {
             return Some(effects.into_synced());
         }
         if self.under_way.is_none() && self.waiting.is_none() && effects.batch.is_none() {
             return Some(effects.into_synced());
         }
+        let early = planted!(ReplyBeforeSync).then(|| Effects {
+            gated: core::mem::take(&mut effects.gated),
+            ..Effects::default()
+        });
         match &mut self.waiting {
             None => self.waiting = Some(effects),
             Some(waiting) => waiting.merge(effects),
         }
-        None
+        early
     }
 
     /// The next batch to write and sync, if none is under way and there is one.

@@ -90,6 +90,9 @@ enum Verb {
 pub fn main() -> ExitCode {
     // clap prints its own usage errors, and ends with 2, which is `Exit::Usage`.
     let cli = Cli::parse();
+    if let Some(warning) = synod_proto::planted::WARNING {
+        eprintln!("synod: {warning}");
+    }
     let trace = cli.trace.or_else(|| std::env::var("SYNOD_TRACE").ok());
     let result = match cli.verb {
         Verb::Dev(args) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| dev::run(&args)),

@@ -20,6 +20,17 @@ use synod_proto::session::Request;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
 
+impl Violation {
+    /// Says which checker found it, unless it says so itself.
+    #[must_use]
+    pub fn by(self, checker: &str) -> Self {
+        if self.0.starts_with('[') {
+            return self;
+        }
+        Self(format!("[{checker}] {}", self.0))
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -34,6 +45,10 @@ pub type Check = Result<(), Violation>;
 /// Fails with a text unless the condition holds.
 pub(crate) fn require(holds: bool, text: impl FnOnce() -> String) -> Check {
     if holds { Ok(()) } else { Err(Violation(text())) }
+}
+
+fn by(checker: &str) -> impl FnOnce(Violation) -> Violation {
+    move |violation| violation.by(checker)
 }
 
 /// All checkers of a run.
@@ -68,14 +83,21 @@ impl Checkers {
     ) -> Check {
         let host = &hosts[&id];
         self.points.after_turn(host, output);
-        for (gtid, record) in self.log.after_turn(hosts, host, &self.ballots)? {
+        let decided = self.log.after_turn(hosts, host, &self.ballots);
+        for (gtid, record) in decided.map_err(by("agreement"))? {
             self.outcomes.on_decided(gtid, record);
         }
-        self.gate.after_turn(host, output, &self.log)?;
-        self.ballots.after_turn(now, host, output)?;
+        self.gate
+            .after_turn(host, output, &self.log)
+            .map_err(by("gate"))?;
+        self.ballots
+            .after_turn(now, host, output)
+            .map_err(by("ballots"))?;
         for told in &output.told {
             self.histories.on_told(told);
-            self.outcomes.on_told(now, told, &self.log, databases)?;
+            self.outcomes
+                .on_told(now, told, &self.log, databases)
+                .map_err(by("outcomes"))?;
         }
         Ok(())
     }
@@ -91,6 +113,8 @@ impl Checkers {
     /// # Errors
     /// Something does not hold.
     pub fn on_databases(&mut self, databases: &mut Databases) -> Check {
-        self.outcomes.on_effects(databases, self.log.reference())
+        self.outcomes
+            .on_effects(databases, self.log.reference())
+            .map_err(by("outcomes"))
     }
 }

@@ -15,6 +15,7 @@
 pub mod figures;
 mod form;
 pub mod play;
+pub mod seed;
 pub mod shrink;
 
 pub use form::{FAULT_KINDS, fault_kind};

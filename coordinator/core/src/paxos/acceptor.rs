@@ -10,6 +10,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::ids::ReplicaId;
+use synod_proto::planted;
 
 /// How far above its decided prefix a replica accepts values. It bounds the memory of a replica that lags: beyond it,
 /// it catches up first. Far more than any leader has in flight ([`PIPELINE_DEPTH_MAX`]), so that it never slows one.
@@ -91,6 +92,9 @@ impl Acceptor {
 
     /// L1: a new life of this directory.
     pub(crate) fn begin_start(&mut self) -> u64 {
+        if planted!(BallotReusedAfterRestart) && self.meta.start > 0 {
+            return self.meta.start;
+        }
         self.meta.start += 1;
         self.is_dirty = true;
         self.meta.start
@@ -233,7 +237,7 @@ impl Acceptor {
     fn promise(&mut self, ballot: Ballot) {
         if ballot > self.meta.promised {
             self.meta.promised = ballot;
-            self.is_dirty = true;
+            self.is_dirty = !planted!(PromiseNotPersisted);
         }
     }
 

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
 use synod_proto::ids::{ReplicaId, UnixMillis};
+use synod_proto::planted;
 
 /// One acceptor's answer to phase 1.
 #[derive(Clone, Debug, Hash)]
@@ -97,13 +98,20 @@ impl Candidate {
             .values()
             .filter(|report| !report.unreadable.contains(&slot));
         let accepted = readable.clone().filter_map(|report| report.accepted.get(&slot));
-        let highest = accepted.max_by_key(|(ballot, _)| *ballot);
+        let highest = if planted!(LowestProposedAgain) {
+            accepted.min_by_key(|(ballot, _)| *ballot)
+        } else {
+            accepted.max_by_key(|(ballot, _)| *ballot)
+        };
         // A value recorded as decided needs no quorum of reports.
         if let Some((Ballot::DECIDED, value)) = highest {
             return Some(value.clone());
         }
         if readable.count() < quorum_count {
             return None;
+        }
+        if planted!(HighestNotProposedAgain) {
+            return Some(entry::noop());
         }
         Some(highest.map_or_else(entry::noop, |(_, value)| value.clone()))
     }

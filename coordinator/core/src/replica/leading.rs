@@ -18,6 +18,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::command::Command;
 use synod_proto::ids::{Lineage, ReplicaId, UnixMillis};
+use synod_proto::planted;
 
 /// After how long without an entry an idle leader writes an empty one, so that the watermark moves and finished
 /// outcomes leave the register, in microseconds.
@@ -149,7 +150,7 @@ impl Replica {
         let Role::Leader(leader) = &mut self.role else {
             return self.ignore(Ignored::NotLeading);
         };
-        if leader.ballot != ballot {
+        if leader.ballot != ballot && !planted!(AcceptsCountedOverBallots) {
             return self.ignore(Ignored::StaleBallot);
         }
         let Some(in_flight) = leader.in_flight.get_mut(&slot) else {
