@@ -1,6 +1,6 @@
 //! Synod's vocabulary, shared by coordinator and participant: identifiers ([`ids`]), what the two say to each
-//! other ([`session`]), the log's command format ([`command`]), and, with the `grpc` feature, the generated
-//! gRPC code ([`v1`]), the one place where wire messages become domain values or are refused ([`wire`]), and
+//! other ([`session`]), the log's command format ([`command`]), time and chance as the cores' arguments ([`time`],
+//! [`random`]), and, with the `grpc` feature, the generated gRPC code ([`v1`]), the one place where wire messages become domain values or are refused ([`wire`]), and
 //! what a process takes from the machine that it runs on ([`environment`]). [`planted`](mod@planted) is for tests alone.
 //!
 //! Without the feature `grpc` the crate is `no_std`; the two cores depend on it in that form.
@@ -14,7 +14,9 @@ pub mod environment;
 pub mod ids;
 pub mod limits;
 pub mod planted;
+pub mod random;
 pub mod session;
+pub mod time;
 
 #[cfg(feature = "grpc")]
 pub mod wire;

@@ -27,7 +27,7 @@ pub mod effects;
 pub mod entry;
 pub mod machine;
 pub mod paxos;
-pub mod random;
 pub mod replica;
-pub mod time;
 mod transaction;
+
+pub use synod_proto::{random, time};

@@ -21,7 +21,6 @@ pub mod branch;
 pub mod session;
 pub mod transaction;
 
-mod random;
 mod time;
 
 pub use time::{Now, Timestamp};

@@ -1,40 +1,8 @@
-//! Instants as arguments, and the one timer queue of the session.
+//! The one timer queue of the session.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::hash::{Hash, Hasher};
-use core::time::Duration;
-use synod_proto::ids::UnixMillis;
-
-/// Microseconds on the driver's monotonic clock. Means nothing outside one process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Timestamp(pub u64);
-
-impl Timestamp {
-    /// This instant plus `duration`, saturating.
-    #[must_use]
-    pub fn plus(self, duration: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)),
-        )
-    }
-
-    /// How long after `earlier` this is; zero if it is not.
-    #[must_use]
-    pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
-    }
-}
-
-/// The time at which a step runs. Delays are measured on the monotonic clock only; the wall clock is read for what
-/// was written by another process: a deadline, an age (traps B21).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Now {
-    /// The monotonic clock.
-    pub monotonic: Timestamp,
-    /// The wall clock.
-    pub wall: UnixMillis,
-}
+pub use synod_proto::time::{Now, Timestamp};
 
 /// At most one timer per key, in the order in which they are due.
 #[derive(Clone, Debug)]

@@ -17,13 +17,13 @@ mod vocabulary;
 
 pub use vocabulary::{BranchVote, CALL_COUNT_MAX, CallRefused, CommitRefused, Doom, Ignored, Reply, State};
 
-use crate::random::Random;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use synod_proto::command::{Decide, NamedBranch, Proposal, clip_text};
 use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 use synod_proto::limits::BRANCH_COUNT_MAX;
+use synod_proto::random::Random;
 use synod_proto::session::{AbortCause, AbortKind, Decision, Vote};
 
 #[derive(Clone, Debug, Hash)]
@@ -99,7 +99,7 @@ impl Ledger {
             return Err(CallRefused::TooManyCalls);
         }
         let call = loop {
-            let call = CallId(self.random.next());
+            let call = CallId(self.random.next_u64());
             if !self.calls.contains_key(&call) {
                 break call;
             }

@@ -243,7 +243,7 @@ impl Session {
         let asked_at = state.listing_since.take().unwrap_or(now.monotonic);
         let interval = self.random.jittered(self.config.list_interval);
         self.timers
-            .set(Timer::List(resource), now.monotonic.plus(interval));
+            .set(Timer::List(resource), now.monotonic.plus_duration(interval));
         let Some(branches) = branches else {
             return effects.push(Effect::Ignored(Ignored::ListFailed));
         };
@@ -465,7 +465,8 @@ impl Session {
             let until_deadline = Duration::from_millis(known.deadline.0 - now.wall.0);
             delay = delay.min(until_deadline + self.random.jittered(DEADLINE_SPREAD));
         }
-        self.timers.set(Timer::Branch(branch), now.monotonic.plus(delay));
+        self.timers
+            .set(Timer::Branch(branch), now.monotonic.plus_duration(delay));
     }
 
     pub(super) fn on_answered(

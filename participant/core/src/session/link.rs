@@ -323,7 +323,7 @@ impl Session {
         let (first, cap) = (self.config.connect_backoff, self.config.connect_backoff_max);
         let delay = self.random.backoff(self.link.attempt_count, first, cap);
         self.link.attempt_count = self.link.attempt_count.saturating_add(1);
-        self.timers.set(Timer::Link, now.monotonic.plus(delay));
+        self.timers.set(Timer::Link, now.monotonic.plus_duration(delay));
     }
 
     fn connect(&mut self, now: Now, effects: &mut Vec<Effect>) {
@@ -337,8 +337,10 @@ impl Session {
         self.link.connection = ConnectionId(self.link.connection.0 + 1);
         self.link.state = State::Opening;
         self.link.address.clone_from(&address);
-        self.timers
-            .set(Timer::Link, now.monotonic.plus(self.config.register_timeout));
+        self.timers.set(
+            Timer::Link,
+            now.monotonic.plus_duration(self.config.register_timeout),
+        );
         effects.push(Effect::Connect {
             connection: self.link.connection,
             address,

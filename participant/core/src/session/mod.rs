@@ -29,7 +29,6 @@ pub use vocabulary::{
     Ticket, Undecided, Unfinished,
 };
 
-use crate::random::Random;
 use crate::time::{Now, Timers, Timestamp};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -39,6 +38,7 @@ use core::hash::{Hash, Hasher};
 use link::Link;
 use questions::Pending;
 use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, UnixMillis};
+use synod_proto::random::Random;
 use synod_proto::session::{Request, Response};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

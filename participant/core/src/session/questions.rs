@@ -106,7 +106,7 @@ impl Session {
         let pending = Pending {
             ticket: Some(ticket),
             question,
-            ends_at: now.monotonic.plus(patience),
+            ends_at: now.monotonic.plus_duration(patience),
             sent_at: now.monotonic,
             unanswered: Vec::new(),
             again_at: None,
@@ -193,7 +193,7 @@ impl Session {
             .backoff(pending.refusal_count, REPEAT_BACKOFF, REPEAT_BACKOFF_MAX);
         pending.refusal_count = pending.refusal_count.saturating_add(1);
         pending.last_refusal = Some(refusal);
-        let again_at = now.monotonic.plus(delay);
+        let again_at = now.monotonic.plus_duration(delay);
         pending.again_at = Some(again_at);
         self.timers
             .set(Timer::Question(request), again_at.min(pending.ends_at));
@@ -218,7 +218,7 @@ impl Session {
         }
         let silence_timeout = self.config.silence_timeout;
         let heard = self.link.last_heard().max(pending.sent_at);
-        let silent_at = heard.plus(silence_timeout);
+        let silent_at = heard.plus_duration(silence_timeout);
         let waits_here = self
             .link
             .serving()
@@ -269,7 +269,7 @@ impl Session {
         pending.again_at = None;
         let next = if pending.expects_speed() {
             now.monotonic
-                .plus(self.config.silence_timeout)
+                .plus_duration(self.config.silence_timeout)
                 .min(pending.ends_at)
         } else {
             pending.ends_at

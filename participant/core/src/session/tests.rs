@@ -257,7 +257,7 @@ fn circles_of_redirects_are_slowed_down() {
         tried.push(address.clone());
         lose(&mut session, step_at, attempt);
         let next = session.next_timeout().unwrap();
-        delays.push(next.since(now));
+        delays.push(next.duration_since(now));
         now = next;
     }
     assert_eq!(tried[..4], [&addresses()[..], &addresses()[..1]].concat());

@@ -181,8 +181,8 @@ impl Session {
             since: now.monotonic,
             absent_count: 0,
         });
-        let is_proven =
-            unknown.absent_count >= ABSENT_COUNT_MIN && now.monotonic.since(unknown.since) >= patience;
+        let is_proven = unknown.absent_count >= ABSENT_COUNT_MIN
+            && now.monotonic.duration_since(unknown.since) >= patience;
         if is_proven {
             let (resource, text) = (told.resource, clip_text(detail));
             let is_news = told.hazard.as_ref() != Some(&text);
@@ -213,7 +213,7 @@ impl Session {
         };
         let at = now
             .monotonic
-            .plus(self.random.backoff(told.attempt_count, first, cap));
+            .plus_duration(self.random.backoff(told.attempt_count, first, cap));
         told.attempt_count = told.attempt_count.saturating_add(1);
         self.timers.set(Timer::Branch(branch), at);
         at

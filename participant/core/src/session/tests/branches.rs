@@ -139,7 +139,7 @@ fn a_failing_store_is_tried_again_and_holds_nothing_else_up() {
     };
     let effects = session.step(at(2), finished(1, Outcome::Committed, failed));
     let again_at = session.next_timeout().unwrap();
-    assert!(again_at > at(2).monotonic.plus(Duration::from_millis(49)));
+    assert!(again_at > at(2).monotonic.plus_duration(Duration::from_millis(49)));
     let text = "locked".to_string();
     assert_eq!(
         effects,

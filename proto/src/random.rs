@@ -1,17 +1,21 @@
-//! Chance as an argument: one seeded generator per machine, and the backoff that draws from it.
+//! Chance as an argument: a seeded source of numbers for what only needs to differ (election timeouts, lineages), and the
+//! backoff that draws from it. Both cores use it; neither has another.
 
 use core::time::Duration;
 
-/// SplitMix64 (Steele, Lea, Flood: *Fast Splittable Pseudorandom Number Generators*, figure 16). Not for secrets.
+/// SplitMix64 (Steele, Lea and Flood, *Fast Splittable Pseudorandom Number Generators*, 2014). Not for secrets.
 #[derive(Clone, Debug, Hash)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) const fn new(seed: u64) -> Self {
+    /// The stream of `seed`.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) const fn next(&mut self) -> u64 {
+    /// The next number.
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -19,15 +23,29 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
+    /// A number from `low` to `high`, both inclusive. The bias of the remainder is far below what a timeout notices.
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        debug_assert!(low <= high);
+        low + self.next_u64() % (high - low).saturating_add(1)
+    }
+
+    /// Sixteen bytes.
+    pub fn bytes16(&mut self) -> [u8; 16] {
+        let mut bytes = [0u8; 16];
+        bytes[..8].copy_from_slice(&self.next_u64().to_be_bytes());
+        bytes[8..].copy_from_slice(&self.next_u64().to_be_bytes());
+        bytes
+    }
+
     /// A delay between half of `delay` and all of it, so that what failed together does not return together.
-    pub(crate) fn jittered(&mut self, delay: Duration) -> Duration {
+    pub fn jittered(&mut self, delay: Duration) -> Duration {
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
         let half = micros / 2;
-        Duration::from_micros(half + self.next() % (micros - half + 1))
+        Duration::from_micros(half + self.next_u64() % (micros - half + 1))
     }
 
     /// The delay before attempt number `attempt` (from 0): doubled each time up to the cap, jittered (traps B19).
-    pub(crate) fn backoff(&mut self, attempt: u32, first: Duration, cap: Duration) -> Duration {
+    pub fn backoff(&mut self, attempt: u32, first: Duration, cap: Duration) -> Duration {
         let doubled = first.saturating_mul(1u32.checked_shl(attempt.min(31)).unwrap_or(u32::MAX));
         self.jittered(doubled.min(cap))
     }
