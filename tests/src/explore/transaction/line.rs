@@ -96,7 +96,7 @@ impl Line {
     /// # Errors
     /// See [`Line::step`].
     pub fn fire_all(&mut self, sent: &mut Vec<Event>) -> Result<Vec<Effect>, String> {
-        self.now = self.now.plus(SILENCE);
+        self.now = self.now.plus_duration(SILENCE);
         self.step(Input::Tick, sent)
     }
 
