@@ -85,7 +85,7 @@
 //!   says what to do about it: [`CommitError`].
 //!
 //! Databases take part through [`resource::ResourceManager`]. [`resource::redb`] is ready-made and embedded;
-//! the trait's documentation is the contract for others, with a complete example.
+//! the trait's documentation is the contract for others, with a complete example, and [`conformance`] tests it.
 //!
 //! # What is not there
 //! - Isolation across databases: between the first branch's effect and the last one's, a reader of both sees
@@ -104,6 +104,7 @@
 //! work and votes, and not the wait for an outcome.
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 pub mod resource;
 
 mod branch;

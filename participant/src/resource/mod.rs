@@ -1,7 +1,8 @@
 //! Resource managers: how a database takes part in global transactions (steps 2, 3 and 5).
 //!
 //! [`ResourceManager`] is the one trait that a new kind of store implements; its documentation is the
-//! contract. [`redb`] is the embedded store that needs no server.
+//! contract, and [`conformance`](crate::conformance) tests it. [`redb`] is the embedded store that needs no
+//! server.
 
 mod error;
 pub mod redb;
@@ -107,7 +108,8 @@ pub struct LowWater {
 /// 1. Nothing that a [`Transaction`](Self::Transaction) writes MUST be visible to others, or durable, before
 ///    `commit`. Dropping a transaction MUST roll it back and release its locks, also in a panic.
 /// 2. `begin` and `prepare` MUST refuse a context of another lineage than the database's
-///    ([`ResourceError::ForeignLineage`]), and a transaction that began below the low-water mark
+///    ([`ResourceError::ForeignLineage`]), one whose deadline has passed
+///    ([`ResourceError::DeadlineExceeded`]), and a transaction that began below the low-water mark
 ///    ([`ResourceError::BelowLowWater`]); `prepare` MUST check the mark in the local transaction that it
 ///    makes durable, not before.
 /// 3. Waiting for a lock MUST end: at the context's deadline at the latest, and with an error.
@@ -123,7 +125,8 @@ pub struct LowWater {
 /// 7. An error of `prepare` is a vote to abort: the branch MUST NOT be prepared afterwards. If that cannot be
 ///    known (a broken connection), the branch may turn up in `in_doubt`; it will be told Aborted, since
 ///    nobody heard a vote. After [`abort`](Self::abort) of a branch, its `prepare` MUST fail
-///    ([`ResourceError::Aborted`]).
+///    ([`ResourceError::Aborted`]). So MUST a second `prepare` under the id of a branch that is prepared, or
+///    that has committed: an execution runs once (T2).
 ///
 /// **Finish**
 /// 8. `commit` MUST apply the whole branch and record its proof in one local transaction, durable before it
@@ -150,8 +153,8 @@ pub struct LowWater {
 ///
 /// # Example: a store of one's own
 /// A file of text that is replaced as a whole, with one lock for all its rows. Slow, but it keeps every MUST
-/// above, which is what makes it a resource manager; the library's own tests run the contract's tests on it,
-/// too.
+/// above, which is what makes it a resource manager. [`conformance`](crate::conformance) tests that of any
+/// store; the library's own tests run it on this one, too.
 ///
 /// ```
 #[doc = include_str!("example.rs")]

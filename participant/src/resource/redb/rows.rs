@@ -97,9 +97,16 @@ impl<'tx> Rows<'tx> {
             }
             None => return Ok(Err(unbound())),
         }
-        // Traps C3: the abort came first, earlier in this very batch perhaps.
-        if let Some(Marker::Aborted { .. }) = self.marker(&branch)? {
-            return Ok(Err(ResourceError::Aborted { branch }));
+        match self.marker(&branch)? {
+            // Traps C3: the abort came first, earlier in this very batch perhaps.
+            Some(Marker::Aborted { .. }) => return Ok(Err(ResourceError::Aborted { branch })),
+            // T2: its effect is there; a repeated commit of this second row would add to it.
+            Some(Marker::Committed { .. }) => {
+                return Ok(Err(ResourceError::Invalid {
+                    text: format!("branch {branch} has committed already: an execution id runs once"),
+                }));
+            }
+            None => {}
         }
         if !self.core.state().is_active(owner) {
             return Ok(Err(ResourceError::Aborted { branch }));
