@@ -35,6 +35,10 @@ pub(super) async fn proof_is_kept_until_forgotten<H: Harness>(harness: &H) -> Ch
     }
     // Below the mark: 1, 2 and 3. Somebody still waits for 2.
     let low_water = trial.low_water(trial.began_at(4), &[2]);
+    let back = LowWater {
+        mark: UnixMillis(0),
+        unfinished: vec![],
+    };
     for step in [
         "after forget",
         "after forget and a crash",
@@ -43,17 +47,7 @@ pub(super) async fn proof_is_kept_until_forgotten<H: Harness>(harness: &H) -> Ch
         match step {
             "after forget" => trial.forget(step, &low_water).await?,
             "after forget and a crash" => trial.crash(()).await?,
-            _ => {
-                trial
-                    .forget(
-                        step,
-                        &LowWater {
-                            mark: UnixMillis(0),
-                            unfinished: vec![],
-                        },
-                    )
-                    .await?
-            }
+            _ => trial.forget(step, &back).await?,
         }
         for number in [2, 4] {
             let step = format!("{step}: number {number} is listed, or above the mark");
