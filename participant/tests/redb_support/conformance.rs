@@ -120,7 +120,11 @@ impl Harness for OnDisk {
 
     fn crash_after_writes(&self, disk: &MemoryDisk, write_count: u64) -> Option<Fuse> {
         // Nothing arrives any more from then on, and the power is lost at the next `crash`.
-        disk.fail_from(disk.operation_count().saturating_add(write_count).saturating_add(1));
+        disk.fail_from(
+            disk.operation_count()
+                .saturating_add(write_count)
+                .saturating_add(1),
+        );
         let disk = disk.clone();
         Some(Fuse::new(move || disk.has_failed()))
     }
