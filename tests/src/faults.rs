@@ -2,10 +2,13 @@
 
 use crate::actors::ActorId;
 use crate::chance::{pick, place};
+use crate::log_disk::damage::{Aim, Damage};
+use crate::log_disk::{CrashPoint, OperationFault};
 use crate::network::Weather;
 use crate::schedule::Micros;
 use crate::store::UnsyncedWrite;
 use std::collections::BTreeSet;
+use synod_coordinator::log::CrashImage;
 use synod_coordinator_core::random::Random;
 use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::ReplicaId;
@@ -37,6 +40,17 @@ pub enum Fault {
     SlowDisk(ReplicaId, Micros),
     /// A replica's next write fails.
     FailDisk(ReplicaId, WriteFailure),
+    /// A replica's machine stops at an operation of its log's disk, and starts again so long after that.
+    CrashAt(ReplicaId, CrashPoint, Micros),
+    /// The operation of this number (of its kind, from now) fails on a replica's disk, while the machine goes on.
+    FailOperation(ReplicaId, OperationFault, u64),
+    /// A replica's machine crashes, and what was synced is damaged, at a place that the number picks.
+    Damage(ReplicaId, Damage, Aim, u64),
+    /// The copy kept aside is put back, if what peers know of the directory suffices for the promise of L10, and the
+    /// process starts.
+    PutBack(ReplicaId),
+    /// The directories of two replicas change places, or back; neither starts meanwhile.
+    Swap(ReplicaId, ReplicaId),
     /// A replica's machine crashes, and one of its synced records (picked by the number) cannot be read afterwards.
     Corrupt(ReplicaId, u64),
     /// A replica's directory is replaced by an empty one, and its process starts on it.
@@ -68,11 +82,11 @@ pub fn topology(links: &[(u8, u8)]) -> BTreeSet<(ReplicaId, ReplicaId)> {
 #[must_use]
 pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[ActorId], length: Micros) -> Plan {
     let all: Vec<ReplicaId> = replicas.iter().copied().collect();
-    let enabled: Vec<bool> = (0..11).map(|_| random.between(0, 2) > 0).collect();
+    let enabled: Vec<bool> = (0..13).map(|_| random.between(0, 2) > 0).collect();
     // Faults that destroy what was synced strike one replica only: more than a minority of them is beyond any log.
     let victim = pick(random, &all);
-    let is_destructive = random.between(0, 3) == 0;
-    let incident = (random.between(0, 5) == 0).then(|| random.between(3_000_000, length));
+    let is_destructive = random.between(0, 2) == 0;
+    let incident = (random.between(0, 7) == 0).then(|| random.between(3_000_000, length));
     let mut plan = Vec::new();
     let mut at = 500_000;
     loop {
@@ -86,7 +100,7 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
         } else {
             UnsyncedWrite::Lost
         };
-        let kind = place(random, 12);
+        let kind = place(random, 14);
         if enabled.get(kind) == Some(&false) {
             continue;
         }
@@ -126,9 +140,29 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
                 plan.push((back, Fault::Crash(replica, unsynced)));
                 plan.push((back + 1, Fault::Start(replica)));
             }
-            _ if is_destructive && incident.is_none() => {
-                plan.push((at, Fault::Corrupt(victim, random.next_u64())));
-                plan.push((at + random.between(1_000, 2_000_000), Fault::Start(victim)));
+            11 => {
+                let down_us = random.between(1_000, 2_000_000);
+                plan.push((at, Fault::CrashAt(replica, draw_crash_point(random), down_us)));
+            }
+            12 => {
+                let fault = pick(random, &[OperationFault::Write, OperationFault::Sync, OperationFault::Full]);
+                plan.push((at, Fault::FailOperation(replica, fault, random.between(0, 20))));
+                // A process that ended starts again, on whatever its disk shows; one that stayed up must first end.
+                let back = at + random.between(500_000, 3_000_000);
+                if fault == OperationFault::Full {
+                    plan.push((back, Fault::Crash(replica, unsynced)));
+                }
+                plan.push((back + 1, Fault::Start(replica)));
+            }
+            // In such runs the incident is the only loss.
+            _ if is_destructive && incident.is_none() => add_loss(random, &mut plan, at, victim, &all),
+            // Their directories are whole: nothing is lost but their time.
+            _ if incident.is_none() && random.between(0, 3) == 0 => {
+                let other = pick(random, &all);
+                plan.push((at, Fault::Swap(replica, other)));
+                let back = at + random.between(500_000, 2_000_000);
+                plan.push((back, Fault::Swap(replica, other)));
+                plan.extend([replica, other].map(|one| (back + 1, Fault::Start(one))));
             }
             _ => {}
         }
@@ -141,11 +175,86 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
     plan
 }
 
+/// What was synced is lost in part, at any moment: rot, a file cut short, a write that went elsewhere, an empty directory, an old
+/// one. Of one replica, the same in the whole run.
+fn add_loss(random: &mut Random, plan: &mut Plan, at: Micros, victim: ReplicaId, all: &[ReplicaId]) {
+    let back = at + random.between(1_000, 2_000_000);
+    match random.between(0, 9) {
+        0 => plan.push((at, Fault::Corrupt(victim, random.next_u64()))),
+        1..=4 => {
+            // Truncation mostly costs the directory, after which nothing is left to damage.
+            let kinds = [
+                Damage::Flip,
+                Damage::Flip,
+                Damage::Flip,
+                Damage::Misdirect,
+                Damage::Misdirect,
+                Damage::MisdirectAway,
+                Damage::Truncate,
+            ];
+            let aims = [Aim::Anywhere, Aim::AnywhereBeforeClose, Aim::Last, Aim::LastBeforeClose];
+            let (damage, aim) = (pick(random, &kinds), pick(random, &aims));
+            plan.push((at, Fault::Damage(victim, damage, aim, random.next_u64())));
+        }
+        5 | 6 => {
+            // Damage to the last slots, while an election needs this replica's word: those that it reports as unreadable
+            // must hold it up.
+            let aim = Aim::LastBeforeClose;
+            plan.push((at, Fault::CrashLeader(UnsyncedWrite::Kept)));
+            plan.push((at, Fault::Damage(victim, Damage::Flip, aim, random.next_u64())));
+            plan.push((at + random.between(1_000, 100_000), Fault::Start(victim)));
+            plan.extend(all.iter().map(|one| (at + 3_000_000, Fault::Start(*one))));
+        }
+        7 => {
+            // A replica that is catching up forgets early slots, while what it was sent is still on its way.
+            let late = Weather {
+                delay_us: (100, 200_000),
+                loss_ppm: 0,
+                duplicate_ppm: 500_000,
+                replay_us_max: 3_000_000,
+            };
+            plan.push((at, Fault::Crash(victim, UnsyncedWrite::Kept)));
+            plan.push((at, Fault::Weather(late)));
+            plan.push((at + 1_000_000, Fault::Start(victim)));
+            let again = at + 1_000_000 + random.between(50_000, 800_000);
+            let aim = Aim::AnywhereBeforeClose;
+            plan.push((again, Fault::Damage(victim, Damage::Flip, aim, random.next_u64())));
+            plan.push((again + 1_000, Fault::Start(victim)));
+            plan.push((again + 2_000_000, Fault::Weather(Weather::CALM)));
+        }
+        8 => plan.push((at, Fault::Wipe(victim))),
+        _ => {
+            plan.push((at, Fault::Backup(victim)));
+            plan.push((back, Fault::PutBack(victim)));
+        }
+    }
+    plan.push((back, Fault::Start(victim)));
+}
+
+fn draw_crash_point(random: &mut Random) -> CrashPoint {
+    let image = draw_image(random);
+    let again = (random.between(0, 2) == 0).then(|| (random.between(0, 4), draw_image(random)));
+    CrashPoint {
+        after: random.between(0, 40),
+        image,
+        again,
+    }
+}
+
+fn draw_image(random: &mut Random) -> CrashImage {
+    match random.between(0, 3) {
+        0 => CrashImage::Nothing,
+        1 => CrashImage::Everything,
+        2 => CrashImage::Subset(random.next_u64()),
+        _ => CrashImage::Torn(random.next_u64()),
+    }
+}
+
 /// Somebody wipes a replica's directory, or puts an older copy back, while all others are up and hear it: L10 rests on the
 /// peers that know better being heard before they are gone, too. Around that moment nothing else goes wrong.
 fn add_directory_incident(plan: &mut Plan, at: Micros, victim: ReplicaId, all: &[ReplicaId], is_wiped: bool) {
     let quiet = at.saturating_sub(4_000_000)..at + 4_000_000;
-    plan.retain(|(when, fault)| !quiet.contains(when) && !matches!(fault, Fault::FailDisk(..)));
+    plan.retain(|(when, fault)| !quiet.contains(when) && !matches!(fault, Fault::FailDisk(..) | Fault::FailOperation(..) | Fault::CrashAt(..)));
     plan.push((quiet.start, Fault::Backup(victim)));
     plan.extend([
         (quiet.start, Fault::Mend),

@@ -2,12 +2,13 @@
 
 use crate::checkers::{Check, Violation};
 use crate::clocks::Clocks;
-use crate::log_disk::LogDisk;
+use crate::log_disk::{End, LogDisk, Written};
 use crate::schedule::Micros;
 use crate::store::{Store, UnsyncedWrite};
-use std::collections::BTreeSet;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
 use synod_coordinator_core::effects::{Effects, Fetch, GroupCommit, Notice, Synced, Told, Unsynced};
-use synod_coordinator_core::paxos::Envelope;
+use synod_coordinator_core::paxos::{Envelope, Slot};
 use synod_coordinator_core::replica::{Config, Input, Replica, WriteFailure};
 use synod_proto::ids::{ProcessNonce, ReplicaId, SessionId};
 
@@ -48,6 +49,8 @@ pub struct Host {
     pub store: Store,
     /// The real log in it, where the run has one: compared with the model at every turn.
     pub log: Option<LogDisk>,
+    /// What faults took from its disk that was synced there: what a quorum held, it held, whatever became of it.
+    pub lost: BTreeMap<Slot, BTreeSet<Bytes>>,
     /// Its disk.
     pub disk: Disk,
     /// Its clocks.
@@ -75,6 +78,8 @@ pub struct Output {
     pub write_began: bool,
     /// The disk failed for good: the process has ended (L9).
     pub is_over: bool,
+    /// The machine has stopped, at an operation of its disk that was planned.
+    pub is_stopped: bool,
 }
 
 impl Host {
@@ -86,6 +91,7 @@ impl Host {
             config,
             store,
             log: None,
+            lost: BTreeMap::new(),
             disk: Disk::Healthy(300),
             clocks,
             life: 0,
@@ -146,19 +152,40 @@ impl Host {
         Ok(output)
     }
 
-    /// The machine stops.
+    /// The process ends, with its machine or alone.
     ///
     /// # Errors
     /// The log does not show what its disk must hold.
-    pub fn crash(&mut self, unsynced: UnsyncedWrite) -> Check {
+    pub fn crash(&mut self, end: End) -> Check {
         self.process = None;
-        match &mut self.log {
-            Some(log) => log.crash(&mut self.store, unsynced),
-            None => {
+        match (&mut self.log, end) {
+            (Some(log), _) => log.crash(&mut self.store, end),
+            (None, End::Stop(unsynced)) => {
                 self.store.crash(unsynced);
                 Ok(())
             }
+            (None, End::Planned | End::Exit) => {
+                self.store.crash(UnsyncedWrite::Lost);
+                Ok(())
+            }
         }
+    }
+
+    /// The directory is another one, or holds less, from now on. While no process runs.
+    pub fn replace(&mut self, store: Store, log: Option<LogDisk>) {
+        for (slot, (_, value)) in self.store.records() {
+            if store.record(*slot).is_none_or(|(_, left)| left != value) {
+                self.lost.entry(*slot).or_default().insert(value.clone());
+            }
+        }
+        (self.store, self.log) = (store, log);
+    }
+
+    /// Whether this value of a slot is on its disk, or was until a fault took it.
+    #[must_use]
+    pub fn has_synced(&self, slot: Slot, value: &Bytes) -> bool {
+        let is_on_disk = self.store.records().get(&slot).is_some_and(|(_, held)| held == value);
+        is_on_disk || self.lost.get(&slot).is_some_and(|lost| lost.contains(value))
     }
 
     /// Reads slots for a lagging peer.
@@ -201,29 +228,44 @@ impl Host {
         let batch = self.store.under_way().expect("a write is under way");
         match self.disk {
             Disk::Healthy(_) => {
-                if let Some(log) = &mut self.log {
-                    log.append(batch)?;
-                }
-                self.store.complete();
-                for synced in process.group.on_synced() {
-                    self.send_gated(synced, &mut output);
+                let written = match &mut self.log {
+                    Some(log) => log.append(batch, &self.store)?,
+                    None => Written::Synced,
+                };
+                match written {
+                    Written::Synced => {
+                        self.store.complete();
+                        for synced in process.group.on_synced() {
+                            self.send_gated(synced, &mut output);
+                        }
+                    }
+                    Written::Stopped => {
+                        output.is_stopped = true;
+                        return Ok(output);
+                    }
+                    Written::Failed(kind) => self.on_write_failed(kind, &mut output),
                 }
             }
             Disk::Failing(kind) => {
                 if let Some(log) = &mut self.log {
                     log.fail(batch);
                 }
-                process.is_writable = false;
-                process.group = GroupCommit::default();
-                process.inbox.push(Input::WriteFailed {
-                    text: "the disk failed".to_string(),
-                    kind,
-                });
-                output.is_over = kind == WriteFailure::Broken;
+                self.on_write_failed(kind, &mut output);
             }
         }
         self.turn(now, &mut output);
         Ok(output)
+    }
+
+    fn on_write_failed(&mut self, kind: WriteFailure, output: &mut Output) {
+        let Some(process) = &mut self.process else { return };
+        process.is_writable = false;
+        process.group = GroupCommit::default();
+        process.inbox.push(Input::WriteFailed {
+            text: "the disk failed".to_string(),
+            kind,
+        });
+        output.is_over = kind == WriteFailure::Broken;
     }
 
     /// Steps until nothing is left to do but to wait, then starts a write if the disk is free.

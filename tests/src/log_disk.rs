@@ -1,32 +1,115 @@
 //! The real log on a disk that fails as disks do, beside the model of it in [`store`](crate::store): whatever a crash
 //! leaves of the sectors written, the log must find either all of the batch that was under way or nothing of it, all that
 //! was synced before, and nothing else (L3, L7, traps A10).
+//!
+//! | what goes wrong | where |
+//! |---|---|
+//! | the machine stops, at any operation of the disk, with any [image](CrashImage); again while the log is repaired | here |
+//! | an operation fails, the disk is full | here |
+//! | what was synced rots, is cut short or overwritten | [`damage`] |
 
-use crate::chance::{place, place_of};
+pub mod damage;
+
+use crate::chance::place;
 use crate::checkers::{Check, Violation, require};
-use crate::store::{Store, UnsyncedWrite};
+use crate::store::{Store, Undo, UnsyncedWrite};
 use bytes::Bytes;
+use std::io::ErrorKind;
+use std::ops::Range;
 use std::sync::Arc;
-use synod_coordinator::log::{BLOCK_BYTES, Disk, Identity, Log, MemoryDisk, Opened, Options};
+use synod_coordinator::log::{
+    CrashImage, Identity, Log, LogError, MemoryDisk, Opened, Operation, Options, SECTOR_BYTES,
+};
 use synod_coordinator_core::durable::{Batch, Recovered};
 use synod_coordinator_core::effects::Fetch;
-use synod_coordinator_core::paxos::Accepted;
+use synod_coordinator_core::paxos::{Accepted, Slot};
 use synod_coordinator_core::random::Random;
+use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::{Incarnation, ReplicaId};
 
 /// More operations than an append or the repair at an open has: after so many the write under way is whole.
 const OPERATION_COUNT: u64 = 6;
 
+/// A moment in the life of a disk at which its machine stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CrashPoint {
+    /// The operation that is cut short, counted from 0 at the moment this is planned: a write, a sync, a creation, a
+    /// removal or a sync of the directory. Crashes in between do not start the count anew.
+    pub after: u64,
+    /// What is left of what was not synced.
+    pub image: CrashImage,
+    /// The machine stops once more, at this operation of the repair that follows (or, if that has fewer, at one after it),
+    /// with this image.
+    pub again: Option<(u64, CrashImage)>,
+}
+
+/// How the process on the machine ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The machine stops, with what is under way lost or kept.
+    Stop(UnsyncedWrite),
+    /// The machine has stopped at the point that was planned.
+    Planned,
+    /// Only the process ends: the page cache stays.
+    Exit,
+}
+
+/// What became of an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is on disk.
+    Synced,
+    /// The machine has stopped meanwhile.
+    Stopped,
+    /// The disk failed.
+    Failed(WriteFailure),
+}
+
+/// A failure of one operation, for which the machine goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OperationFault {
+    /// A write fails.
+    Write,
+    /// A sync fails: what was to become durable stays in the page cache only (traps A11).
+    Sync,
+    /// There is no space for another segment.
+    Full,
+}
+
+/// Where a synced batch lies.
+#[derive(Clone, Debug)]
+struct Placed {
+    file: String,
+    /// All of it, with the padding.
+    range: Range<usize>,
+    header_bytes: usize,
+    /// Its values, in the order of the batch.
+    values: Vec<(Slot, Range<usize>)>,
+    /// What it replaced.
+    undo: Undo,
+}
+
 /// A replica's log and the disk under it.
 #[derive(Debug)]
 pub struct LogDisk {
-    replica: ReplicaId,
+    /// The replica to whose machine the disk is attached.
+    pub replica: ReplicaId,
     incarnation: Incarnation,
     options: Options,
     random: Random,
     disk: Arc<MemoryDisk>,
     /// `None` between a crash and the next start.
     log: Option<Log<MemoryDisk>>,
+    placed: Vec<Placed>,
+    /// Segments are made ahead of need, as the storage thread does, or when they are needed.
+    makes_ahead: bool,
+    /// The operations of the disk's lives before this one.
+    former_operation_count: u64,
+    planned: Option<CrashPoint>,
+    /// How many crashes happened at a point that was planned, and of these while the log was opened.
+    pub planned_crash_count: (u64, u64),
+    /// The operations of the log's last opening.
+    pub open_operation_count: u64,
 }
 
 impl LogDisk {
@@ -36,17 +119,21 @@ impl LogDisk {
     /// A sound disk refuses.
     #[must_use]
     pub fn new(replica: ReplicaId, incarnation: Incarnation, segment_bytes: u64, seed: u64) -> Self {
-        let disk = Arc::new(MemoryDisk::default());
-        let (options, random) = (Options { segment_bytes }, Random::new(seed));
         let mut own = Self {
             replica,
             incarnation,
-            options,
-            random,
-            disk,
+            options: Options { segment_bytes },
+            random: Random::new(seed),
+            disk: Arc::new(MemoryDisk::default()),
             log: None,
+            placed: Vec::new(),
+            makes_ahead: seed.is_multiple_of(2),
+            former_operation_count: 0,
+            planned: None,
+            planned_crash_count: (0, 0),
+            open_operation_count: 0,
         };
-        Log::create(&own.disk, &own.identity(), options).expect("a sound disk holds a log");
+        Log::create(&own.disk, &own.identity(), own.options).expect("a sound disk holds a log");
         own.log = Some(own.open().expect("an empty log opens").log);
         own
     }
@@ -61,111 +148,149 @@ impl LogDisk {
     /// A copy of the directory, as somebody makes one while no process runs on it.
     #[must_use]
     pub fn copy(&self) -> Self {
+        self.with_disk(self.disk.fork())
+    }
+
+    fn with_disk(&self, disk: MemoryDisk) -> Self {
         Self {
             replica: self.replica,
             incarnation: self.incarnation,
             options: self.options,
             random: self.random.clone(),
-            disk: Arc::new(self.disk.fork()),
+            disk: Arc::new(disk),
             log: None,
+            placed: self.placed.clone(),
+            makes_ahead: self.makes_ahead,
+            former_operation_count: self.operation_count(),
+            planned: None,
+            planned_crash_count: self.planned_crash_count,
+            open_operation_count: self.open_operation_count,
         }
     }
 
-    /// Writes and syncs a batch.
-    ///
-    /// # Errors
-    /// The disk was told to fail.
-    pub fn append(&mut self, batch: &Batch) -> Check {
-        let log = self.log.as_mut().expect("a running process has its log open");
-        log.append(batch)
-            .map_err(|error| Violation(format!("append: {error}")))
+    /// How many operations that change the disk were tried, in all its lives.
+    #[must_use]
+    pub fn operation_count(&self) -> u64 {
+        self.former_operation_count + self.disk.operation_count()
+    }
+
+    /// Plans a crash.
+    pub fn plan_crash(&mut self, point: CrashPoint) {
+        let after = self.operation_count() + point.after;
+        self.planned = Some(CrashPoint { after, ..point });
+        self.arm();
+    }
+
+    /// Lets the `after`-th operation of a kind fail, or leaves no space for another segment.
+    pub fn plan_fault(&self, fault: OperationFault, after: u64) {
+        match fault {
+            OperationFault::Write => self.disk.fail_of(Operation::Write, after, ErrorKind::Other),
+            OperationFault::Sync => self.disk.fail_of(Operation::Sync, after, ErrorKind::Other),
+            OperationFault::Full => self.disk.limit(Some(self.disk.used())),
+        }
     }
 
     /// The disk fails in the middle of a write, and does not say how far it came.
     pub fn fail(&mut self, batch: &Batch) {
         let after = self.random.between(0, 1);
-        self.disk.fail(after, std::io::ErrorKind::StorageFull);
+        self.disk.fail(after, ErrorKind::StorageFull);
         // Whether it shows an error or, with nothing left to do, none: the process is told that it failed.
         let _ = self.log.as_mut().map(|log| log.append(batch));
     }
 
-    /// The machine stops, with at most one write under way, of which any part may be on disk. Says what became of it, by
-    /// opening the log.
+    /// Whether a crash or a failure of this disk is still to come.
+    #[must_use]
+    pub fn has_plans(&self) -> bool {
+        self.planned.is_some() || self.disk.has_faults()
+    }
+
+    /// Nothing that was planned happens any more; there is space again.
+    pub fn mend(&mut self) {
+        self.planned = None;
+        self.disk.mend();
+    }
+
+    /// Writes and syncs a batch; `store` does not hold it yet.
+    ///
+    /// # Errors
+    /// The log refuses for another reason than the disk.
+    pub fn append(&mut self, batch: &Batch, store: &Store) -> Result<Written, Violation> {
+        let log = self.log.as_mut().expect("a running process has its log open");
+        let failed_before = self.disk.failed_count();
+        let appended = log.append(batch);
+        match appended {
+            Ok(()) => {
+                self.place(batch, store.undo_of(batch));
+                // As the storage thread takes it: a failure counts when the segment is needed.
+                let log = self.log.as_mut().expect("it is open");
+                if self.makes_ahead && log.make_next_segment().is_err() && self.has_halted() {
+                    return Ok(Written::Stopped);
+                }
+                Ok(Written::Synced)
+            }
+            Err(_) if self.has_halted() => Ok(Written::Stopped),
+            Err(error) => {
+                require(self.disk.failed_count() > failed_before, || {
+                    format!("append to a sound disk: {error}")
+                })?;
+                let is_full = matches!(error, LogError::Full { .. });
+                Ok(Written::Failed(match is_full {
+                    true => WriteFailure::Full,
+                    false => WriteFailure::Broken,
+                }))
+            }
+        }
+    }
+
+    /// The process on the machine ends, with at most one write under way, of which any part may be on disk. Says what became
+    /// of it, by opening the log.
     ///
     /// # Errors
     /// The log shows neither the state before that write nor the one behind it.
-    pub fn crash(&mut self, store: &mut Store, unsynced: UnsyncedWrite) -> Check {
-        if let (Some(batch), Some(log)) = (store.under_way(), &mut self.log) {
+    pub fn crash(&mut self, store: &mut Store, end: End) -> Check {
+        let under_way = store.under_way().cloned();
+        let undo = under_way.as_ref().map(|batch| store.undo_of(batch));
+        if let (End::Stop(unsynced), Some(batch), Some(log)) = (end, &under_way, &mut self.log) {
             if unsynced == UnsyncedWrite::Lost {
                 self.disk.halt(self.random.between(0, OPERATION_COUNT));
             }
             let _ = log.append(batch);
         }
+        let last_write = self.disk.last_write();
+        let is_none_kept = end == End::Planned && self.planned.is_some_and(|one| one.image == CrashImage::Nothing);
         self.log = None;
-        self.lose_power();
-        if self.random.between(0, 3) == 0 {
+        match end {
+            End::Stop(_) => self.lose_power(),
+            End::Planned => self.lose_power_as_planned(),
+            // Faults still to come stay; the page cache, too.
+            End::Exit => {}
+        }
+        if matches!(end, End::Stop(_)) && self.random.between(0, 3) == 0 {
             // The machine stops once more, while the log is being repaired.
             self.disk.halt(self.random.between(0, OPERATION_COUNT));
             let _ = self.open();
             self.lose_power();
         }
-        let found = self.open()?.recovered;
+        if end == End::Exit {
+            self.disk.mend();
+            self.arm();
+        }
+        let found = self.open_through()?.recovered;
         if !holds(&found, store) {
+            let before = store.clone();
             store.crash(UnsyncedWrite::Kept);
-            require(holds(&found, store), || {
+            require(holds(&found, store) && !is_none_kept, || {
                 format!(
-                    "replica {}: the log found {found:?}, its disk holds {store:?}",
+                    "replica {}: the log found {found:?}, its disk holds {before:?}",
                     self.replica
                 )
             })?;
+            if let (Some(batch), Some(undo)) = (&under_way, undo) {
+                self.place_at(batch, undo, last_write);
+            }
         }
         store.crash(UnsyncedWrite::Lost);
         Ok(())
-    }
-
-    /// Flips a bit of what was synced, while no process runs. The last batch is spared: rot in exactly that one cannot be
-    /// told from a torn write, which is a stated limit of the log. Returns what the log says is lost.
-    ///
-    /// # Errors
-    /// The log takes damage for absence.
-    pub fn corrupt(&mut self, store: &mut Store, pick: u64) -> Check {
-        let names = self
-            .disk
-            .list()
-            .map_err(|error| Violation(format!("list: {error}")))?;
-        // Bytes that say something: of the blocks that batches fill up, most is padding.
-        let mut used: Vec<(&str, usize)> = Vec::new();
-        for name in &names {
-            let contents = self.disk.contents(name).unwrap_or_default();
-            let bytes = contents
-                .iter()
-                .enumerate()
-                .skip(BLOCK_BYTES)
-                .filter(|(_, byte)| **byte != 0);
-            used.extend(bytes.map(|(place, _)| (name.as_str(), place)));
-        }
-        // An orderly end: one more batch, without records, behind everything that is worth damaging.
-        self.open()?
-            .log
-            .close()
-            .map_err(|error| Violation(format!("close: {error}")))?;
-        if used.is_empty() {
-            return Ok(());
-        }
-        let (name, byte) = used[place_of(pick, used.len())];
-        self.disk
-            .flip(name, byte, u8::try_from((pick >> 32) % 8).expect("below eight"));
-        let found = self.open()?.recovered;
-        require(found.meta == *store.meta(), || {
-            format!("replica {}: rot changed {:?}", self.replica, found.meta)
-        })?;
-        store.lose(found.unreadable.clone());
-        require(holds(&found, store), || {
-            format!(
-                "replica {}: the log found {found:?}, its disk holds {store:?}",
-                self.replica
-            )
-        })
     }
 
     /// A process starts: what it finds, compared with the model, value by value.
@@ -173,7 +298,7 @@ impl LogDisk {
     /// # Errors
     /// The log cannot be opened, or holds something else.
     pub fn start(&mut self, store: &Store) -> Result<(Recovered, Vec<Accepted>), Violation> {
-        let opened = self.open()?;
+        let opened = self.open_through()?;
         let mut values = Vec::new();
         opened
             .log
@@ -190,6 +315,22 @@ impl LogDisk {
         Ok((recovered, values))
     }
 
+    /// The directory stands on another replica's machine: it must be refused there (L10).
+    ///
+    /// # Errors
+    /// It is not, or for another reason.
+    pub fn check_refused_by(&self, other: ReplicaId) -> Check {
+        let identity = Identity {
+            replica: other,
+            ..self.identity()
+        };
+        let opened = Log::open(Arc::new(self.disk.fork()), identity, self.options);
+        require(matches!(opened, Err(LogError::Foreign { .. })), || {
+            let what = opened.map(|opened| opened.recovered);
+            format!("replica {other} opened the directory of replica {}: {what:?}", self.replica)
+        })
+    }
+
     /// Reads for a lagging peer.
     ///
     /// # Errors
@@ -198,7 +339,7 @@ impl LogDisk {
         let log = self.log.as_ref().expect("a running process has its log open");
         let expected = store.fetch(fetch);
         let count = expected.as_ref().map_or(1, Vec::len) as u64;
-        let up_to = synod_coordinator_core::paxos::Slot(fetch.first.0 + count - 1);
+        let up_to = Slot(fetch.first.0 + count - 1);
         let found = log.read_range(fetch.first..=up_to, usize::MAX).ok();
         let found = found.map(|found| found.into_iter().map(|one| one.value).collect::<Vec<_>>());
         let found = found.filter(|found| !found.is_empty());
@@ -211,18 +352,92 @@ impl LogDisk {
         Ok(found)
     }
 
-    fn lose_power(&mut self) {
-        let random = &mut self.random;
-        self.disk = Arc::new(self.disk.crash(|count| place(random, count)));
+    fn place(&mut self, batch: &Batch, undo: Undo) {
+        let last_write = self.disk.last_write();
+        self.place_at(batch, undo, last_write);
     }
 
-    fn open(&self) -> Result<Opened<MemoryDisk>, Violation> {
-        Log::open(Arc::clone(&self.disk), self.identity(), self.options).map_err(|error| {
-            Violation(format!(
-                "replica {}: the log does not open: {error}",
-                self.replica
-            ))
-        })
+    /// Notes where a batch lies, for damage that is to hit it and for what that damage may cost.
+    fn place_at(&mut self, batch: &Batch, undo: Undo, write: Option<(String, Range<usize>)>) {
+        let (file, range) = write.expect("a batch is written");
+        let contents = self.disk.contents(&file).expect("the file is there");
+        // The format: magic, header length, length.
+        let field = |at: usize| {
+            let bytes = contents[range.start + at..range.start + at + 4].try_into();
+            u32::from_le_bytes(bytes.expect("four bytes")) as usize
+        };
+        let header_bytes = field(8);
+        let mut at = range.start + header_bytes;
+        let values = batch.accepted.iter().map(|accepted| {
+            let start = at;
+            at += accepted.value.len();
+            (accepted.slot, start..at)
+        });
+        self.placed.push(Placed {
+            values: values.collect(),
+            file,
+            range,
+            header_bytes,
+            undo,
+        });
+    }
+
+    fn has_halted(&self) -> bool {
+        self.disk.halted_in().is_some()
+    }
+
+    fn arm(&self) {
+        if let Some(point) = self.planned {
+            // One that is past, by the operations of a machine that was stopping, is the next.
+            self.disk.halt(point.after.saturating_sub(self.operation_count()));
+        }
+    }
+
+    fn replace_disk(&mut self, disk: MemoryDisk) {
+        self.former_operation_count = self.operation_count();
+        self.disk = Arc::new(disk);
+        self.arm();
+    }
+
+    fn lose_power(&mut self) {
+        let random = &mut self.random;
+        let disk = self.disk.crash(|count| place(random, count));
+        self.replace_disk(disk);
+    }
+
+    fn lose_power_as_planned(&mut self) {
+        let point = self.planned.take().expect("the machine stopped as planned");
+        self.planned_crash_count.0 += 1;
+        self.planned = point.again.map(|(after, image)| CrashPoint {
+            after: self.operation_count() + after,
+            image,
+            again: None,
+        });
+        self.replace_disk(self.disk.crash_to(point.image));
+    }
+
+    /// Opens the log, through every crash that is planned for that.
+    fn open_through(&mut self) -> Result<Opened<MemoryDisk>, Violation> {
+        loop {
+            let before = self.operation_count();
+            let opened = self.open();
+            if opened.is_err() && self.has_halted() {
+                self.planned_crash_count.1 += 1;
+                self.lose_power_as_planned();
+                continue;
+            }
+            self.open_operation_count = self.operation_count() - before;
+            return opened.map_err(|error| {
+                Violation(format!(
+                    "replica {}: the log does not open: {error}",
+                    self.replica
+                ))
+            });
+        }
+    }
+
+    fn open(&self) -> Result<Opened<MemoryDisk>, LogError> {
+        Log::open(Arc::clone(&self.disk), self.identity(), self.options)
     }
 
     fn identity(&self) -> Identity {

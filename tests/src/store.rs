@@ -20,6 +20,14 @@ pub enum UnsyncedWrite {
     Kept,
 }
 
+/// What a batch replaced: with it, the batch can be taken back.
+#[derive(Clone, Debug)]
+pub struct Undo {
+    meta: Meta,
+    records: Vec<(Slot, Option<(Ballot, Bytes)>)>,
+    unreadable: BTreeSet<Slot>,
+}
+
 /// One directory's content. A clone is a copy of the directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Store {
@@ -69,6 +77,51 @@ impl Store {
     #[must_use]
     pub fn under_way(&self) -> Option<&Batch> {
         self.under_way.as_ref()
+    }
+
+    /// What `batch`, which is about to be written, replaces.
+    #[must_use]
+    pub fn undo_of(&self, batch: &Batch) -> Undo {
+        let slots: BTreeSet<Slot> = batch.accepted.iter().map(|one| one.slot).collect();
+        Undo {
+            meta: self.meta.clone(),
+            records: slots
+                .into_iter()
+                .map(|slot| (slot, self.records.get(&slot).cloned()))
+                .collect(),
+            unreadable: self.unreadable.clone(),
+        }
+    }
+
+    /// Takes the last batch back.
+    pub fn take_back(&mut self, undo: Undo) {
+        self.meta = undo.meta;
+        self.unreadable = undo.unreadable;
+        for (slot, record) in undo.records {
+            match record {
+                Some(record) => self.records.insert(slot, record),
+                None => self.records.remove(&slot),
+            };
+        }
+    }
+
+    /// Every record that was ever written last for its slot, readable or not.
+    #[must_use]
+    pub fn records(&self) -> &BTreeMap<Slot, (Ballot, Bytes)> {
+        &self.records
+    }
+
+    /// The slots whose records cannot be read, or may be lost.
+    #[must_use]
+    pub fn unreadable(&self) -> &BTreeSet<Slot> {
+        &self.unreadable
+    }
+
+    /// An older record of the slot, with the same value, stands in for the one that was lost.
+    pub fn fall_back(&mut self, slot: Slot, ballot: Ballot) {
+        if let Some((held, _)) = self.records.get_mut(&slot) {
+            *held = ballot;
+        }
     }
 
     /// These slots' records, and no others, cannot be read, or may be lost.

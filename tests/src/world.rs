@@ -1,6 +1,7 @@
 //! Everything together: hosts, network, services, time, and the checkers that watch.
 
 mod faulty;
+mod known;
 mod replicas;
 mod services;
 
@@ -157,6 +158,12 @@ pub struct World {
     incarnation_count: u64,
     event_count: u64,
     drained: BTreeSet<ReplicaId>,
+    /// Directories that lost something which peers remember, and are not refused yet.
+    awaiting_refusal: BTreeSet<ReplicaId>,
+    /// Replicas whose directories have changed places.
+    swapped: Option<(ReplicaId, ReplicaId)>,
+    /// How long a machine stays down that stops as planned.
+    down_us: BTreeMap<ReplicaId, Micros>,
     /// How often slots were read from a disk for a lagging replica.
     pub fetch_count: u64,
     /// Sessions that the coordinator ended, for tests that ask.
@@ -196,6 +203,9 @@ impl World {
             incarnation_count: 0,
             event_count: 0,
             drained: BTreeSet::new(),
+            awaiting_refusal: BTreeSet::new(),
+            swapped: None,
+            down_us: BTreeMap::new(),
             fetch_count: 0,
             ended_sessions: BTreeSet::new(),
         };

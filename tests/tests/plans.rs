@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use synod_coordinator::log::CrashImage;
 use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::ReplicaId;
 use synod_tests::actors::ActorId;
 use synod_tests::faults::{Fault, topology};
+use synod_tests::log_disk::damage::{Aim, Damage};
+use synod_tests::log_disk::{CrashPoint, OperationFault};
 use synod_tests::network::Weather;
 use synod_tests::plan::play::{Failure, run};
 use synod_tests::plan::shrink::{shrink, shrink_by};
@@ -44,6 +47,33 @@ fn every_fault() -> Vec<Fault> {
         Fault::Rollback(ONE),
         Fault::CrashActor(ActorId(1)),
         Fault::BreakSessions,
+        Fault::CrashAt(
+            ONE,
+            CrashPoint {
+                after: 7,
+                image: CrashImage::Subset(3),
+                again: Some((1, CrashImage::Everything)),
+            },
+            9,
+        ),
+        Fault::CrashAt(
+            TWO,
+            CrashPoint {
+                after: 0,
+                image: CrashImage::Torn(u64::MAX),
+                again: Some((0, CrashImage::Nothing)),
+            },
+            9,
+        ),
+        Fault::FailOperation(ONE, OperationFault::Write, 1),
+        Fault::FailOperation(ONE, OperationFault::Sync, 2),
+        Fault::FailOperation(ONE, OperationFault::Full, 0),
+        Fault::Damage(ONE, Damage::Flip, Aim::Anywhere, 1),
+        Fault::Damage(ONE, Damage::Truncate, Aim::AnywhereBeforeClose, 2),
+        Fault::Damage(ONE, Damage::Misdirect, Aim::Last, 3),
+        Fault::Damage(ONE, Damage::MisdirectAway, Aim::LastBeforeClose, u64::MAX),
+        Fault::PutBack(TWO),
+        Fault::Swap(ONE, TWO),
     ]
 }
 

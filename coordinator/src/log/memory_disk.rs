@@ -5,7 +5,12 @@
 //! the page cache does (traps A11): what it was to make durable stays visible, is not on the platter, and no later
 //! sync brings it there.
 
+mod image;
+
+pub use image::CrashImage;
+
 use super::disk::{Disk, DiskFile};
+use image::Survival;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
@@ -13,6 +18,21 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a disk writes as a whole, in bytes: a torn write leaves whole sectors.
 pub const SECTOR_BYTES: usize = 512;
+
+/// What changes a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operation {
+    /// A write into a file.
+    Write,
+    /// A sync of a file.
+    Sync,
+    /// The creation of a file.
+    Create,
+    /// The removal of a name.
+    Remove,
+    /// A sync of the directory.
+    SyncDirectory,
+}
 
 /// A disk in memory. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -38,8 +58,17 @@ struct State {
     capacity: Option<u64>,
     /// Counts writes, syncs, creations, removals and directory syncs.
     operation_count: u64,
+    counts: BTreeMap<Operation, u64>,
     faults: BTreeMap<u64, io::ErrorKind>,
+    /// Faults by kind: the operation, and which of its kind.
+    faults_of: BTreeMap<(Operation, u64), io::ErrorKind>,
     halts_at: Option<u64>,
+    /// The operation at which the machine stopped, once it has.
+    halted_in: Option<Operation>,
+    /// How many operations failed because they were told to.
+    failed_count: u64,
+    /// The last write that took place: file and range.
+    last_write: Option<(u64, Range<usize>)>,
     /// Sectors that cannot be read: file name, index of the sector.
     unreadable: BTreeSet<(String, u64)>,
 }
@@ -73,6 +102,60 @@ impl MemoryDisk {
         let mut state = self.state();
         let at = state.operation_count + after;
         state.faults.insert(at, kind);
+    }
+
+    /// Lets one operation of a kind fail: the `after`-th from now, counted from 0. A creation fails only by its effect:
+    /// no file is left behind.
+    pub fn fail_of(&self, operation: Operation, after: u64, kind: io::ErrorKind) {
+        let mut state = self.state();
+        let at = state.counts.get(&operation).copied().unwrap_or_default() + after;
+        state.faults_of.insert((operation, at), kind);
+    }
+
+    /// How many operations have failed because [`fail`](Self::fail), [`fail_of`](Self::fail_of) or
+    /// [`limit`](Self::limit) told them to.
+    #[must_use]
+    pub fn failed_count(&self) -> u64 {
+        self.state().failed_count
+    }
+
+    /// The operation at which the machine stopped, if it has: see [`halt`](Self::halt).
+    #[must_use]
+    pub fn halted_in(&self) -> Option<Operation> {
+        self.state().halted_in
+    }
+
+    /// Whether an operation is still to fail, or there is a limit to what files may have.
+    #[must_use]
+    pub fn has_faults(&self) -> bool {
+        let state = self.state();
+        !state.faults.is_empty() || !state.faults_of.is_empty() || state.capacity.is_some()
+    }
+
+    /// Forgets the faults that are still to come, as a disk that was looked after: what it holds stays, in the cache and
+    /// on the platter.
+    pub fn mend(&self) {
+        let mut state = self.state();
+        state.faults.clear();
+        state.faults_of.clear();
+        state.halts_at = None;
+        state.halted_in = None;
+        state.capacity = None;
+    }
+
+    /// Where the last write went that took place.
+    #[must_use]
+    pub fn last_write(&self) -> Option<(String, Range<usize>)> {
+        let state = self.state();
+        let (id, range) = state.last_write.clone()?;
+        let (name, _) = state.names.iter().find(|(_, named)| **named == id)?;
+        Some((name.clone(), range))
+    }
+
+    /// The bytes that all files have together.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.state().used()
     }
 
     /// Lets the machine stop at the `after`-th operation from now, counted from 0: that one may still take effect in
@@ -109,6 +192,18 @@ impl MemoryDisk {
         let contents = state.files.get_mut(&id).expect("a name has a file");
         contents.visible[range.clone()].fill(byte);
         contents.durable[range].fill(byte);
+    }
+
+    /// Overwrites part of a file, on the platter and in what is read: a write that was meant for another place.
+    ///
+    /// # Panics
+    /// There is no such file, or it is shorter.
+    pub fn paste(&self, name: &str, offset: usize, data: &[u8]) {
+        let mut state = self.state();
+        let id = state.names[name];
+        let contents = state.files.get_mut(&id).expect("a name has a file");
+        contents.visible[offset..offset + data.len()].copy_from_slice(data);
+        contents.durable[offset..offset + data.len()].copy_from_slice(data);
     }
 
     /// Cuts a file short.
@@ -167,11 +262,22 @@ impl MemoryDisk {
     /// the contents written since the last sync it has, 0 being the old one; and for every name whose creation or
     /// removal was not synced whether that happened (1) or not (0).
     #[must_use]
-    pub fn crash(&self, mut choose: impl FnMut(usize) -> usize) -> Self {
+    pub fn crash(&self, choose: impl FnMut(usize) -> usize) -> Self {
+        self.survive(image::Chosen(choose))
+    }
+
+    /// The disk as a machine finds it that lost power now, with one of the images that crashes leave.
+    #[must_use]
+    pub fn crash_to(&self, image: CrashImage) -> Self {
+        let sector_count = self.state().unsynced_sector_count();
+        self.survive(image::Imaged::new(image, sector_count))
+    }
+
+    fn survive(&self, mut survival: impl Survival) -> Self {
         let state = self.state();
         let mut names = state.durable_names.clone();
         for (name, id) in &state.names {
-            if state.durable_names.get(name) != Some(id) && choose(2) == 1 {
+            if state.durable_names.get(name) != Some(id) && survival.has_name() {
                 names.insert(name.clone(), *id);
             }
         }
@@ -180,7 +286,7 @@ impl MemoryDisk {
             .keys()
             .filter(|name| !state.names.contains_key(*name))
         {
-            if choose(2) == 1 {
+            if survival.has_name() {
                 names.remove(name);
             }
         }
@@ -189,10 +295,9 @@ impl MemoryDisk {
             let contents = &state.files[id];
             let mut durable = contents.durable.clone();
             for (sector, written) in &contents.unsynced {
-                if let Some(picked) = choose(written.len() + 1).checked_sub(1) {
-                    let start = sector * SECTOR_BYTES;
-                    durable[start..start + written[picked].len()].copy_from_slice(&written[picked]);
-                }
+                let start = sector * SECTOR_BYTES;
+                let end = (start + SECTOR_BYTES).min(durable.len());
+                survival.sector(&mut durable[start..end], written);
             }
             files.insert(
                 *id,
@@ -218,13 +323,37 @@ impl MemoryDisk {
 
 impl State {
     /// Counts an operation and says whether it takes place.
-    fn operation(&mut self) -> io::Result<()> {
+    fn operation(&mut self, operation: Operation) -> io::Result<()> {
         let index = self.operation_count;
         self.operation_count += 1;
+        let of_kind = self.counts.entry(operation).or_default();
+        let fault_of = self.faults_of.remove(&(operation, *of_kind));
+        *of_kind += 1;
         if self.halts_at.is_some_and(|at| index >= at) {
+            self.halted_in.get_or_insert(operation);
             return Err(io::Error::other("the machine has stopped"));
         }
-        self.faults.remove(&index).map_or(Ok(()), |kind| Err(kind.into()))
+        match self.faults.remove(&index).or(fault_of) {
+            Some(kind) => {
+                self.failed_count += 1;
+                Err(kind.into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn used(&self) -> u64 {
+        self.names
+            .values()
+            .map(|id| self.files[id].visible.len() as u64)
+            .sum()
+    }
+
+    /// The sectors that may be on the platter or not.
+    fn unsynced_sector_count(&self) -> usize {
+        let files = self.names.values().map(|id| &self.files[id]);
+        let sectors = files.flat_map(|file| file.unsynced.values());
+        sectors.filter(|written| !written.is_empty()).count()
     }
 
     /// Whether the operation that is about to be counted is the one at which the machine stops.
@@ -267,18 +396,16 @@ impl Disk for MemoryDisk {
     fn create(&self, name: &str, length: u64) -> io::Result<MemoryFile> {
         let mut state = self.state();
         let is_halting = state.is_halting();
-        let used: usize = state.names.values().map(|id| state.files[id].visible.len()).sum();
+        let used = state.used();
         if state.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let done = state.operation();
+        let done = state.operation(Operation::Create);
         if !is_halting {
             done?;
         }
-        if state
-            .capacity
-            .is_some_and(|capacity| used as u64 + length > capacity)
-        {
+        if state.capacity.is_some_and(|capacity| used + length > capacity) {
+            state.failed_count += 1;
             return Err(io::ErrorKind::StorageFull.into());
         }
         let id = state.next_id;
@@ -308,7 +435,7 @@ impl Disk for MemoryDisk {
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.state();
         let is_halting = state.is_halting();
-        let done = state.operation();
+        let done = state.operation(Operation::Remove);
         if done.is_ok() || is_halting {
             state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
         }
@@ -317,7 +444,7 @@ impl Disk for MemoryDisk {
 
     fn sync_directory(&self) -> io::Result<()> {
         let mut state = self.state();
-        state.operation()?;
+        state.operation(Operation::SyncDirectory)?;
         state.durable_names = state.names.clone();
         Ok(())
     }
@@ -373,12 +500,14 @@ impl DiskFile for MemoryFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let id = self.id;
         self.with(|state, contents| {
             let range = range(contents.visible.len(), offset, data.len())?;
             let is_halting = state.is_halting();
-            let done = state.operation();
+            let done = state.operation(Operation::Write);
             if done.is_ok() || is_halting {
                 contents.write(data, range.start);
+                state.last_write = Some((id, range));
             }
             done
         })
@@ -387,7 +516,7 @@ impl DiskFile for MemoryFile {
     fn sync(&self) -> io::Result<()> {
         self.with(|state, contents| {
             let is_halting = state.is_halting();
-            let done = state.operation();
+            let done = state.operation(Operation::Sync);
             if done.is_ok() {
                 contents.durable.clone_from(&contents.visible);
                 contents.unsynced.clear();

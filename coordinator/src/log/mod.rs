@@ -35,7 +35,7 @@ pub use disk::{BLOCK_BYTES, Disk, DiskFile};
 pub use error::{LogError, ReadError};
 pub use file_disk::FileDisk;
 pub use format::BATCH_BYTES_MAX;
-pub use memory_disk::MemoryDisk;
+pub use memory_disk::{CrashImage, MemoryDisk, Operation, SECTOR_BYTES};
 pub use report::OpenReport;
 pub use storage::Storage;
 
@@ -279,6 +279,19 @@ impl<D: Disk> Log<D> {
             "at most one preparation is under way, and it ends before a roll"
         );
         self.next = Some(next);
+    }
+
+    /// Makes the next segment now, if it is due: for a driver without the storage thread, which leaves it to another one.
+    ///
+    /// # Errors
+    /// It could not be made. The log goes on: when the segment is needed, its creation is tried once more, and that answer
+    /// counts.
+    pub fn make_next_segment(&mut self) -> Result<(), LogError> {
+        if let Some(preparation) = self.preparation() {
+            let next = preparation.run()?;
+            self.adopt(next);
+        }
+        Ok(())
     }
 
     /// Marks an orderly end: one more batch without records. With it, rot in the last batch that holds any is followed

@@ -19,14 +19,17 @@ struct Held {
 #[derive(Debug, Default)]
 pub struct GateChecker {
     held: BTreeMap<(ReplicaId, Incarnation), Held>,
-    /// Directories that were put back as an older copy: what they held may fall once.
-    rolled_back: Vec<Incarnation>,
 }
 
 impl GateChecker {
-    /// The directory was replaced by an older copy of itself.
-    pub fn on_rolled_back(&mut self, incarnation: Incarnation) {
-        self.rolled_back.push(incarnation);
+    /// The directory was replaced by an older copy of itself, or has lost its end: it holds what `store` holds.
+    pub fn on_rolled_back(&mut self, id: ReplicaId, store: &Store) {
+        let meta = store.meta();
+        let held = Held {
+            promised: meta.promised,
+            start: meta.start,
+        };
+        self.held.insert((id, store.incarnation), held);
     }
 
     /// Looks at a turn.
@@ -37,11 +40,9 @@ impl GateChecker {
         let (id, store) = (host.id(), &host.store);
         let held = self.held.entry((id, store.incarnation)).or_default();
         let meta = store.meta();
-        if !self.rolled_back.contains(&store.incarnation) {
-            require(meta.promised >= held.promised && meta.start >= held.start, || {
-                format!("replica {id}: its promise or start on disk fell: {held:?}, now {meta:?}")
-            })?;
-        }
+        require(meta.promised >= held.promised && meta.start >= held.start, || {
+            format!("replica {id}: its promise or start on disk fell: {held:?}, now {meta:?}")
+        })?;
         *held = Held {
             promised: meta.promised,
             start: meta.start,

@@ -33,8 +33,6 @@ pub struct LogChecker {
     reference: Machine,
     checkpoints: BTreeMap<Slot, Machine>,
     seen: BTreeMap<ReplicaId, Seen>,
-    /// Whether every disk still holds what it synced: a fault that destroys synced data ends that.
-    pub disks_are_whole: bool,
 }
 
 impl Default for LogChecker {
@@ -44,7 +42,6 @@ impl Default for LogChecker {
             reference: Machine::default(),
             checkpoints: BTreeMap::new(),
             seen: BTreeMap::new(),
-            disks_are_whole: true,
         }
     }
 }
@@ -178,7 +175,7 @@ impl LogChecker {
         })
     }
 
-    /// Traps B1: when a value is first taken as decided, a quorum holds it on disk.
+    /// Traps B1: when a value is first taken as decided, a quorum holds it on disk, or held it until a fault took it.
     fn check_quorum(
         &self,
         hosts: &BTreeMap<ReplicaId, Host>,
@@ -186,19 +183,13 @@ impl LogChecker {
         slot: Slot,
         value: &Bytes,
     ) -> Result<(), Violation> {
-        let holders = hosts
-            .values()
-            .filter(|one| one.store.record(slot).is_some_and(|(_, held)| held == value));
-        let count = holders.count();
-        require(
-            !self.disks_are_whole || count >= host.config.quorum_count(),
-            || {
-                format!(
-                    "slot {slot}: replica {} decided a value that {count} disks hold",
-                    host.id()
-                )
-            },
-        )
+        let count = hosts.values().filter(|one| one.has_synced(slot, value)).count();
+        require(count >= host.config.quorum_count(), || {
+            format!(
+                "slot {slot}: replica {} decided a value that {count} disks hold",
+                host.id()
+            )
+        })
     }
 
     fn take(&mut self, slot: Slot, value: &Bytes) -> Result<Vec<(Gtid, Record)>, Violation> {

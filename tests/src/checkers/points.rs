@@ -102,6 +102,11 @@ impl Points {
         }
     }
 
+    /// A fault of a disk took hold: a plan may ask for what its run has no occasion for.
+    pub(crate) fn on_disk_fault(&mut self, name: &'static str) {
+        self.pass("disk fault", name);
+    }
+
     fn pass(&mut self, group: &'static str, name: &'static str) {
         *self.counts.entry((group, name)).or_default() += 1;
     }

@@ -3,9 +3,12 @@
 
 use crate::actors::ActorId;
 use crate::faults::Fault;
+use crate::log_disk::damage::{Aim, Damage};
+use crate::log_disk::{CrashPoint, OperationFault};
 use crate::network::Weather;
 use crate::store::UnsyncedWrite;
 use serde::{Deserialize, Serialize};
+use synod_coordinator::log::CrashImage;
 use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::ReplicaId;
 
@@ -34,6 +37,18 @@ pub(super) enum FaultForm {
     WallClock { replica: u8, offset_ms: i64 },
     SlowDisk { replica: u8, sync_us: u64 },
     FailDisk { replica: u8, failure: FailureForm },
+    CrashAt {
+        replica: u8,
+        after: u64,
+        image: ImageForm,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        again: Option<(u64, ImageForm)>,
+        down_us: u64,
+    },
+    FailOperation { replica: u8, operation: OperationForm, after: u64 },
+    Damage { replica: u8, damage: DamageForm, aim: AimForm, pick: u64 },
+    PutBack { replica: u8 },
+    Swap { one: u8, other: u8 },
     Corrupt { replica: u8, pick: u64 },
     Wipe { replica: u8 },
     Backup { replica: u8 },
@@ -54,6 +69,70 @@ pub(super) enum UnsyncedForm {
 pub(super) enum FailureForm {
     Full,
     Broken,
+}
+
+/// What a crash leaves of what was not synced; the number is the seed of what is left to chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum ImageForm {
+    Nothing,
+    Everything,
+    Subset(u64),
+    Torn(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum OperationForm {
+    Write,
+    Sync,
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum DamageForm {
+    Flip,
+    Truncate,
+    Misdirect,
+    MisdirectAway,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum AimForm {
+    Anywhere,
+    AnywhereBeforeClose,
+    Last,
+    LastBeforeClose,
+}
+
+/// Two enums of the same variants.
+macro_rules! same {
+    ($($form:ident = $own:ident { $($variant:ident $(($field:ident))?),* })*) => {$(
+        impl From<$own> for $form {
+            fn from(own: $own) -> Self {
+                match own {
+                    $($own::$variant $(($field))? => Self::$variant $(($field))?,)*
+                }
+            }
+        }
+
+        impl From<$form> for $own {
+            fn from(form: $form) -> Self {
+                match form {
+                    $($form::$variant $(($field))? => Self::$variant $(($field))?,)*
+                }
+            }
+        }
+    )*};
+}
+
+same! {
+    ImageForm = CrashImage { Nothing, Everything, Subset(seed), Torn(seed) }
+    OperationForm = OperationFault { Write, Sync, Full }
+    DamageForm = Damage { Flip, Truncate, Misdirect, MisdirectAway }
+    AimForm = Aim { Anywhere, AnywhereBeforeClose, Last, LastBeforeClose }
 }
 
 /// The network between replicas.
@@ -159,6 +238,29 @@ impl From<&Fault> for FaultForm {
                 replica: id.0,
                 failure: FailureForm::Broken,
             },
+            Fault::CrashAt(id, point, down_us) => Self::CrashAt {
+                replica: id.0,
+                after: point.after,
+                image: point.image.into(),
+                again: point.again.map(|(after, image)| (after, image.into())),
+                down_us: *down_us,
+            },
+            Fault::FailOperation(id, operation, after) => Self::FailOperation {
+                replica: id.0,
+                operation: (*operation).into(),
+                after: *after,
+            },
+            Fault::Damage(id, damage, aim, pick) => Self::Damage {
+                replica: id.0,
+                damage: (*damage).into(),
+                aim: (*aim).into(),
+                pick: *pick,
+            },
+            Fault::PutBack(id) => Self::PutBack { replica: id.0 },
+            Fault::Swap(one, other) => Self::Swap {
+                one: one.0,
+                other: other.0,
+            },
             Fault::Corrupt(id, pick) => Self::Corrupt {
                 replica: id.0,
                 pick: *pick,
@@ -198,6 +300,33 @@ impl From<FaultForm> for Fault {
                 replica,
                 failure: FailureForm::Broken,
             } => Self::FailDisk(ReplicaId(replica), WriteFailure::Broken),
+            FaultForm::CrashAt {
+                replica,
+                after,
+                image,
+                again,
+                down_us,
+            } => {
+                let point = CrashPoint {
+                    after,
+                    image: image.into(),
+                    again: again.map(|(after, image)| (after, image.into())),
+                };
+                Self::CrashAt(ReplicaId(replica), point, down_us)
+            }
+            FaultForm::FailOperation {
+                replica,
+                operation,
+                after,
+            } => Self::FailOperation(ReplicaId(replica), operation.into(), after),
+            FaultForm::Damage {
+                replica,
+                damage,
+                aim,
+                pick,
+            } => Self::Damage(ReplicaId(replica), damage.into(), aim.into(), pick),
+            FaultForm::PutBack { replica } => Self::PutBack(ReplicaId(replica)),
+            FaultForm::Swap { one, other } => Self::Swap(ReplicaId(one), ReplicaId(other)),
             FaultForm::Corrupt { replica, pick } => Self::Corrupt(ReplicaId(replica), pick),
             FaultForm::Wipe { replica } => Self::Wipe(ReplicaId(replica)),
             FaultForm::Backup { replica } => Self::Backup(ReplicaId(replica)),
@@ -219,11 +348,16 @@ impl FaultForm {
             | Self::WallClock { replica, .. }
             | Self::SlowDisk { replica, .. }
             | Self::FailDisk { replica, .. }
+            | Self::CrashAt { replica, .. }
+            | Self::FailOperation { replica, .. }
+            | Self::Damage { replica, .. }
+            | Self::PutBack { replica }
             | Self::Corrupt { replica, .. }
             | Self::Wipe { replica }
             | Self::Backup { replica }
             | Self::Rollback { replica } => (vec![*replica], None),
             Self::Cut { from, to } => (vec![*from, *to], None),
+            Self::Swap { one, other } => (vec![*one, *other], None),
             Self::Topology { open } => (open.iter().flat_map(|(a, b)| [*a, *b]).collect(), None),
             Self::CrashActor { actor } => (Vec::new(), Some(*actor)),
             Self::CrashLeader { .. } | Self::Mend | Self::Weather(_) | Self::BreakSessions => {
@@ -234,7 +368,7 @@ impl FaultForm {
 }
 
 /// Every kind of fault, as the figures of a run name it.
-pub const FAULT_KINDS: [&str; 18] = [
+pub const FAULT_KINDS: [&str; 23] = [
     "crash",
     "crash of the leader",
     "start",
@@ -253,6 +387,11 @@ pub const FAULT_KINDS: [&str; 18] = [
     "rolled-back directory",
     "crash of a service",
     "broken sessions",
+    "crash at an operation",
+    "failing operation",
+    "damage",
+    "old directory put back",
+    "swapped directories",
 ];
 
 /// The name of a fault's kind, one of [`FAULT_KINDS`].
@@ -277,5 +416,10 @@ pub fn fault_kind(fault: &Fault) -> &'static str {
         Fault::Rollback(_) => 15,
         Fault::CrashActor(_) => 16,
         Fault::BreakSessions => 17,
+        Fault::CrashAt(..) => 18,
+        Fault::FailOperation(..) => 19,
+        Fault::Damage(..) => 20,
+        Fault::PutBack(_) => 21,
+        Fault::Swap(..) => 22,
     }]
 }

@@ -4,9 +4,10 @@ use super::{Event, World};
 use crate::chance::place_of;
 use crate::checkers::Check;
 use crate::faults::Fault;
+use crate::log_disk::damage::{Aim, Damage};
 use crate::host::Disk;
-use crate::log_disk::LogDisk;
-use crate::store::{Store, UnsyncedWrite};
+use crate::log_disk::{End, LogDisk};
+use crate::store::UnsyncedWrite;
 use synod_coordinator_core::paxos::Slot;
 use synod_coordinator_core::replica::Input;
 use synod_proto::ids::{ReplicaId, SessionId};
@@ -20,6 +21,9 @@ impl World {
     /// # Errors
     /// A checker found something.
     pub fn on_fault(&mut self, fault: Fault) -> Check {
+        if self.ended_by(&fault).is_some_and(|id| self.must_remember(id)) {
+            return Ok(());
+        }
         match fault {
             Fault::Crash(id, unsynced) => self.crash(id, unsynced)?,
             Fault::CrashLeader(unsynced) => {
@@ -27,8 +31,22 @@ impl World {
                     self.crash(id, unsynced)?;
                 }
             }
+            Fault::CrashAt(id, point, down_us) => {
+                if let Some(log) = &mut self.host(id).log {
+                    log.plan_crash(point);
+                    self.down_us.insert(id, down_us);
+                }
+            }
+            Fault::FailOperation(id, fault, after) => {
+                if let Some(log) = &self.hosts[&id].log {
+                    log.plan_fault(fault, after);
+                }
+            }
+            Fault::Damage(id, damage, aim, pick) => self.damage(id, damage, aim, pick)?,
+            Fault::PutBack(id) => self.put_back(id)?,
+            Fault::Swap(one, other) => self.swap(one, other)?,
             Fault::Start(id) => {
-                if self.hosts[&id].process.is_none() {
+                if self.hosts[&id].process.is_none() && !self.is_swapped(id) {
                     self.start(id)?;
                 }
             }
@@ -65,11 +83,8 @@ impl World {
             }
             Fault::Wipe(id) => {
                 self.crash(id, UnsyncedWrite::Lost)?;
-                let incarnation = self.new_incarnation();
-                self.checkers.log.disks_are_whole = false;
-                let host = self.host(id);
-                host.store = Store::new(incarnation);
-                host.log = host.log.as_ref().map(|log| log.renewed(incarnation));
+                self.checkers.points.on_disk_fault("wiped");
+                self.empty(id);
                 self.start(id)?;
             }
             Fault::Backup(id) => {
@@ -81,10 +96,8 @@ impl World {
             Fault::Rollback(id) => {
                 if let Some((copy, log)) = self.backups.remove(&id) {
                     self.crash(id, UnsyncedWrite::Lost)?;
-                    self.checkers.log.disks_are_whole = false;
-                    self.checkers.gate.on_rolled_back(copy.incarnation);
-                    let host = self.host(id);
-                    (host.store, host.log) = (copy, log);
+                    self.checkers.gate.on_rolled_back(id, &copy);
+                    self.host(id).replace(copy, log);
                     self.start(id)?;
                 }
             }
@@ -114,6 +127,13 @@ impl World {
         self.on_fault(Fault::Mend)?;
         self.network.weather = crate::network::Weather::CALM;
         self.setup.lines.loss_ppm = 0;
+        if let Some((one, other)) = self.swapped {
+            self.swap(one, other)?;
+        }
+        for host in self.hosts.values_mut() {
+            host.log.iter_mut().for_each(LogDisk::mend);
+        }
+        self.await_refusals()?;
         let sync_us = self.setup.sync_us;
         for id in self.replicas() {
             let needs_restart = self.hosts[&id]
@@ -136,12 +156,70 @@ impl World {
     }
 
     pub(super) fn crash(&mut self, id: ReplicaId, unsynced: UnsyncedWrite) -> Check {
-        self.drained.remove(&id);
-        self.break_sessions(|replica| replica == id);
-        self.host(id).crash(unsynced)
+        self.crash_by(id, End::Stop(unsynced))
     }
 
-    fn is_drained(&self, id: ReplicaId) -> bool {
+    pub(super) fn crash_by(&mut self, id: ReplicaId, end: End) -> Check {
+        self.drained.remove(&id);
+        self.break_sessions(|replica| replica == id);
+        self.host(id).crash(end)
+    }
+
+    /// The machine has stopped at the operation of its disk that was planned; it starts again after a while.
+    pub(super) fn on_planned_crash(&mut self, id: ReplicaId) -> Check {
+        self.crash_by(id, End::Planned)?;
+        self.checkers.points.on_disk_fault("crash at an operation");
+        let (_, in_repair) = self.hosts[&id].log.as_ref().map_or((0, 0), |log| log.planned_crash_count);
+        if in_repair > 0 {
+            self.checkers.points.on_disk_fault("crash during recovery");
+        }
+        let down_us = self.down_us.remove(&id).unwrap_or_default();
+        self.schedule.after(down_us, Event::Fault(Fault::Start(id)));
+        Ok(())
+    }
+
+    /// The replica whose process a fault would end, if there is one that must not be ended for what it remembers.
+    fn ended_by(&self, fault: &Fault) -> Option<ReplicaId> {
+        match fault {
+            Fault::Crash(id, _)
+            | Fault::CrashAt(id, ..)
+            | Fault::FailDisk(id, _)
+            | Fault::FailOperation(id, ..)
+            | Fault::Corrupt(id, _)
+            | Fault::Damage(id, ..)
+            | Fault::Wipe(id)
+            | Fault::Drain(id)
+            | Fault::PutBack(id)
+            | Fault::Swap(id, _) => Some(*id),
+            Fault::CrashLeader(_) => self.serving(),
+            _ => None,
+        }
+    }
+
+    /// The directories of two replicas change places, or change back: each is refused on the other's machine.
+    fn swap(&mut self, one: ReplicaId, other: ReplicaId) -> Check {
+        if self.swapped.take().is_some() {
+            return Ok(());
+        }
+        if one == other || self.hosts[&one].log.is_none() || self.must_remember(other) {
+            return Ok(());
+        }
+        self.swapped = Some((one, other));
+        for (id, at) in [(one, other), (other, one)] {
+            self.crash(id, UnsyncedWrite::Lost)?;
+            if let Some(log) = &self.hosts[&id].log {
+                log.check_refused_by(at)?;
+                self.checkers.points.on_disk_fault("swapped directory refused");
+            }
+        }
+        Ok(())
+    }
+
+    fn is_swapped(&self, id: ReplicaId) -> bool {
+        self.swapped.is_some_and(|(one, other)| one == id || other == id)
+    }
+
+    pub(super) fn is_drained(&self, id: ReplicaId) -> bool {
         self.drained.contains(&id)
     }
 
@@ -164,15 +242,15 @@ impl World {
             return Ok(());
         }
         let slot = slots[place_of(pick, slots.len())];
-        self.checkers.log.disks_are_whole = false;
-        let host = self.host(id);
-        match &mut host.log {
-            Some(log) => log.corrupt(&mut host.store, pick),
-            None => {
-                host.store.corrupt(slot);
-                Ok(())
-            }
+        if self.hosts[&id].log.is_some() {
+            let aim = match pick >> 63 {
+                0 => Aim::AnywhereBeforeClose,
+                _ => Aim::LastBeforeClose,
+            };
+            return self.damage(id, Damage::Flip, aim, pick);
         }
+        self.host(id).store.corrupt(slot);
+        Ok(())
     }
 
     fn set_topology(&mut self, is_open: impl Fn(ReplicaId, ReplicaId) -> bool) {
@@ -203,7 +281,7 @@ impl World {
         }
     }
 
-    fn host(&mut self, id: ReplicaId) -> &mut crate::host::Host {
+    pub(super) fn host(&mut self, id: ReplicaId) -> &mut crate::host::Host {
         self.hosts.get_mut(&id).expect("a replica of this world")
     }
 }

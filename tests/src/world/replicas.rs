@@ -4,6 +4,7 @@ use super::{Event, World};
 use crate::checkers::{Check, require};
 use crate::clocks::Clocks;
 use crate::host::{Disk, Output};
+use crate::log_disk::End;
 use crate::schedule::Micros;
 use synod_coordinator_core::replica::Input;
 use synod_proto::ids::ReplicaId;
@@ -99,6 +100,9 @@ impl World {
             return Ok(());
         }
         let output = host.on_synced(now)?;
+        if output.is_stopped {
+            return self.on_planned_crash(id);
+        }
         self.on_output(id, output)
     }
 
@@ -152,7 +156,8 @@ impl World {
             self.carry(Event::SessionLost { session });
         }
         if output.is_over {
-            return self.crash(id, crate::store::UnsyncedWrite::Lost);
+            self.checkers.points.on_disk_fault("an operation failed");
+            return self.crash_by(id, End::Exit);
         }
         let timeout = self.hosts[&id]
             .replica()

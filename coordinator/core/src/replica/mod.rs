@@ -377,6 +377,13 @@ impl Replica {
         (&self.cannot_apply, &self.storage, self.is_draining).hash(state);
     }
 
+    /// The highest ballot and slot that `peer` acknowledged to this process (L10). For checkers.
+    #[must_use]
+    pub fn acknowledged_by(&self, peer: ReplicaId) -> (Ballot, Slot) {
+        let Acknowledged { ballot, slot } = self.acknowledged.get(&peer).copied().unwrap_or_default();
+        (ballot, slot)
+    }
+
     /// The leader this replica knows of.
     #[must_use]
     pub fn leader(&self) -> Option<ReplicaId> {
