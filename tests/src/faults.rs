@@ -197,10 +197,16 @@ fn add_loss(random: &mut Random, plan: &mut Plan, at: Micros, victim: ReplicaId,
             plan.push((at, Fault::Damage(victim, damage, aim, random.next_u64())));
         }
         5 | 6 => {
-            // Damage to the last slots, while an election needs this replica's word: those that it reports as unreadable
-            // must hold it up.
+            // Damage to the last slots, while an election between this replica and one that lags needs its word: what it
+            // reports as unreadable must hold that up.
             let aim = Aim::LastBeforeClose;
+            let lagging = pick(random, all);
+            let cut_at = at - random.between(50_000, 400_000);
+            for one in all.iter().filter(|one| **one != lagging && lagging != victim) {
+                plan.push((cut_at, Fault::Cut(*one, lagging)));
+            }
             plan.push((at, Fault::CrashLeader(UnsyncedWrite::Kept)));
+            plan.push((at, Fault::Mend));
             plan.push((at, Fault::Damage(victim, Damage::Flip, aim, random.next_u64())));
             plan.push((at + random.between(1_000, 100_000), Fault::Start(victim)));
             plan.extend(all.iter().map(|one| (at + 3_000_000, Fault::Start(*one))));

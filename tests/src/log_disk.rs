@@ -105,6 +105,8 @@ pub struct LogDisk {
     makes_ahead: bool,
     /// The operations of the disk's lives before this one.
     former_operation_count: u64,
+    /// The machine stopped behind the sync of a batch of which nobody was told: it is on disk for sure.
+    is_batch_behind_stop: bool,
     planned: Option<CrashPoint>,
     /// How many crashes happened at a point that was planned, and of these while the log was opened.
     pub planned_crash_count: (u64, u64),
@@ -129,6 +131,7 @@ impl LogDisk {
             placed: Vec::new(),
             makes_ahead: seed.is_multiple_of(2),
             former_operation_count: 0,
+            is_batch_behind_stop: false,
             planned: None,
             planned_crash_count: (0, 0),
             open_operation_count: 0,
@@ -162,6 +165,7 @@ impl LogDisk {
             placed: self.placed.clone(),
             makes_ahead: self.makes_ahead,
             former_operation_count: self.operation_count(),
+            is_batch_behind_stop: false,
             planned: None,
             planned_crash_count: self.planned_crash_count,
             open_operation_count: self.open_operation_count,
@@ -224,6 +228,7 @@ impl LogDisk {
                 // As the storage thread takes it: a failure counts when the segment is needed.
                 let log = self.log.as_mut().expect("it is open");
                 if self.makes_ahead && log.make_next_segment().is_err() && self.has_halted() {
+                    self.is_batch_behind_stop = true;
                     return Ok(Written::Stopped);
                 }
                 Ok(Written::Synced)
@@ -276,20 +281,25 @@ impl LogDisk {
             self.arm();
         }
         let found = self.open_through()?.recovered;
-        if !holds(&found, store) {
-            let before = store.clone();
-            store.crash(UnsyncedWrite::Kept);
-            require(holds(&found, store) && !is_none_kept, || {
-                format!(
-                    "replica {}: the log found {found:?}, its disk holds {before:?}",
-                    self.replica
-                )
-            })?;
-            if let (Some(batch), Some(undo)) = (&under_way, undo) {
-                self.place_at(batch, undo, last_write);
-            }
+        let must_be_kept = std::mem::take(&mut self.is_batch_behind_stop);
+        let before = store.recover().0;
+        if holds(&found, store) && !must_be_kept {
+            store.crash(UnsyncedWrite::Lost);
+            return Ok(());
         }
-        store.crash(UnsyncedWrite::Lost);
+        store.crash(UnsyncedWrite::Kept);
+        let may_be_kept = must_be_kept || !is_none_kept;
+        require(holds(&found, store) && may_be_kept, || {
+            let (before, after) = (difference(&found, &before), difference(&found, &store.recover().0));
+            format!(
+                "replica {}: after {end:?} the log shows neither the state before the write under way ({before}) nor, if it \
+                 may, the one behind it ({after})",
+                self.replica
+            )
+        })?;
+        if let (Some(batch), Some(undo), false) = (&under_way, undo, must_be_kept) {
+            self.place_at(batch, undo, last_write);
+        }
         Ok(())
     }
 
@@ -306,9 +316,11 @@ impl LogDisk {
             .map_err(|error| Violation(format!("load: {error}")))?;
         let (recovered, expected) = store.recover();
         require(opened.recovered == recovered && values == expected, || {
+            let first = values.iter().zip(&expected).find(|(one, other)| one != other);
             format!(
-                "replica {}: the log loaded {:?}, its disk holds {recovered:?}",
-                self.replica, opened.recovered
+                "replica {}: the log loaded other than its disk holds: {}, {first:?}",
+                self.replica,
+                difference(&opened.recovered, &recovered)
             )
         })?;
         self.log = Some(opened.log);
@@ -448,6 +460,24 @@ impl LogDisk {
             incarnation: self.incarnation,
         }
     }
+}
+
+/// In what two states differ, for people.
+fn difference(found: &Recovered, expected: &Recovered) -> String {
+    if found.meta != expected.meta {
+        return format!("found {:?}, not {:?}", found.meta, expected.meta);
+    }
+    let of = |one: &Recovered, other: &Recovered| -> Vec<Slot> {
+        let is_other = |slot: &Slot| one.readable.get(slot) != other.readable.get(slot);
+        one.readable.keys().copied().filter(is_other).collect()
+    };
+    format!(
+        "reads slots {:?}, should read {:?}; reports {:?}, should report {:?}",
+        of(found, expected),
+        of(expected, found),
+        found.unreadable,
+        expected.unreadable
+    )
 }
 
 /// Whether what the log found is exactly what is known to be on disk.

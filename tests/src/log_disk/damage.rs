@@ -10,7 +10,7 @@
 //! - **A refusal.** Where a strike hits the last batch's segment or one behind it, or puts something in the place of a
 //!   header, the log may refuse to open ([`LogError::EndLost`], [`LogError::Foreign`]), because a promise may be lost.
 
-use super::{LogDisk, SECTOR_BYTES, holds};
+use super::{LogDisk, SECTOR_BYTES, difference, holds};
 use crate::chance::place_of;
 use crate::checkers::{Check, Violation, require};
 use crate::store::Store;
@@ -48,7 +48,7 @@ pub enum Aim {
 }
 
 /// How many batches count as the last few.
-const LAST_COUNT: usize = 4;
+const LAST_COUNT: usize = 2;
 
 /// One strike, byte by byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,7 +255,7 @@ impl LogDisk {
         }
         store.lose(found.unreadable.clone());
         require(holds(&found, &store), || {
-            format!("replica {}: the log found {found:?}, not {store:?}", self.replica)
+            format!("replica {}: {}", self.replica, difference(&found, &store.recover().0))
         })?;
         log.arm();
         Ok(Struck { verdict, store, log })

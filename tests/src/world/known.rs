@@ -45,6 +45,7 @@ impl World {
         self.crash(id, UnsyncedWrite::Kept)?;
         let host = self.host(id);
         let Some(log) = &mut host.log else { return Ok(()) };
+        log.mend();
         if aim.is_before_close() {
             log.close(&host.store)?;
         }
