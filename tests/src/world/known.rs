@@ -155,7 +155,7 @@ impl World {
             .meta()
             .peers
             .get(&id)
-            .is_some_and(|seen| seen.incarnation == left.incarnation && seen.start > coming);
+            .is_some_and(|seen| seen.incarnation == left.incarnation && seen.start >= coming);
         let is_about_to_end = host.log.as_ref().is_some_and(LogDisk::has_plans) || self.is_drained(peer);
         let is_sound = matches!(host.disk, Disk::Healthy(_)) && !is_about_to_end;
         let has_in_memory = host.replica().is_some_and(|replica| {
