@@ -145,7 +145,10 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
                 plan.push((at, Fault::CrashAt(replica, draw_crash_point(random), down_us)));
             }
             12 => {
-                let fault = pick(random, &[OperationFault::Write, OperationFault::Sync, OperationFault::Full]);
+                let fault = pick(
+                    random,
+                    &[OperationFault::Write, OperationFault::Sync, OperationFault::Full],
+                );
                 plan.push((at, Fault::FailOperation(replica, fault, random.between(0, 20))));
                 // A process that ended starts again, on whatever its disk shows; one that stayed up must first end.
                 let back = at + random.between(500_000, 3_000_000);
@@ -192,7 +195,12 @@ fn add_loss(random: &mut Random, plan: &mut Plan, at: Micros, victim: ReplicaId,
                 Damage::MisdirectAway,
                 Damage::Truncate,
             ];
-            let aims = [Aim::Anywhere, Aim::AnywhereBeforeClose, Aim::Last, Aim::LastBeforeClose];
+            let aims = [
+                Aim::Anywhere,
+                Aim::AnywhereBeforeClose,
+                Aim::Last,
+                Aim::LastBeforeClose,
+            ];
             let (damage, aim) = (pick(random, &kinds), pick(random, &aims));
             plan.push((at, Fault::Damage(victim, damage, aim, random.next_u64())));
         }
@@ -260,7 +268,13 @@ fn draw_image(random: &mut Random) -> CrashImage {
 /// peers that know better being heard before they are gone, too. Around that moment nothing else goes wrong.
 fn add_directory_incident(plan: &mut Plan, at: Micros, victim: ReplicaId, all: &[ReplicaId], is_wiped: bool) {
     let quiet = at.saturating_sub(4_000_000)..at + 4_000_000;
-    plan.retain(|(when, fault)| !quiet.contains(when) && !matches!(fault, Fault::FailDisk(..) | Fault::FailOperation(..) | Fault::CrashAt(..)));
+    plan.retain(|(when, fault)| {
+        !quiet.contains(when)
+            && !matches!(
+                fault,
+                Fault::FailDisk(..) | Fault::FailOperation(..) | Fault::CrashAt(..)
+            )
+    });
     plan.push((quiet.start, Fault::Backup(victim)));
     plan.extend([
         (quiet.start, Fault::Mend),

@@ -184,7 +184,11 @@ impl Host {
     /// Whether this value of a slot is on its disk, or was until a fault took it.
     #[must_use]
     pub fn has_synced(&self, slot: Slot, value: &Bytes) -> bool {
-        let is_on_disk = self.store.records().get(&slot).is_some_and(|(_, held)| held == value);
+        let is_on_disk = self
+            .store
+            .records()
+            .get(&slot)
+            .is_some_and(|(_, held)| held == value);
         is_on_disk || self.lost.get(&slot).is_some_and(|lost| lost.contains(value))
     }
 

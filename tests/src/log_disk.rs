@@ -262,7 +262,8 @@ impl LogDisk {
             let _ = log.append(batch);
         }
         let last_write = self.disk.last_write();
-        let is_none_kept = end == End::Planned && self.planned.is_some_and(|one| one.image == CrashImage::Nothing);
+        let is_none_kept =
+            end == End::Planned && self.planned.is_some_and(|one| one.image == CrashImage::Nothing);
         self.log = None;
         match end {
             End::Stop(_) => self.lose_power(),
@@ -290,7 +291,10 @@ impl LogDisk {
         store.crash(UnsyncedWrite::Kept);
         let may_be_kept = must_be_kept || !is_none_kept;
         require(holds(&found, store) && may_be_kept, || {
-            let (before, after) = (difference(&found, &before), difference(&found, &store.recover().0));
+            let (before, after) = (
+                difference(&found, &before),
+                difference(&found, &store.recover().0),
+            );
             format!(
                 "replica {}: after {end:?} the log shows neither the state before the write under way ({before}) nor, if it \
                  may, the one behind it ({after})",
@@ -339,7 +343,10 @@ impl LogDisk {
         let opened = Log::open(Arc::new(self.disk.fork()), identity, self.options);
         require(matches!(opened, Err(LogError::Foreign { .. })), || {
             let what = opened.map(|opened| opened.recovered);
-            format!("replica {other} opened the directory of replica {}: {what:?}", self.replica)
+            format!(
+                "replica {other} opened the directory of replica {}: {what:?}",
+                self.replica
+            )
         })
     }
 

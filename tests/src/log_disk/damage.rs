@@ -133,7 +133,9 @@ impl LogDisk {
         let closing_count = usize::from(aim.is_before_close());
         let places: Vec<(String, usize)> = match aim {
             // Bytes that say something: of the blocks that batches fill up, most is padding.
-            Aim::Anywhere | Aim::AnywhereBeforeClose => names.iter().flat_map(|name| self.used_bytes(name)).collect(),
+            Aim::Anywhere | Aim::AnywhereBeforeClose => {
+                names.iter().flat_map(|name| self.used_bytes(name)).collect()
+            }
             Aim::Last | Aim::LastBeforeClose => {
                 let batches = self.placed.iter().rev().skip(closing_count).take(LAST_COUNT);
                 batches
@@ -241,7 +243,11 @@ impl LogDisk {
                 store.take_back(last.undo);
                 let left = Destroyed {
                     // The strike may have hit more than the last batch.
-                    slots: destroyed.slots.difference(&last.values.iter().map(|(slot, _)| *slot).collect()).copied().collect(),
+                    slots: destroyed
+                        .slots
+                        .difference(&last.values.iter().map(|(slot, _)| *slot).collect())
+                        .copied()
+                        .collect(),
                     has_lost_batch: destroyed.has_lost_batch,
                     ..Destroyed::default()
                 };
@@ -255,7 +261,11 @@ impl LogDisk {
         }
         store.lose(found.unreadable.clone());
         require(holds(&found, &store), || {
-            format!("replica {}: {}", self.replica, difference(&found, &store.recover().0))
+            format!(
+                "replica {}: {}",
+                self.replica,
+                difference(&found, &store.recover().0)
+            )
         })?;
         log.arm();
         Ok(Struck { verdict, store, log })
@@ -274,7 +284,8 @@ impl LogDisk {
         let before = contents(&self.disk);
         strike.hit(&self.disk);
         let after = contents(&self.disk);
-        let is_hit = |file: &str, range: Range<usize>| before[file].get(range.clone()) != after[file].get(range);
+        let is_hit =
+            |file: &str, range: Range<usize>| before[file].get(range.clone()) != after[file].get(range);
         let mut destroyed = Destroyed {
             hits_end: self.hits_end(strike),
             ..Destroyed::default()
@@ -300,7 +311,11 @@ impl LogDisk {
 
     /// Whether a strike touches the file of the last batch or one behind it, or puts something in the place of a header.
     fn hits_end(&self, strike: &Strike) -> bool {
-        let last = self.placed.last().map(|one| one.file.as_str()).unwrap_or_default();
+        let last = self
+            .placed
+            .last()
+            .map(|one| one.file.as_str())
+            .unwrap_or_default();
         let is_end = |file: &String| file.as_str() >= last;
         match strike {
             Strike::Flip { file, .. } | Strike::Truncate { file, .. } => is_end(file),
@@ -318,7 +333,9 @@ impl super::Placed {
     }
 
     fn values_end(&self) -> usize {
-        self.values.last().map_or(self.header_end(), |(_, range)| range.end)
+        self.values
+            .last()
+            .map_or(self.header_end(), |(_, range)| range.end)
     }
 }
 
@@ -332,7 +349,9 @@ impl Strike {
                 let contents = disk.contents(&from.0).unwrap_or_default();
                 let target_bytes = disk.contents(&to.0).map_or(0, |bytes| bytes.len());
                 // In a file that was cut short there may be no such sector any more.
-                let Some(content) = contents.get(sector(from.1)) else { return };
+                let Some(content) = contents.get(sector(from.1)) else {
+                    return;
+                };
                 if target_bytes < sector(to.1).end {
                     return;
                 }
@@ -363,9 +382,10 @@ fn judge(
             Some(one) => {
                 // Of a decided slot every record that can still be read below the lost one holds the decided value.
                 let is_stand_in = *slot <= store.meta().decided_up_to && one.ballot < *ballot;
-                require(one.value == *value && (one.ballot == *ballot || is_stand_in), || {
-                    format!("slot {slot} reads as {one:?}; ballot {ballot} was synced last")
-                })?;
+                require(
+                    one.value == *value && (one.ballot == *ballot || is_stand_in),
+                    || format!("slot {slot} reads as {one:?}; ballot {ballot} was synced last"),
+                )?;
                 require(!is_lost || is_stand_in, || {
                     format!("slot {slot} is read, though its record was destroyed")
                 })?;

@@ -25,18 +25,44 @@ pub(super) struct TimedForm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum FaultForm {
-    Crash { replica: u8, unsynced: UnsyncedForm },
-    CrashLeader { unsynced: UnsyncedForm },
-    Start { replica: u8 },
-    Drain { replica: u8 },
-    Pause { replica: u8, length_us: u64 },
-    Cut { from: u8, to: u8 },
-    Topology { open: Vec<(u8, u8)> },
+    Crash {
+        replica: u8,
+        unsynced: UnsyncedForm,
+    },
+    CrashLeader {
+        unsynced: UnsyncedForm,
+    },
+    Start {
+        replica: u8,
+    },
+    Drain {
+        replica: u8,
+    },
+    Pause {
+        replica: u8,
+        length_us: u64,
+    },
+    Cut {
+        from: u8,
+        to: u8,
+    },
+    Topology {
+        open: Vec<(u8, u8)>,
+    },
     Mend,
     Weather(WeatherForm),
-    WallClock { replica: u8, offset_ms: i64 },
-    SlowDisk { replica: u8, sync_us: u64 },
-    FailDisk { replica: u8, failure: FailureForm },
+    WallClock {
+        replica: u8,
+        offset_ms: i64,
+    },
+    SlowDisk {
+        replica: u8,
+        sync_us: u64,
+    },
+    FailDisk {
+        replica: u8,
+        failure: FailureForm,
+    },
     CrashAt {
         replica: u8,
         after: u64,
@@ -45,15 +71,40 @@ pub(super) enum FaultForm {
         again: Option<(u64, ImageForm)>,
         down_us: u64,
     },
-    FailOperation { replica: u8, operation: OperationForm, after: u64 },
-    Damage { replica: u8, damage: DamageForm, aim: AimForm, pick: u64 },
-    PutBack { replica: u8 },
-    Swap { one: u8, other: u8 },
-    Corrupt { replica: u8, pick: u64 },
-    Wipe { replica: u8 },
-    Backup { replica: u8 },
-    Rollback { replica: u8 },
-    CrashActor { actor: u32 },
+    FailOperation {
+        replica: u8,
+        operation: OperationForm,
+        after: u64,
+    },
+    Damage {
+        replica: u8,
+        damage: DamageForm,
+        aim: AimForm,
+        pick: u64,
+    },
+    PutBack {
+        replica: u8,
+    },
+    Swap {
+        one: u8,
+        other: u8,
+    },
+    Corrupt {
+        replica: u8,
+        pick: u64,
+    },
+    Wipe {
+        replica: u8,
+    },
+    Backup {
+        replica: u8,
+    },
+    Rollback {
+        replica: u8,
+    },
+    CrashActor {
+        actor: u32,
+    },
     BreakSessions,
 }
 

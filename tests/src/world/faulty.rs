@@ -4,8 +4,8 @@ use super::{Event, World};
 use crate::chance::place_of;
 use crate::checkers::Check;
 use crate::faults::Fault;
-use crate::log_disk::damage::{Aim, Damage};
 use crate::host::Disk;
+use crate::log_disk::damage::{Aim, Damage};
 use crate::log_disk::{End, LogDisk};
 use crate::store::UnsyncedWrite;
 use synod_coordinator_core::paxos::Slot;
@@ -169,7 +169,10 @@ impl World {
     pub(super) fn on_planned_crash(&mut self, id: ReplicaId) -> Check {
         self.crash_by(id, End::Planned)?;
         self.checkers.points.on_disk_fault("crash at an operation");
-        let (_, in_repair) = self.hosts[&id].log.as_ref().map_or((0, 0), |log| log.planned_crash_count);
+        let (_, in_repair) = self.hosts[&id]
+            .log
+            .as_ref()
+            .map_or((0, 0), |log| log.planned_crash_count);
         if in_repair > 0 {
             self.checkers.points.on_disk_fault("crash during recovery");
         }

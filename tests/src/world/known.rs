@@ -32,7 +32,9 @@ impl World {
         };
         self.crash(id, UnsyncedWrite::Lost)?;
         if copy.incarnation != self.hosts[&id].store.incarnation || !self.is_survivable(id, &copy) {
-            self.checkers.points.on_disk_fault("put back: nobody would know, left out");
+            self.checkers
+                .points
+                .on_disk_fault("put back: nobody would know, left out");
             return self.start(id);
         }
         self.checkers.points.on_disk_fault("put back");
@@ -64,12 +66,16 @@ impl World {
                 Ok(())
             }
             Verdict::LastBatchCut if self.is_survivable(id, &struck.store) => {
-                self.checkers.points.on_disk_fault("rot in the last batch (limit of L7)");
+                self.checkers
+                    .points
+                    .on_disk_fault("rot in the last batch (limit of L7)");
                 self.lose_directory(id, struck.store, Some(struck.log));
                 Ok(())
             }
             Verdict::LastBatchCut => {
-                self.checkers.points.on_disk_fault("rot in the last batch: nobody would know, left out");
+                self.checkers
+                    .points
+                    .on_disk_fault("rot in the last batch: nobody would know, left out");
                 Ok(())
             }
             // What its error says to do: "give it an empty directory".
@@ -115,7 +121,8 @@ impl World {
         let waiting: Vec<ReplicaId> = self.awaiting_refusal.iter().copied().collect();
         for id in waiting {
             // A replica that cannot write says nothing, and so hears nothing of itself.
-            let has_failed = |replica: &synod_coordinator_core::replica::Replica| replica.status().failure.is_some();
+            let has_failed =
+                |replica: &synod_coordinator_core::replica::Replica| replica.status().failure.is_some();
             if self.hosts[&id].replica().is_some_and(has_failed) {
                 self.crash(id, UnsyncedWrite::Kept)?;
             }
@@ -142,7 +149,10 @@ impl World {
             true => host.config.quorum_count(),
             false => self.hosts.len(),
         };
-        let unknowing = self.hosts.keys().filter(|peer| **peer != id && !self.knows_better(**peer, id, left));
+        let unknowing = self
+            .hosts
+            .keys()
+            .filter(|peer| **peer != id && !self.knows_better(**peer, id, left));
         unknowing.count() + 1 < needed_count
     }
 
@@ -173,7 +183,9 @@ fn is_as_good(left: &Store, whole: &Store) -> bool {
         // What was learned as decided is no vote.
         *ballot == Ballot::DECIDED
             || whole.unreadable().contains(slot)
-            || left.record(*slot).is_some_and(|held| held == &(*ballot, value.clone()))
+            || left
+                .record(*slot)
+                .is_some_and(|held| held == &(*ballot, value.clone()))
     };
     let (one, other) = (left.meta(), whole.meta());
     left.incarnation == whole.incarnation
