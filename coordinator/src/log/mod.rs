@@ -51,6 +51,7 @@ use std::sync::Arc;
 use synod_coordinator_core::durable::{Batch, Meta, Recovered};
 use synod_coordinator_core::paxos::{Accepted, Slot};
 use synod_proto::ids::{ClusterId, Incarnation, ReplicaId};
+use synod_proto::planted;
 
 /// Whose log this is. Written into every segment; a log of another replica, cluster or directory is refused (L10).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,6 +187,10 @@ impl<D: Disk> Log<D> {
         self.current
             .file
             .write_synced_at(bytes, at.offset)
+            .or_else(|error| match planted!(SyncRetried) {
+                true => self.current.file.sync(),
+                false => Err(error),
+            })
             .map_err(|error| LogError::broken(format!("write to log segment {}", at.segment), error))?;
         for (slot, record) in records {
             self.index.insert(slot, record);

@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use synod_coordinator_core::durable::{Meta, Recovered};
 use synod_coordinator_core::paxos::Slot;
+use synod_proto::planted;
 
 /// How many zeros are written at once over a torn tail.
 const CUT_BYTES: u64 = 1 << 20;
@@ -259,12 +260,14 @@ impl Scan {
                 offset += BLOCK_BYTES;
             } else if let Some(header) = decode_batch_header(&bytes[offset..], salt, at)
                 .filter(|header| header.sequence > self.sequence())
+                .filter(|_| bad.is_none() || !planted!(TruncatedAtFirstBad))
             {
                 self.pending.extend(bad.take());
                 offset = usize::try_from(header.end.offset).expect("it lies within the segment");
                 let is_readable = header.records.iter().map(|(slot, record)| {
                     let start = usize::try_from(record.offset).expect("it lies within the segment");
                     salt.value(*slot, &bytes[start..start + record.length as usize]) == record.checksum
+                        || planted!(ChecksumNotChecked)
                 });
                 self.batch(Held {
                     is_readable: is_readable.collect(),
@@ -394,7 +397,7 @@ impl Scan {
         }
         let torn = match (self.held.take(), self.pending.as_slice()) {
             (None, []) => None,
-            (None, [bad]) if bad.headers <= 1 => Some(Torn {
+            (None, [bad]) if bad.headers <= 1 || planted!(TruncatedAtFirstBad) => Some(Torn {
                 segment: bad.segment,
                 offset: bad.offset,
                 bytes: bad.end - bad.offset,

@@ -5,6 +5,7 @@ use crate::transaction::{BranchVote, Doom, Ledger, Reply};
 use core::fmt;
 use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX};
+use synod_proto::planted;
 use synod_proto::session::{AbortCause, AbortKind};
 
 /// What a call says of the transaction that it is made under.
@@ -136,7 +137,12 @@ enum Own {
 impl Execution {
     /// A fresh execution of the call. `execution` must be fresh randomness.
     #[must_use]
-    pub const fn new(call: CallId, execution: ExecutionId) -> Self {
+    pub fn new(call: CallId, execution: ExecutionId) -> Self {
+        let execution = if planted!(RepeatRunsUnderSameId) {
+            ExecutionId(call.0)
+        } else {
+            execution
+        };
         Self {
             call,
             execution,

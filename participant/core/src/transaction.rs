@@ -23,6 +23,7 @@ use alloc::vec::Vec;
 use synod_proto::command::{Decide, NamedBranch, Proposal, clip_text};
 use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 use synod_proto::limits::BRANCH_COUNT_MAX;
+use synod_proto::planted;
 use synod_proto::random::Random;
 use synod_proto::session::{AbortCause, AbortKind, Decision, Vote};
 
@@ -316,7 +317,7 @@ impl Ledger {
         if let Some((call, _)) = self
             .calls
             .iter()
-            .find(|(_, entry)| matches!(entry, Call::Unanswered))
+            .find(|(_, entry)| matches!(entry, Call::Unanswered) && !planted!(CommitWithCallUnanswered))
         {
             return Err(CommitRefused::Unanswered { call: *call });
         }

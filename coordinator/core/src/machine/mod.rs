@@ -10,6 +10,7 @@ use bytes::Bytes;
 use outcomes::Outcomes;
 use synod_proto::command::{Command, Decide, Settle};
 use synod_proto::ids::{Gtid, Lineage, ResourceId, UnixMillis};
+use synod_proto::planted;
 use synod_proto::session::Decision;
 
 /// The state after a prefix of the log.
@@ -151,7 +152,9 @@ impl Machine {
         if Some(decide.lineage) != self.lineage {
             return Applied::ForeignLineage;
         }
-        if let Some(record) = self.outcomes.record(decide.gtid) {
+        if let Some(record) = self.outcomes.record(decide.gtid)
+            && !planted!(SecondOutcomeOverwrites)
+        {
             let decision = record.decision_for(&decide.proposal);
             return Applied::Decided {
                 decide,
@@ -159,7 +162,7 @@ impl Machine {
                 first: false,
             };
         }
-        if self.is_below_mark(decide.gtid) {
+        if self.is_below_mark(decide.gtid) && !planted!(WatermarkNotChecked) {
             return Applied::Decided {
                 decide,
                 decision: Decision::Expired,

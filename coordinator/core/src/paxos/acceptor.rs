@@ -132,13 +132,16 @@ impl Acceptor {
             decided_up_to: self.meta.decided_up_to,
             first_retained: Slot(1),
             accepted,
-            unreadable: self.unreadable.range(from..).copied().collect(),
+            unreadable: match planted!(UnreadableReportedEmpty) {
+                true => Vec::new(),
+                false => self.unreadable.range(from..).copied().collect(),
+            },
         }
     }
 
     /// Paxos phase 2b, on a leader's request.
     pub(crate) fn on_accept(&mut self, ballot: Ballot, slot: Slot, value: &Bytes) -> AcceptVerdict {
-        if ballot < self.meta.promised {
+        if ballot < self.meta.promised && !planted!(AcceptedBelowPromise) {
             return AcceptVerdict::Nack(self.meta.promised);
         }
         if slot.0 > self.meta.decided_up_to.0 + ACCEPT_WINDOW_SLOTS {
@@ -150,7 +153,7 @@ impl Acceptor {
     /// Paxos phase 2b. The window is not asked: what a new leader proposes again may fill it, and its own first entry
     /// comes on top.
     pub(crate) fn accept(&mut self, ballot: Ballot, slot: Slot, value: &Bytes) -> AcceptVerdict {
-        if ballot < self.meta.promised {
+        if ballot < self.meta.promised && !planted!(AcceptedBelowPromise) {
             return AcceptVerdict::Nack(self.meta.promised);
         }
         let is_decided = slot <= self.meta.decided_up_to.max(self.decided_on_disk_up_to);
@@ -245,7 +248,9 @@ impl Acceptor {
         self.unreadable.remove(&slot);
         self.meta.accepted_up_to = self.meta.accepted_up_to.max(slot);
         self.values.insert(slot, (ballot, value.clone()));
-        self.unwritten.push(Accepted { slot, ballot, value });
+        if !planted!(AcceptedNotPersisted) {
+            self.unwritten.push(Accepted { slot, ballot, value });
+        }
         self.is_dirty = true;
     }
 }

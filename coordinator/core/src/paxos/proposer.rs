@@ -66,6 +66,7 @@ impl Candidate {
         let ahead = self.reports.iter().max_by_key(|(_, report)| report.decided_up_to);
         if let Some((replica, report)) = ahead
             && report.decided_up_to > decided_up_to
+            && !planted!(CandidateDoesNotCatchUp)
         {
             if report.first_retained > decided_up_to.next() {
                 return PhaseOne::NeedsCheckpoint(*replica, report.first_retained);
@@ -107,7 +108,11 @@ impl Candidate {
         if let Some((Ballot::DECIDED, value)) = highest {
             return Some(value.clone());
         }
-        if readable.count() < quorum_count {
+        let is_guessed = match highest {
+            None => planted!(NoopOverUnreadable),
+            Some(_) => planted!(LowerValueOverUnreadable),
+        };
+        if readable.count() < quorum_count && !is_guessed {
             return None;
         }
         if planted!(HighestNotProposedAgain) {

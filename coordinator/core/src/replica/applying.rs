@@ -12,6 +12,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use synod_proto::command::{Proposal, Settle};
 use synod_proto::ids::{BranchId, Gtid};
+use synod_proto::planted;
 use synod_proto::session::{Answer, Decision, Refusal, Response};
 
 impl Replica {
@@ -137,7 +138,7 @@ impl Replica {
         let Role::Leader(leader) = &mut self.role else {
             return;
         };
-        if leader.leading.is_serving() || slot < leader.barrier {
+        if leader.leading.is_serving() || (slot < leader.barrier && !planted!(ServesBeforeBarrier)) {
             return;
         }
         let parked = leader.leading.begin_serving();

@@ -168,10 +168,9 @@ impl Replica {
             let Role::Leader(leader) = &mut self.role else {
                 return;
             };
-            let is_chosen = leader
-                .in_flight
-                .get(&slot)
-                .is_some_and(|one| one.accepted_by.len() >= quorum_count);
+            let is_chosen = leader.in_flight.get(&slot).is_some_and(|one| {
+                one.accepted_by.len() + usize::from(planted!(MinorityDecides)) >= quorum_count
+            });
             if !is_chosen {
                 return;
             }

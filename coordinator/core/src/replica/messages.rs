@@ -34,6 +34,7 @@ use alloc::format;
 use alloc::string::String;
 use bytes::Bytes;
 use synod_proto::ids::{ProcessNonce, ReplicaId};
+use synod_proto::planted;
 
 impl Replica {
     pub(super) fn on_envelope(&mut self, now: Now, envelope: Envelope, effects: &mut Effects<Unsynced>) {
@@ -243,7 +244,7 @@ impl Replica {
                 )
             })
         });
-        if let Some(contradiction) = contradiction {
+        if let Some(contradiction) = contradiction.filter(|_| !planted!(WipedReplicaVotes)) {
             if self.own_ballot().is_some() {
                 self.step_down(now, "the directory is not admitted", effects);
             }
@@ -261,6 +262,7 @@ impl Replica {
             .was_admitted(self.config.replica, self.config.incarnation)
         {
             true => self.config.quorum_count(),
+            false if planted!(MajorityAdmitsNewDirectory) => self.config.quorum_count(),
             false => self.config.replicas.len(),
         };
         let Admission::Pending { consistent } = &mut self.admission else {

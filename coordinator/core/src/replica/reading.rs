@@ -8,6 +8,7 @@ use crate::time::Now;
 use crate::transaction::Read;
 use synod_proto::ids::{BranchId, Gtid, RequestId, SessionId};
 use synod_proto::limits::{LIST_COUNT_DEFAULT, LIST_COUNT_MAX};
+use synod_proto::planted;
 use synod_proto::session::{
     Answer, BranchStatus, DeliveryStatus, Request, Response, TransactionStatus, TransactionSummary,
 };
@@ -38,10 +39,14 @@ impl Replica {
             },
             Request::Inquire { branch, lineage, .. } if Some(*lineage) == self.machine.lineage() => {
                 let answer = match self.machine.outcomes().record(branch.gtid) {
-                    Some(record) => record.answer_for(branch.call, branch.execution),
+                    Some(record)
+                        if !(planted!(MarkAskedBeforeRecord) && self.machine.is_below_mark(branch.gtid)) =>
+                    {
+                        record.answer_for(branch.call, branch.execution)
+                    }
                     // T9: below the watermark a commit that named it would still be here.
-                    None if self.machine.is_below_mark(branch.gtid) => Answer::Aborted,
-                    None => return false,
+                    _ if self.machine.is_below_mark(branch.gtid) => Answer::Aborted,
+                    _ => return false,
                 };
                 effects.tell(
                     session,

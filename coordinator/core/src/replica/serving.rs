@@ -12,6 +12,7 @@ use bytes::Bytes;
 use synod_proto::command::{Command, Decide, Proposal, Settle, clip_text};
 use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX, RESOURCE_COUNT_MAX};
+use synod_proto::planted;
 use synod_proto::session::{AbortCause, AbortKind, Answer, Decision, Refusal, Request, Response};
 
 /// A full register still takes aborts that prepared branches inquire for, up to this part of its bound above it: they
@@ -261,6 +262,10 @@ impl Replica {
                     answer: Answer::Undecided,
                 },
             );
+        }
+        if planted!(AbortToldBeforeDecided) {
+            let answer = Answer::Aborted;
+            effects.tell(session, Response::Answered { branch, answer });
         }
         let limits = self.config.limits;
         let outcome_count = self.machine.outcomes().count();

@@ -16,6 +16,7 @@ use deliveries::Deliveries;
 use synod_proto::command::{Command, DELIVERED_COUNT_MAX};
 use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId};
 use synod_proto::limits::BRANCH_COUNT_MAX;
+use synod_proto::planted;
 use synod_proto::session::{Answer, Refusal, Request, Response};
 
 /// Requests held until a new leader serves. It takes one round trip; what comes beyond is told to try again.
@@ -266,7 +267,7 @@ impl Leading {
         let confirmed = self
             .reads
             .iter()
-            .take_while(|read| read.sequence <= sequence)
+            .take_while(|read| read.sequence <= sequence || planted!(UndecidedToldUnconfirmed))
             .count();
         self.reads.drain(..confirmed).collect()
     }

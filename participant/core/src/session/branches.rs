@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};
 use core::time::Duration;
 use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, Lineage, ResourceId, UnixMillis};
+use synod_proto::planted;
 use synod_proto::session::{Answer, Outcome, Refusal, Request};
 
 /// How many listings in a row must miss a branch before that means anything (C11).
@@ -304,7 +305,9 @@ impl Session {
             absent_count: 0,
         };
         self.branches.insert(branch, Branch::InDoubt(in_doubt));
-        if is_first && !is_working {
+        if is_first && !is_working && planted!(RecoveryRollsBack) {
+            self.tell(now, branch, None, Outcome::Aborted, effects);
+        } else if is_first && !is_working {
             self.inquire(now, branch, effects);
         } else {
             self.schedule_inquiry(now, branch);
@@ -397,6 +400,9 @@ impl Session {
 
     pub(super) fn on_branch_timer(&mut self, now: Now, branch: BranchId, effects: &mut Vec<Effect>) {
         match self.branches.get_mut(&branch) {
+            Some(Branch::InDoubt(known)) if planted!(RolledBackAtDeadline) && now.wall >= known.deadline => {
+                self.tell(now, branch, None, Outcome::Aborted, effects);
+            }
             Some(Branch::InDoubt(_)) => self.inquire(now, branch, effects),
             Some(Branch::Told(told)) if !told.is_in_flight => {
                 told.is_in_flight = true;
@@ -480,6 +486,7 @@ impl Session {
             (None | Some(Branch::Working), _) => {
                 return effects.push(Effect::Ignored(Ignored::UnknownBranch));
             }
+            (Some(_), Answer::Undecided) if planted!(UndecidedTakenAsAborted) => Outcome::Aborted,
             (Some(_), Answer::Undecided) => return effects.push(Effect::Ignored(Ignored::Undecided)),
             (Some(_), Answer::Committed) => Outcome::Committed,
             (Some(_), Answer::Aborted) => Outcome::Aborted,

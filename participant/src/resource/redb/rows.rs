@@ -3,6 +3,7 @@
 use ::redb::{Database, ReadableTable, Table, TableDefinition, WriteTransaction};
 use bytes::Bytes;
 use synod_proto::ids::{BranchId, Lineage, UnixMillis};
+use synod_proto::planted;
 use synod_proto::session::Vote;
 
 use super::super::{Effect, Identity, LowWater, Prepared, ResourceError};
@@ -42,7 +43,11 @@ impl RedbOptions {
     /// (traps F3).
     pub(super) fn begin_write(&self, database: &Database) -> Result<WriteTransaction, ::redb::Error> {
         let mut tx = database.begin_write()?;
-        tx.set_durability(::redb::Durability::Immediate)?;
+        tx.set_durability(if planted!(StoreAnswersBeforeSync) {
+            ::redb::Durability::None
+        } else {
+            ::redb::Durability::Immediate
+        })?;
         tx.set_two_phase_commit(true);
         tx.set_quick_repair(self.quick_repair);
         Ok(tx)
@@ -99,6 +104,7 @@ impl<'tx> Rows<'tx> {
         }
         match self.marker(&branch)? {
             // Traps C3: the abort came first, earlier in this very batch perhaps.
+            Some(Marker::Aborted { .. }) if planted!(LateWorkPrepared) => {}
             Some(Marker::Aborted { .. }) => return Ok(Err(ResourceError::Aborted { branch })),
             // T2: its effect is there; a repeated commit of this second row would add to it.
             Some(Marker::Committed { .. }) => {
@@ -129,8 +135,10 @@ impl<'tx> Rows<'tx> {
         };
         self.apply(&row.intents)?;
         // The proof is in the same local transaction as the effect (traps C4, F5).
-        self.marker
-            .insert(&key[..], &Marker::Committed { at: self.now }.encode()[..])?;
+        if !planted!(ProofNotWritten) {
+            self.marker
+                .insert(&key[..], &Marker::Committed { at: self.now }.encode()[..])?;
+        }
         self.is_dirty = true;
         Ok(Ok(Effect::Applied))
     }

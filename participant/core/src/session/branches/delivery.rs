@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use synod_proto::command::clip_text;
 use synod_proto::ids::{BranchId, Gtid, ResourceId};
+use synod_proto::planted;
 use synod_proto::session::{Outcome, Request};
 
 /// A store's word that a commit has happened. There is no other way to an acknowledgement (T8).
@@ -16,6 +17,7 @@ impl Proof {
     fn of(finished: &Finished) -> Option<Self> {
         match finished {
             Finished::Applied | Finished::AlreadyApplied => Some(Self(())),
+            Finished::Unknown { .. } if planted!(UnknownAcknowledged) => Some(Self(())),
             Finished::Unknown { .. } | Finished::Failed { .. } => None,
         }
     }
@@ -122,6 +124,9 @@ impl Session {
         };
         self.branches.insert(branch, Branch::Told(told));
         self.timers.cancel(Timer::Branch(branch));
+        if planted!(AcknowledgedBeforeEffect) && outcome == Outcome::Committed {
+            self.send(Request::Acknowledge { branch, resource }, effects);
+        }
         effects.push(Effect::Finish {
             branch,
             resource,
