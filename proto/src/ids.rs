@@ -154,6 +154,12 @@ uuid_id!(
     "a resource id (UUID)"
 );
 uuid_id!(
+    /// One run of a participant process: random, made with its session. Open branches live in its memory, so that only
+    /// this very instance can prepare them (T3).
+    InstanceId,
+    "an instance (UUID)"
+);
+uuid_id!(
     /// One life of a replica's data directory: made with the directory (L10).
     Incarnation,
     "an incarnation (UUID)"
@@ -192,6 +198,11 @@ number_id!(
     /// One execution of a call: random, chosen by the participant that runs it (T2). A call that is sent twice runs
     /// as two executions, and the commit record names at most one of them.
     ExecutionId(u64)
+);
+number_id!(
+    /// An open local transaction of an instance: random, made when it was opened and kept in memory only, so that what
+    /// was opened anew never passes for what was lost (T3).
+    OpenToken(u64)
 );
 number_id!(
     /// A request on a session, counted by the client; its answer carries the same number.

@@ -2,7 +2,8 @@
 //! bidirectional session stream and behind the unary calls.
 
 use crate::ids::{
-    BranchId, CallId, ExecutionId, Gtid, Lineage, ReplicaId, RequestId, ResourceId, UnixMillis,
+    BranchId, CallId, ExecutionId, Gtid, InstanceId, Lineage, OpenToken, ReplicaId, RequestId, ResourceId,
+    UnixMillis,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,6 +22,35 @@ pub enum Vote {
         /// Why, for the user.
         cause: String,
     },
+}
+
+/// A branch whose local transaction is still open, to be prepared when the commit is asked for (T3): which it is, and
+/// what it must be found to be. Any difference is a vote to abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpenBranch {
+    /// The call that opened it.
+    pub call: CallId,
+    /// The execution that opened it. Every later call on it is part of the same branch.
+    pub execution: ExecutionId,
+    /// The database.
+    pub resource: ResourceId,
+    /// The process that holds it.
+    pub instance: InstanceId,
+    /// The open local transaction in that process.
+    pub token: OpenToken,
+    /// How many calls ran on it, as their callers counted them (T4); at least one.
+    pub call_count: u32,
+}
+
+/// What a prepared, or rolled back, branch answers to [`Response::Prepare`], with what a commit record keeps of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AskedVote {
+    /// The vote.
+    pub vote: Vote,
+    /// A digest of the work, with a vote to commit; 0 without.
+    pub digest: u64,
+    /// The database's own transaction id, with a vote to commit; empty without.
+    pub database_transaction: Bytes,
 }
 
 /// The result of a global transaction. There are two, and no third.
@@ -127,6 +157,32 @@ pub enum Request {
         /// The encoded command.
         command: Bytes,
     },
+    /// This session speaks for this instance: what concerns the branches that it holds open is said here. Repeated on
+    /// every new session; no answer.
+    Introduce {
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// Have these open branches prepared, each by its instance, and then propose to commit them together with those that
+    /// the command names; to abort, if one of them votes so, is gone, or does not vote by the deadline (T3). The answer is
+    /// that of `Decide`. Nothing of it is in the log before the outcome: a new leader is asked again, and asks again.
+    PrepareAndDecide {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// The encoded [`Decide`](crate::command::Decide): a commit of the branches that have voted, of none perhaps.
+        command: Bytes,
+        /// The open ones, at least one, in the order of (call, execution).
+        open: Vec<OpenBranch>,
+    },
+    /// To `Prepare`. The same vote to every repeat of it; no answer.
+    Voted {
+        /// The branch.
+        branch: BranchId,
+        /// The branch's database.
+        resource: ResourceId,
+        /// The vote, made from the store's own answer.
+        vote: AskedVote,
+    },
     /// A prepared branch asks for its outcome (T8). Never refused, whatever the age.
     Inquire {
         /// The branch.
@@ -224,6 +280,18 @@ pub enum Response {
         resource: ResourceId,
         /// The outcome.
         outcome: Outcome,
+    },
+    /// Unasked: prepare this branch, if it is the one that the token names and ran so many calls, and answer with `Voted`
+    /// (T3). Repeated until answered.
+    Prepare {
+        /// The branch.
+        branch: BranchId,
+        /// The branch's database.
+        resource: ResourceId,
+        /// The open local transaction.
+        token: OpenToken,
+        /// How many calls it must have run, all of them ended.
+        call_count: u32,
     },
     /// Unasked: of the transactions that began before `mark`, only those listed are still to be delivered to this
     /// database. The proofs of the others may be deleted (T13).

@@ -13,11 +13,12 @@
 //!
 //! The submodule `session` holds the stream, `status` what both ways share, `unary` the single calls.
 
+mod open;
 mod session;
 mod status;
 mod unary;
 
-use crate::ids::{CallId, ExecutionId, Gtid, Lineage, ReplicaId, ResourceId};
+use crate::ids::{CallId, ExecutionId, Gtid, InstanceId, Lineage, ReplicaId, ResourceId};
 use crate::limits::TEXT_BYTES_MAX;
 use crate::session::Refusal;
 use crate::v1;
@@ -74,6 +75,8 @@ pub enum Reason {
         /// The branch's execution.
         execution: ExecutionId,
     },
+    /// Branches that are not in the order of (call, execution).
+    Disordered,
     /// Two executions of one call in a commit: the work would take effect twice (T2).
     TwoExecutions {
         /// The call.
@@ -100,6 +103,7 @@ impl fmt::Display for Reason {
             Self::Repeated { call, execution } => {
                 write!(f, "names the branch {:016x}/{:016x} twice", call.0, execution.0)
             }
+            Self::Disordered => f.write_str("are not in the order of (call, execution)"),
             Self::TwoExecutions { call } => write!(f, "names two executions of the call {:016x}", call.0),
         }
     }
@@ -164,6 +168,10 @@ fn lineage(field: &'static str, bytes: &Bytes) -> Result<Lineage, Malformed> {
 
 fn resource(field: &'static str, bytes: &Bytes) -> Result<ResourceId, Malformed> {
     sixteen(field, bytes).map(ResourceId)
+}
+
+fn instance(field: &'static str, bytes: &Bytes) -> Result<InstanceId, Malformed> {
+    sixteen(field, bytes).map(InstanceId)
 }
 
 /// Reads a text that may be empty.

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use synod_proto::ids::{CallId, ExecutionId, Gtid, ReplicaId, ResourceId, UnixMillis};
 use synod_proto::limits::{
-    BRANCH_COUNT_MAX, COMMAND_BYTES_MAX, LIST_COUNT_MAX, RESOURCE_COUNT_MAX, TEXT_BYTES_MAX,
+    BRANCH_COUNT_MAX, COMMAND_BYTES_MAX, DATABASE_TRANSACTION_BYTES_MAX, LIST_COUNT_MAX, RESOURCE_COUNT_MAX,
+    TEXT_BYTES_MAX,
 };
 use synod_proto::session::{BranchStatus, DeliveryStatus, Refusal, Request, Response, TransactionStatus};
 use synod_proto::v1;
@@ -437,5 +438,89 @@ fn a_leader_without_an_address_keeps_its_number() {
         Ok(Refusal::NotLeader {
             leader: Some(ReplicaId(3))
         })
+    );
+}
+
+/// T3, B5: the open branches of a commit are some, each once and counted, in the order in which it will name them.
+#[test]
+fn open_branches_come_in_order_counted_and_once() {
+    let open = |call, execution| v1::OpenBranch {
+        call,
+        execution,
+        resource: id(),
+        instance: id(),
+        token: 1,
+        call_count: 2,
+    };
+    let asked = |open| {
+        let command = Bytes::new();
+        refused(WireRequest::PrepareAndDecide(v1::PrepareAndDecide {
+            request: 1,
+            command,
+            open,
+        }))
+    };
+    let field = "PrepareAndDecide.open";
+    assert_eq!(asked(vec![]), malformed(field, Reason::Missing));
+    assert_eq!(
+        asked(vec![open(2, 1), open(1, 1)]),
+        malformed(field, Reason::Disordered)
+    );
+    let (call, execution) = (CallId(1), ExecutionId(1));
+    assert_eq!(
+        asked(vec![open(1, 1), open(1, 1)]),
+        malformed(field, Reason::Repeated { call, execution })
+    );
+    assert_eq!(
+        asked(vec![open(1, 1), open(1, 2)]),
+        malformed(field, Reason::TwoExecutions { call })
+    );
+    let uncounted = v1::OpenBranch {
+        call_count: 0,
+        ..open(1, 1)
+    };
+    assert_eq!(
+        asked(vec![uncounted]),
+        malformed("OpenBranch.call_count", Reason::Missing)
+    );
+    let many = (0..=BRANCH_COUNT_MAX as u64).map(|call| open(call, 1)).collect();
+    assert_eq!(asked(many), limit(field, "branches", BRANCH_COUNT_MAX));
+    let unidentified = v1::OpenBranch {
+        instance: Bytes::new(),
+        ..open(1, 1)
+    };
+    assert_eq!(
+        asked(vec![unidentified]),
+        malformed("OpenBranch.instance", Reason::Missing)
+    );
+}
+
+/// A vote that says nothing is none.
+#[test]
+fn a_vote_says_which() {
+    let voted = |vote| {
+        refused(WireRequest::Voted(v1::Voted {
+            branch: branch(),
+            resource: id(),
+            vote,
+        }))
+    };
+    assert_eq!(voted(None), malformed("Voted.vote", Reason::Missing));
+    let commit = v1::CommitVote {
+        digest: 0,
+        database_transaction: vec![0; DATABASE_TRANSACTION_BYTES_MAX + 1].into(),
+    };
+    assert_eq!(
+        voted(Some(v1::voted::Vote::Commit(commit))),
+        limit(
+            "CommitVote.database_transaction",
+            "bytes",
+            DATABASE_TRANSACTION_BYTES_MAX
+        )
+    );
+    let text = "x".repeat(TEXT_BYTES_MAX + 1);
+    assert_eq!(
+        voted(Some(v1::voted::Vote::Abort(text))),
+        limit("Voted.abort", "bytes", TEXT_BYTES_MAX)
     );
 }

@@ -119,11 +119,16 @@ proptest! {
         let expected = match &request {
             Request::Register { request, .. }
             | Request::Decide { request, .. }
+            | Request::PrepareAndDecide { request, .. }
             | Request::Outcome { request, .. }
             | Request::AwaitDelivery { request, .. }
             | Request::Settle { request, .. }
             | Request::List { request, .. } => Some(*request),
-            Request::Inquire { .. } | Request::Acknowledge { .. } | Request::Hazard { .. } => None,
+            Request::Inquire { .. }
+            | Request::Acknowledge { .. }
+            | Request::Hazard { .. }
+            | Request::Introduce { .. }
+            | Request::Voted { .. } => None,
         };
         prop_assert_eq!(wire::request_number(&request.into()), expected);
     }

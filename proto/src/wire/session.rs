@@ -1,11 +1,12 @@
 //! The session stream: requests of a participant, responses of the coordinator.
 
+use super::open::open_branches;
 use super::{
-    Malformed, gtid, gtid_bytes, id_bytes, limited, lineage, present, required_text, resource, status, text,
-    unary, unknown,
+    Malformed, gtid, gtid_bytes, id_bytes, instance, limited, lineage, present, required_text, resource,
+    status, text, unary, unknown,
 };
 use crate::command::clip_text;
-use crate::ids::{BranchId, CallId, ExecutionId, ReplicaId, RequestId, UnixMillis};
+use crate::ids::{BranchId, CallId, ExecutionId, OpenToken, ReplicaId, RequestId, UnixMillis};
 use crate::limits::{COMMAND_BYTES_MAX, LOW_WATER_COUNT_MAX, RESOURCE_COUNT_MAX};
 use crate::session::{Answer, Outcome, Request, Response};
 use crate::v1;
@@ -23,7 +24,12 @@ pub fn request_number(wire: &v1::SessionRequest) -> Option<RequestId> {
         WireRequest::AwaitDelivery(delivery) => Some(RequestId(delivery.request)),
         WireRequest::Settle(settle) => Some(RequestId(settle.request)),
         WireRequest::List(list) => Some(RequestId(list.request)),
-        WireRequest::Inquire(_) | WireRequest::Acknowledge(_) | WireRequest::Hazard(_) => None,
+        WireRequest::PrepareAndDecide(decide) => Some(RequestId(decide.request)),
+        WireRequest::Inquire(_)
+        | WireRequest::Acknowledge(_)
+        | WireRequest::Hazard(_)
+        | WireRequest::Introduce(_)
+        | WireRequest::Voted(_) => None,
     }
 }
 
@@ -42,6 +48,27 @@ impl From<Request> for v1::SessionRequest {
             Request::Decide { request, command } => WireRequest::Decide(v1::Decide {
                 request: request.0,
                 command,
+            }),
+            Request::Introduce { instance } => WireRequest::Introduce(v1::Introduce {
+                instance: id_bytes(&instance.0),
+            }),
+            Request::PrepareAndDecide {
+                request,
+                command,
+                open,
+            } => WireRequest::PrepareAndDecide(v1::PrepareAndDecide {
+                request: request.0,
+                command,
+                open: open.into_iter().map(Into::into).collect(),
+            }),
+            Request::Voted {
+                branch,
+                resource,
+                vote,
+            } => WireRequest::Voted(v1::Voted {
+                branch: Some(branch.into()),
+                resource: id_bytes(&resource.0),
+                vote: Some(vote.into()),
             }),
             Request::Inquire {
                 branch,
@@ -136,6 +163,27 @@ impl TryFrom<v1::SessionRequest> for Request {
                     command: wire.command,
                 }
             }
+            WireRequest::Introduce(wire) => Self::Introduce {
+                instance: instance("Introduce.instance", &wire.instance)?,
+            },
+            WireRequest::PrepareAndDecide(wire) => {
+                limited(
+                    "PrepareAndDecide.command",
+                    "bytes",
+                    wire.command.len(),
+                    COMMAND_BYTES_MAX,
+                )?;
+                Self::PrepareAndDecide {
+                    request: RequestId(wire.request),
+                    command: wire.command,
+                    open: open_branches("PrepareAndDecide.open", wire.open)?,
+                }
+            }
+            WireRequest::Voted(wire) => Self::Voted {
+                branch: branch("Voted.branch", wire.branch)?,
+                resource: resource("Voted.resource", &wire.resource)?,
+                vote: present("Voted.vote", wire.vote)?.try_into()?,
+            },
             WireRequest::Inquire(wire) => Self::Inquire {
                 branch: branch("Inquire.branch", wire.branch)?,
                 resource: resource("Inquire.resource", &wire.resource)?,
@@ -203,6 +251,17 @@ pub fn response(response: Response, address: impl Fn(ReplicaId) -> Option<String
             resource: id_bytes(&resource.0),
             outcome: v1::Outcome::from(outcome).into(),
         }),
+        Response::Prepare {
+            branch,
+            resource,
+            token,
+            call_count,
+        } => WireResponse::Prepare(v1::PrepareBranch {
+            branch: Some(branch.into()),
+            resource: id_bytes(&resource.0),
+            token: token.0,
+            call_count,
+        }),
         Response::LowWater {
             resource,
             mark,
@@ -265,6 +324,12 @@ impl TryFrom<v1::SessionResponse> for Response {
                 branch: branch("Deliver.branch", wire.branch)?,
                 resource: resource("Deliver.resource", &wire.resource)?,
                 outcome: outcome("Deliver.outcome", wire.outcome)?,
+            },
+            WireResponse::Prepare(wire) => Self::Prepare {
+                branch: branch("PrepareBranch.branch", wire.branch)?,
+                resource: resource("PrepareBranch.resource", &wire.resource)?,
+                token: OpenToken(wire.token),
+                call_count: wire.call_count,
             },
             WireResponse::LowWater(wire) => {
                 limited(

@@ -7,15 +7,16 @@ use proptest::option;
 use proptest::prelude::*;
 use synod_proto::command::{Command, DELIVERED_COUNT_MAX, Decide, Guard, NamedBranch, Proposal, Settle};
 use synod_proto::ids::{
-    BranchId, CallId, ExecutionId, Gtid, Lineage, ReplicaId, RequestId, ResourceId, UnixMillis,
+    BranchId, CallId, ExecutionId, Gtid, InstanceId, Lineage, OpenToken, ReplicaId, RequestId, ResourceId,
+    UnixMillis,
 };
 use synod_proto::limits::{
     BRANCH_COUNT_MAX, COMMAND_BYTES_MAX, DATABASE_TRANSACTION_BYTES_MAX, GUARD_COUNT_MAX,
     GUARD_NAME_BYTES_MAX, LIST_COUNT_MAX, RESOURCE_COUNT_MAX, TEXT_BYTES_MAX,
 };
 use synod_proto::session::{
-    AbortCause, AbortKind, Answer, BranchStatus, Decision, DeliveryStatus, Outcome, Refusal, Request,
-    Response, TransactionStatus, TransactionSummary,
+    AbortCause, AbortKind, Answer, AskedVote, BranchStatus, Decision, DeliveryStatus, OpenBranch, Outcome,
+    Refusal, Request, Response, TransactionStatus, TransactionSummary, Vote,
 };
 use synod_proto::wire::{List, Resolve, ResolveAction};
 
@@ -191,10 +192,23 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
     let bytes = prop_oneof![
         9 => vec(any::<u8>(), 0..200),
         1 => Just(vec![0xa5; COMMAND_BYTES_MAX]),
-    ];
-    let decide = (request_number(), bytes).prop_map(|(request, bytes)| Request::Decide {
+    ]
+    .boxed();
+    let decide = (request_number(), bytes.clone()).prop_map(|(request, bytes)| Request::Decide {
         request,
         command: Bytes::from(bytes),
+    });
+    let prepare_and_decide = (request_number(), bytes, open_branches()).prop_map(|(request, bytes, open)| {
+        Request::PrepareAndDecide {
+            request,
+            command: Bytes::from(bytes),
+            open,
+        }
+    });
+    let voted = (branch(), resource(), asked_vote()).prop_map(|(branch, resource, vote)| Request::Voted {
+        branch,
+        resource,
+        vote,
     });
     let inquire =
         (branch(), resource(), lineage(), millis()).prop_map(|(branch, resource, lineage, deadline)| {
@@ -208,6 +222,9 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         register,
         decide,
+        prepare_and_decide,
+        voted,
+        instance().prop_map(|instance| Request::Introduce { instance }),
         inquire,
         (branch(), resource()).prop_map(|(branch, resource)| Request::Acknowledge { branch, resource }),
         (branch(), resource(), text()).prop_map(|(branch, resource, text)| Request::Hazard {
@@ -226,6 +243,58 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
             }
         }),
         (request_number(), list()).prop_map(|(request, list)| list.into_request(request)),
+    ]
+}
+
+fn instance() -> impl Strategy<Value = InstanceId> {
+    any::<[u8; 16]>().prop_map(InstanceId)
+}
+
+/// In order, each call once, at least one.
+fn open_branches() -> impl Strategy<Value = Vec<OpenBranch>> {
+    let one = (
+        call(),
+        execution(),
+        resource(),
+        instance(),
+        any::<u64>(),
+        1..=u32::MAX,
+    );
+    vec(one, 1..=BRANCH_COUNT_MAX).prop_map(|all| {
+        let all = all
+            .into_iter()
+            .map(|(call, execution, resource, instance, token, call_count)| {
+                let open = OpenBranch {
+                    call,
+                    execution,
+                    resource,
+                    instance,
+                    token: OpenToken(token),
+                    call_count,
+                };
+                (call, open)
+            });
+        let by_call: std::collections::BTreeMap<CallId, OpenBranch> = all.collect();
+        by_call.into_values().collect()
+    })
+}
+
+fn asked_vote() -> impl Strategy<Value = AskedVote> {
+    let without = |vote| AskedVote {
+        vote,
+        digest: 0,
+        database_transaction: Bytes::new(),
+    };
+    prop_oneof![
+        (any::<u64>(), vec(any::<u8>(), 0..=DATABASE_TRANSACTION_BYTES_MAX)).prop_map(|(digest, bytes)| {
+            AskedVote {
+                vote: Vote::Commit,
+                digest,
+                database_transaction: bytes.into(),
+            }
+        }),
+        Just(without(Vote::ReadOnly)),
+        text().prop_map(move |cause| without(Vote::Abort { cause })),
     ]
 }
 
@@ -335,6 +404,14 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
             resource,
             outcome
         }),
+        (branch(), resource(), any::<u64>(), any::<u32>()).prop_map(
+            |(branch, resource, token, call_count)| Response::Prepare {
+                branch,
+                resource,
+                token: OpenToken(token),
+                call_count,
+            }
+        ),
         (resource(), millis(), vec(gtid(), 0..20)).prop_map(|(resource, mark, unfinished)| {
             Response::LowWater {
                 resource,
