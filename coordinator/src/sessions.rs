@@ -199,7 +199,10 @@ fn is_answer(response: &Response) -> bool {
         | Response::Delivered { .. }
         | Response::Listed { .. }
         | Response::Refused { .. } => true,
-        Response::Answered { .. } | Response::Deliver { .. } | Response::LowWater { .. } => false,
+        Response::Answered { .. }
+        | Response::Deliver { .. }
+        | Response::Prepare { .. }
+        | Response::LowWater { .. } => false,
     }
 }
 

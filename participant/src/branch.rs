@@ -56,6 +56,10 @@ impl<R: ResourceManager> Resource<R> {
         }
     }
 
+    pub(crate) fn participant(&self) -> &Participant {
+        &self.participant
+    }
+
     /// The database's identity, from a row of its own (T11).
     #[must_use]
     pub fn id(&self) -> ResourceId {
@@ -93,6 +97,64 @@ impl<R: ResourceManager> Resource<R> {
             .await
             .map(Response::new)
     }
+
+    /// Like [`branch`](Self::branch), in a local transaction that stays open: all calls of one global
+    /// transaction that reach this process by this method, on this database, share it and are one branch. It
+    /// is prepared when the initiator commits, and not before, so a later call sees what the earlier ones
+    /// wrote and meets none of their locks.
+    ///
+    /// The calls run one after the other. A failed one rolls the whole branch back, since it may have left a
+    /// part of its work; so does a call that arrives twice, a caller that goes away, and ten seconds without a
+    /// call or a commit. If the process restarts before the commit, the transaction aborts. A call that comes
+    /// while the commit is under way is refused. What cannot be done any more is to
+    /// [discard](crate::Transaction::discard) one call of the branch.
+    ///
+    /// Against [`branch`](Self::branch) the commit costs one round trip more, and the locks are held until
+    /// then. Behind a load balancer, make sure that the calls of one transaction reach one process: two
+    /// processes have two branches, which then wait for each other's locks.
+    ///
+    /// ```no_run
+    /// # mod shop { include!("doc_shop.rs"); }
+    /// # use shop::{ReserveReply, ReserveRequest};
+    /// use synod::{Resource, resource::redb::RedbResource};
+    /// use tonic::{Request, Response, Status};
+    ///
+    /// struct InventoryService {
+    ///     database: Resource<RedbResource>,
+    /// }
+    ///
+    /// impl InventoryService {
+    ///     /// May be called for every line of an order, for one item as often as it is listed.
+    ///     async fn reserve(&self, request: Request<ReserveRequest>) -> Result<Response<ReserveReply>, Status> {
+    ///         self.database
+    ///             .open_branch(request, async |mut tx, ReserveRequest { sku, quantity }| {
+    ///                 let stock = tx.get_u64_for_update("stock", &sku).await?.unwrap_or(0);
+    ///                 let left = stock.checked_sub(quantity).ok_or_else(|| Status::out_of_range("out of stock"))?;
+    ///                 tx.put_u64("stock", &sku, left).await?;
+    ///                 Ok(ReserveReply { left })
+    ///             })
+    ///             .await
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`branch`](Self::branch); `FAILED_PRECONDITION` as well where the open branch was rolled back
+    /// before, or is prepared already; `UNAVAILABLE` where too many are open in this process.
+    pub async fn open_branch<M, T, F, Fut>(&self, request: Request<M>, work: F) -> Result<Response<T>, Status>
+    where
+        M: prost::Message + 'static,
+        T: prost::Message + 'static,
+        F: FnOnce(BranchTransaction<R>, M) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, Status>> + Send + 'static,
+    {
+        let joined = Joined::of(&request)?;
+        let message = request.into_inner();
+        joined
+            .open_branch(self, move |tx| work(tx, message))
+            .await
+            .map(Response::new)
+    }
 }
 
 /// The local transaction of one branch, as its closure holds it: the store's own transaction (by
@@ -106,6 +168,20 @@ pub struct BranchTransaction<R: ResourceManager> {
 }
 
 impl<R: ResourceManager> BranchTransaction<R> {
+    pub(crate) fn new(
+        tx: R::Transaction,
+        slot: Arc<Mutex<Option<R::Transaction>>>,
+        scope: Arc<Scope>,
+        branch: BranchId,
+    ) -> Self {
+        Self {
+            tx: Some(tx),
+            slot,
+            scope,
+            branch,
+        }
+    }
+
     /// The branch's id: its gtid, call and execution.
     #[must_use]
     pub fn branch_id(&self) -> BranchId {
@@ -235,12 +311,7 @@ where
     let slot = Arc::new(Mutex::new(None));
     let working = async {
         let tx = resource.manager.begin(&context).await?;
-        let tx = BranchTransaction {
-            tx: Some(tx),
-            slot: slot.clone(),
-            scope: scope.clone(),
-            branch,
-        };
+        let tx = BranchTransaction::new(tx, slot.clone(), scope.clone(), branch);
         work(tx).await.map_err(BranchFailure::Rejected)
     };
     // Dropping the work gives the local transaction back to the slot, and the slot's end rolls it back.

@@ -4,7 +4,7 @@
 //! | key | on | content |
 //! |---|---|---|
 //! | `synod-context-bin` | request | version, lineage, gtid, call, deadline |
-//! | `synod-votes-bin` | reply, also an error | version, execution, the subtree's votes, its failed calls, its unnamed branches |
+//! | `synod-votes-bin` | reply, also an error | version, execution, the subtree's votes, its failed calls, its unnamed branches, its open branches |
 //! | `synod-call-bin` | reply, added by the caller's own bound channel | the call's id |
 //!
 //! Integers are big-endian. A version that is not known is refused, never guessed at; so is everything that
@@ -13,11 +13,11 @@
 use bytes::{Buf, BufMut, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use synod_participant_core::arrival::CallContext;
-use synod_participant_core::transaction::{BranchVote, Doom, Reply};
+use synod_participant_core::transaction::{BranchVote, Doom, OpenCalls, Reply};
 use synod_proto::command::NamedBranch;
-use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, ResourceId, UnixMillis};
+use synod_proto::ids::{CallId, ExecutionId, Gtid, InstanceId, Lineage, OpenToken, ResourceId, UnixMillis};
 use synod_proto::limits::{BRANCH_COUNT_MAX, DATABASE_TRANSACTION_BYTES_MAX};
-use synod_proto::session::{AbortCause, AbortKind, Vote};
+use synod_proto::session::{AbortCause, AbortKind, OpenBranch, Vote};
 use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 
 const CONTEXT_KEY: HeaderName = HeaderName::from_static("synod-context-bin");
@@ -26,6 +26,10 @@ const VOTES_KEY: HeaderName = HeaderName::from_static("synod-votes-bin");
 pub(crate) const CALL_KEY: &str = "synod-call-bin";
 
 const VERSION: u8 = 1;
+
+/// The version of votes that tell of open branches. All others are written as before, so that services may be upgraded
+/// one after the other; one that does not know open branches refuses them, instead of committing without them.
+const VERSION_OPEN: u8 = 2;
 
 /// The most votes to abort, and the most failed calls, that one reply hands up: one is enough to doom the
 /// transaction.
@@ -103,7 +107,7 @@ fn doom_kind_tag(kind: AbortKind) -> u8 {
 /// Puts a subtree's votes on a reply, successful or not.
 pub(crate) fn write_votes(reply: &Reply, headers: &mut HeaderMap) -> Result<(), TooManyVotes> {
     let too_many = TooManyVotes {
-        branch_count: reply.votes.len(),
+        branch_count: reply.votes.len() + reply.open.len(),
     };
     let mut abort_count = 0;
     let is_told = |vote: &&BranchVote| {
@@ -111,11 +115,15 @@ pub(crate) fn write_votes(reply: &Reply, headers: &mut HeaderMap) -> Result<(), 
         !matches!(vote.vote, Vote::Abort { .. }) || abort_count <= DOOM_COUNT_MAX
     };
     let votes: Vec<&BranchVote> = reply.votes.iter().filter(is_told).collect();
-    if votes.len() > BRANCH_COUNT_MAX {
+    if votes.len() + reply.open.len() > BRANCH_COUNT_MAX {
         return Err(too_many);
     }
     let mut out = Vec::with_capacity(64);
-    out.put_u8(VERSION);
+    out.put_u8(if reply.open.is_empty() {
+        VERSION
+    } else {
+        VERSION_OPEN
+    });
     out.put_u64(reply.execution.0);
     put_count(&mut out, votes.len());
     for vote in &votes {
@@ -148,7 +156,10 @@ pub(crate) fn write_votes(reply: &Reply, headers: &mut HeaderMap) -> Result<(), 
         put_text(&mut out, &doom.cause.text);
     }
     // Only so that an abort can tell them at once: what does not fit is told by its own inquiry.
-    let unnamed = &reply.unnamed[..reply.unnamed.len().min(BRANCH_COUNT_MAX - votes.len())];
+    let unnamed = &reply.unnamed[..reply
+        .unnamed
+        .len()
+        .min(BRANCH_COUNT_MAX - votes.len() - reply.open.len())];
     put_count(&mut out, unnamed.len());
     for branch in unnamed {
         out.put_u64(branch.call.0);
@@ -157,6 +168,26 @@ pub(crate) fn write_votes(reply: &Reply, headers: &mut HeaderMap) -> Result<(), 
         out.put_u64(branch.digest);
         put_count(&mut out, branch.database_transaction.len());
         out.put_slice(&branch.database_transaction);
+    }
+    if !reply.open.is_empty() {
+        put_count(&mut out, reply.open.len());
+    }
+    for calls in &reply.open {
+        let OpenBranch {
+            call,
+            execution,
+            resource,
+            instance,
+            token,
+            call_count,
+        } = calls.branch;
+        out.put_u64(call.0);
+        out.put_u64(execution.0);
+        out.put_slice(&resource.0);
+        out.put_slice(&instance.0);
+        out.put_u64(token.0);
+        out.put_u32(call_count);
+        out.put_u32(calls.count_seen);
     }
     assert!(
         out.len() <= VOTES_BYTES_MAX,
@@ -240,11 +271,17 @@ fn read_votes(headers: &HeaderMap) -> Result<Option<Reply>, Malformed> {
             database_transaction,
         });
     }
+    let open = if reader.version == VERSION_OPEN {
+        reader.open_calls()?
+    } else {
+        Vec::new()
+    };
     reader.finish()?;
     Ok(Some(Reply {
         execution,
         votes,
         dooms,
+        open,
         unnamed,
     }))
 }
@@ -267,6 +304,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 
 struct Reader {
     key: &'static str,
+    version: u8,
     rest: Bytes,
 }
 
@@ -285,9 +323,15 @@ impl Reader {
             .get_bin(key)
             .and_then(|value| value.to_bytes().ok())
             .ok_or_else(|| malformed("it is not base64"))?;
-        let mut reader = Self { key, rest };
-        match reader.u8()? {
+        let mut reader = Self {
+            key,
+            version: VERSION,
+            rest,
+        };
+        reader.version = reader.u8()?;
+        match reader.version {
             VERSION => Ok(Some(reader)),
+            VERSION_OPEN if name == VOTES_KEY => Ok(Some(reader)),
             _ => Err(malformed("its version is not known here: upgrade this service")),
         }
     }
@@ -308,6 +352,37 @@ impl Reader {
 
     fn u8(&mut self) -> Result<u8, Malformed> {
         Ok(self.take(1)?[0])
+    }
+
+    fn u32(&mut self) -> Result<u32, Malformed> {
+        Ok(self.take(4)?.get_u32())
+    }
+
+    /// At least one: without any, the version is the other one.
+    fn open_calls(&mut self) -> Result<Vec<OpenCalls>, Malformed> {
+        let count = self.count(BRANCH_COUNT_MAX)?;
+        if count == 0 {
+            return Err(self.malformed("it announces open branches and holds none"));
+        }
+        let mut open = Vec::with_capacity(count);
+        for _ in 0..count {
+            let calls = OpenCalls {
+                branch: OpenBranch {
+                    call: CallId(self.u64()?),
+                    execution: ExecutionId(self.u64()?),
+                    resource: ResourceId(self.id()?),
+                    instance: InstanceId(self.id()?),
+                    token: OpenToken(self.u64()?),
+                    call_count: self.u32()?,
+                },
+                count_seen: self.u32()?,
+            };
+            if calls.branch.call_count == 0 {
+                return Err(self.malformed("an open branch counts no call"));
+            }
+            open.push(calls);
+        }
+        Ok(open)
     }
 
     fn u64(&mut self) -> Result<u64, Malformed> {

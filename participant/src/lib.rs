@@ -111,6 +111,7 @@ mod branch;
 mod channel;
 mod context;
 mod error;
+mod open;
 mod participant;
 mod retry;
 mod scope;

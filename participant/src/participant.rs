@@ -303,6 +303,13 @@ pub(crate) fn random_u64() -> u64 {
     u64::from_be_bytes(bytes)
 }
 
+/// A fresh random id, for the same reason.
+pub(crate) fn random_id() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    fill_random(&mut bytes);
+    bytes
+}
+
 fn fill_random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the operating system gives random bytes");
 }

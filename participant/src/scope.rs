@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use synod_participant_core::arrival::{CallContext, Execution};
-use synod_participant_core::transaction::{BranchVote, CallRefused, CommitRefused, Ignored, Ledger, Reply};
+use synod_participant_core::transaction::{
+    BranchVote, CallRefused, Commit, CommitRefused, Ignored, Ledger, OpenCalls, Reply,
+};
 use synod_proto::command::Decide;
 use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
 use synod_proto::session::{AbortCause, AbortKind, Decision};
@@ -220,10 +222,10 @@ impl Scope {
     // ---- at the initiator ----
 
     /// The commit request; see [`Ledger::hand_over`].
-    pub(crate) fn hand_over(&self) -> Result<Decide, CommitError> {
+    pub(crate) fn hand_over(&self) -> Result<Commit, CommitError> {
         let mut noted = self.noted();
         let refused = match noted.ledger.hand_over() {
-            Ok(decide) => return Ok(decide),
+            Ok(commit) => return Ok(commit),
             Err(refused) => refused,
         };
         let doom = match &refused {
@@ -364,6 +366,27 @@ impl OpenCall {
             execution: vote.execution,
             votes: vec![vote],
             dooms: Vec::new(),
+            open: Vec::new(),
+            unnamed: Vec::new(),
+        };
+        self.settle(&mut noted, reply);
+    }
+
+    /// A call of this process ran in a branch that stays open.
+    pub(crate) fn answer_open(mut self, execution: ExecutionId, calls: OpenCalls) {
+        self.is_settled = true;
+        let mut noted = self.scope.noted();
+        if self.execution.is_some()
+            && let Some(own) = &mut noted.execution
+        {
+            own.on_own_left_open(calls);
+            return;
+        }
+        let reply = Reply {
+            execution,
+            votes: Vec::new(),
+            dooms: Vec::new(),
+            open: vec![calls],
             unnamed: Vec::new(),
         };
         self.settle(&mut noted, reply);

@@ -18,6 +18,7 @@ use crate::branch::{self, BranchTransaction, Resource};
 use crate::channel::{BoundChannel, MessageCounter};
 use crate::context::{read_context, write_votes};
 use crate::error::{BranchFailure, UnknownCall};
+use crate::open;
 use crate::participant::Participant;
 use crate::resource::ResourceManager;
 use crate::scope::Scope;
@@ -261,6 +262,30 @@ impl Joined {
             .open_branch("a local branch")
             .map_err(|error| Status::from(refused(error)))?;
         let result = branch::run(resource, call, move |tx| {
+            let working = work(tx);
+            async move { working.await.map_err(Into::into) }
+        });
+        result.await.map_err(Status::from)
+    }
+
+    /// A branch on one of this service's databases that stays open for further calls of the transaction: see
+    /// [`Resource::open_branch`].
+    ///
+    /// # Errors
+    /// As [`Resource::open_branch`].
+    pub async fn open_branch<R, T, F, Fut>(&self, resource: &Resource<R>, work: F) -> Result<T, Status>
+    where
+        R: ResourceManager,
+        T: Send + 'static,
+        F: FnOnce(BranchTransaction<R>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, Status>> + Send + 'static,
+    {
+        let refused = BranchFailure::from_refused(self.gtid());
+        let call = self
+            .scope
+            .open_branch("an open local branch")
+            .map_err(|error| Status::from(refused(error)))?;
+        let result = open::run(resource, call, move |tx| {
             let working = work(tx);
             async move { working.await.map_err(Into::into) }
         });

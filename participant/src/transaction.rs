@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use synod_proto::command::Decide;
+use synod_participant_core::transaction::Commit;
 use synod_proto::ids::{CallId, Gtid, UnixMillis};
 use synod_proto::session::{Decision, Refusal};
 
@@ -15,6 +15,7 @@ use crate::channel::BoundChannel;
 use crate::error::{
     AbortError, BoxError, BranchError, BranchFailure, CommitError, DeliveryError, ResolveError, UnknownCall,
 };
+use crate::open;
 use crate::participant::{Participant, random_u64};
 use crate::resource::ResourceManager;
 use crate::scope::Scope;
@@ -76,6 +77,26 @@ impl Transaction {
         branch::run(resource, call, work).await
     }
 
+    /// A branch on one of the initiator's own databases that stays open: every further such branch of this
+    /// transaction on this database continues the same local transaction, which is prepared by
+    /// [`commit`](Self::commit). See [`Resource::open_branch`].
+    ///
+    /// # Errors
+    /// As [`branch`](Self::branch); the whole open branch was rolled back.
+    pub async fn open_branch<R, T, F, Fut>(&self, resource: &Resource<R>, work: F) -> Result<T, BranchError>
+    where
+        R: ResourceManager,
+        T: Send + 'static,
+        F: FnOnce(BranchTransaction<R>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
+    {
+        let call = self
+            .scope
+            .open_branch("an open local branch")
+            .map_err(BranchFailure::from_refused(self.gtid()))?;
+        open::run(resource, call, work).await
+    }
+
     /// Takes a call out of the transaction by name: nothing below it will take effect, and its failure no
     /// longer keeps the rest from committing (T4). The id of a call is in its reply or status
     /// ([`call_id`](crate::call_id)) and in [`BranchError::call`].
@@ -101,14 +122,14 @@ impl Transaction {
 
     /// The ledger lets a commit request out once, whoever else still holds the transaction.
     pub(crate) async fn commit_shared(&self) -> Result<Committed, CommitError> {
-        let decide = self.scope.hand_over().inspect_err(|_| self.scope.let_go())?;
+        let commit = self.scope.hand_over().inspect_err(|_| self.scope.let_go())?;
         let scope = self.scope.clone();
         let deciding = {
-            let decide = decide.clone();
+            let commit = commit.clone();
             // A task of its own: the user's future may be dropped, the request may not be forgotten half way
             // (traps C13).
             tokio::spawn(async move {
-                let answer = scope.participant().session().decide(decide).await;
+                let answer = scope.participant().session().commit(commit).await;
                 match &answer {
                     Ok(decision) => scope.on_decision(decision),
                     Err(DecideError::InDoubt { .. }) => {}
@@ -122,7 +143,7 @@ impl Transaction {
             let participant = self.scope.participant().clone();
             CommitError::InDoubt(InDoubt {
                 gtid,
-                commit: Box::new(decide),
+                commit: Box::new(commit),
                 participant,
                 source: Arc::from(source),
             })
@@ -251,7 +272,7 @@ impl Committed {
 #[derive(Clone)]
 pub struct InDoubt {
     gtid: Gtid,
-    commit: Box<Decide>,
+    commit: Box<Commit>,
     participant: Participant,
     source: Arc<dyn Error + Send + Sync>,
 }
@@ -277,7 +298,7 @@ impl InDoubt {
         let gtid = self.gtid;
         let mut pause = RESOLVE_PAUSE;
         loop {
-            match self.participant.session().decide((*self.commit).clone()).await {
+            match self.participant.session().commit((*self.commit).clone()).await {
                 Ok(Decision::Committed) => {
                     return Ok(Committed {
                         gtid,

@@ -1,7 +1,7 @@
 //! A call arrives under a global transaction (step 2): may work be done for it (T11, T14), and what goes back with its
 //! reply (T2, T3, T4).
 
-use crate::transaction::{BranchVote, Doom, Ledger, Reply};
+use crate::transaction::{BranchVote, Doom, Ledger, OpenCalls, Reply};
 use core::fmt;
 use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX};
@@ -132,6 +132,8 @@ enum Own {
     None,
     Open,
     Voted(BranchVote),
+    /// It stays open, and is prepared with the commit (T3).
+    LeftOpen(OpenCalls),
 }
 
 impl Execution {
@@ -165,6 +167,11 @@ impl Execution {
         self.own = Own::Voted(vote);
     }
 
+    /// The execution's own work was done in a branch that stays open, its own or an earlier call's.
+    pub fn on_own_left_open(&mut self, calls: OpenCalls) {
+        self.own = Own::LeftOpen(calls);
+    }
+
     /// Whether the reply has gone up: no call can be made under it any more.
     #[must_use]
     pub const fn is_handed_up(&self) -> bool {
@@ -176,9 +183,12 @@ impl Execution {
         self.is_handed_up = true;
         let own = match &self.own {
             Own::Voted(vote) => Some(vote.clone()),
-            Own::None | Own::Open => None,
+            Own::None | Own::Open | Own::LeftOpen(_) => None,
         };
         let mut reply = ledger.reply(self.execution, own);
+        if let Own::LeftOpen(calls) = self.own {
+            reply.add_open(calls);
+        }
         if matches!(self.own, Own::Open) {
             reply.dooms.push(Doom {
                 call: self.call,

@@ -5,6 +5,7 @@
 //! | [`transaction`] | 1 begin, 2 work, 4 outcome | the ledger of one global transaction: calls, votes, doom, hand-over (T2-T7) |
 //! | [`arrival`] | 2 work | a call that arrives: whether work is done for it, and what its reply hands up (T2, T11, T14) |
 //! | [`branch`] | 3 prepare | the gate between a prepared branch and its vote (C1) |
+//! | [`open`] | 2 work, 3 prepare | branches that several calls share, prepared when the commit is asked for (T3) |
 //! | [`session`] | 4 outcome, 5 delivery | this process's side of the coordinator session: requests, inquiries, acknowledgements (T7, T8) |
 //!
 //! Time and chance are arguments: [`Now`] comes in with every step, `next_timeout` says when to step again, and a seed
@@ -18,6 +19,7 @@ extern crate std;
 
 pub mod arrival;
 pub mod branch;
+pub mod open;
 pub mod session;
 pub mod transaction;
 

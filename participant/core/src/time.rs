@@ -47,6 +47,10 @@ impl<K: Ord + Copy> Timers<K> {
         self.due.first().map(|(at, _)| *at)
     }
 
+    pub(crate) fn of(&self, key: &K) -> Option<Timestamp> {
+        self.set.get(key).copied()
+    }
+
     pub(crate) fn pop_due(&mut self, now: Timestamp) -> Option<K> {
         let (at, key) = *self.due.first()?;
         if at > now {

@@ -15,7 +15,10 @@
 
 mod vocabulary;
 
-pub use vocabulary::{BranchVote, CALL_COUNT_MAX, CallRefused, CommitRefused, Doom, Ignored, Reply, State};
+pub use vocabulary::{
+    BranchVote, CALL_COUNT_MAX, CallRefused, Commit, CommitRefused, CommitSet, Doom, Ignored, OpenCalls,
+    Reply, State,
+};
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -25,7 +28,7 @@ use synod_proto::ids::{CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 use synod_proto::limits::BRANCH_COUNT_MAX;
 use synod_proto::planted;
 use synod_proto::random::Random;
-use synod_proto::session::{AbortCause, AbortKind, Decision, Vote};
+use synod_proto::session::{AbortCause, AbortKind, Decision, OpenBranch, Vote};
 
 #[derive(Clone, Debug, Hash)]
 enum Call {
@@ -213,6 +216,7 @@ impl Ledger {
             execution,
             votes: own.into_iter().collect(),
             dooms: Vec::new(),
+            open: Vec::new(),
             unnamed: Vec::new(),
         };
         for (call, entry) in &self.calls {
@@ -228,6 +232,7 @@ impl Ledger {
                 Call::Discarded(prepared) => reply.unnamed.extend(prepared.iter().cloned()),
                 Call::Answered(below) if below.dooms.is_empty() => {
                     reply.votes.extend(below.votes.iter().cloned());
+                    below.open.iter().for_each(|calls| reply.add_open(*calls));
                     reply.unnamed.extend(below.unnamed.iter().cloned());
                 }
                 // If somebody above discards the failed call by name, what voted beneath it must not be named either.
@@ -246,13 +251,18 @@ impl Ledger {
     ///
     /// # Errors
     /// See [`CommitRefused`]; nothing changed, and the transaction is still open if it was.
-    pub fn hand_over(&mut self) -> Result<Decide, CommitRefused> {
-        let (branches, read_only_count) = self.commit_set()?;
-        self.state = State::HandedOver;
-        Ok(self.decide(Proposal::Commit {
+    pub fn hand_over(&mut self) -> Result<Commit, CommitRefused> {
+        let CommitSet {
             branches,
             read_only_count,
-        }))
+            open,
+        } = self.commit_set()?;
+        self.state = State::HandedOver;
+        let decide = self.decide(Proposal::Commit {
+            branches,
+            read_only_count,
+        });
+        Ok(Commit { decide, open })
     }
 
     /// The Commit request never reached the transport, or every send of it was refused: the transaction is open again.
@@ -306,11 +316,11 @@ impl Ledger {
         }
     }
 
-    /// The branches that a commit would name, in order, and how many voted read-only.
+    /// What a commit would name.
     ///
     /// # Errors
     /// See [`CommitRefused`].
-    pub fn commit_set(&self) -> Result<(Vec<NamedBranch>, u32), CommitRefused> {
+    pub fn commit_set(&self) -> Result<CommitSet, CommitRefused> {
         if self.state != State::Open {
             return Err(CommitRefused::Closed);
         }
@@ -325,8 +335,16 @@ impl Ledger {
             return Err(CommitRefused::Doomed(doom));
         }
         let mut named: BTreeMap<CallId, &BranchVote> = BTreeMap::new();
+        let mut open: Vec<OpenCalls> = Vec::new();
         for (call, entry) in &self.calls {
             let Call::Answered(reply) = entry else { continue };
+            for calls in &reply.open {
+                let opened = calls.branch;
+                if opened.call == *call && opened.execution != reply.execution {
+                    return Err(CommitRefused::Contradiction { call: opened.call });
+                }
+                add_calls(&mut open, calls);
+            }
             for vote in &reply.votes {
                 // T2: a reply speaks for one execution of its call, and a call id is never used twice.
                 let is_foreign = vote.call == *call && vote.execution != reply.execution;
@@ -342,15 +360,34 @@ impl Ledger {
             .map(|vote| vote.named())
             .collect();
         let read_only_count = named.len() - branches.len();
-        if named.is_empty() {
+        if named.is_empty() && open.is_empty() {
             return Err(CommitRefused::Empty);
         }
-        if branches.len() > BRANCH_COUNT_MAX {
-            return Err(CommitRefused::TooManyBranches {
-                count: branches.len(),
-            });
+        let count = branches.len() + open.len();
+        if count > BRANCH_COUNT_MAX {
+            return Err(CommitRefused::TooManyBranches { count });
         }
-        Ok((branches, u32::try_from(read_only_count).unwrap_or(u32::MAX)))
+        open.sort_by_key(|calls| (calls.branch.call, calls.branch.execution));
+        for (index, calls) in open.iter().enumerate() {
+            let OpenBranch { call, call_count, .. } = calls.branch;
+            // One call is one branch, of one kind, in one place.
+            let is_twice = index > 0 && open[index - 1].branch.call == call;
+            if is_twice || named.contains_key(&call) {
+                return Err(CommitRefused::Contradiction { call });
+            }
+            if calls.count_seen > call_count {
+                return Err(CommitRefused::CallCount {
+                    call,
+                    counted: call_count,
+                    seen: calls.count_seen,
+                });
+            }
+        }
+        Ok(CommitSet {
+            branches,
+            read_only_count: u32::try_from(read_only_count).unwrap_or(u32::MAX),
+            open: open.into_iter().map(|calls| calls.branch).collect(),
+        })
     }
 
     // ---- helpers ----
@@ -395,6 +432,13 @@ impl Ledger {
     }
 }
 
+impl Reply {
+    /// Counts these calls on an open branch together with those that it tells already.
+    pub fn add_open(&mut self, calls: OpenCalls) {
+        add_calls(&mut self.open, &calls);
+    }
+}
+
 fn unanswered() -> AbortCause {
     AbortCause::new(AbortKind::Doomed, "the call was left unanswered")
 }
@@ -405,7 +449,19 @@ fn prepared_of(reply: &Reply) -> impl Iterator<Item = NamedBranch> + '_ {
         .iter()
         .filter(|vote| vote.vote == Vote::Commit)
         .map(BranchVote::named);
-    voted.chain(reply.unnamed.iter().cloned())
+    let open = reply.open.iter().map(OpenCalls::named);
+    voted.chain(open).chain(reply.unnamed.iter().cloned())
+}
+
+/// Counts calls on an open branch together with those known before.
+fn add_calls(all: &mut Vec<OpenCalls>, calls: &OpenCalls) {
+    if let Some(known) = all.iter_mut().find(|known| known.is_same(calls)) {
+        let sum = known.branch.call_count.saturating_add(calls.branch.call_count);
+        known.branch.call_count = sum;
+        known.count_seen = known.count_seen.max(calls.count_seen);
+    } else {
+        all.push(*calls);
+    }
 }
 
 fn doom_of(call: CallId, entry: &Call) -> Option<Doom> {

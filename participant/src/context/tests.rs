@@ -60,10 +60,11 @@ fn any_doom() -> impl Strategy<Value = Doom> {
 }
 
 fn any_reply() -> impl Strategy<Value = Reply> {
-    let votes = prop::collection::vec(any_vote(), 0..=BRANCH_COUNT_MAX / 2);
+    let votes = prop::collection::vec(any_vote(), 0..=BRANCH_COUNT_MAX / 4);
+    let open = prop::collection::vec(any_open(), 0..=BRANCH_COUNT_MAX / 4);
     let unnamed = prop::collection::vec(any_vote(), 0..=BRANCH_COUNT_MAX / 2);
     let dooms = prop::collection::vec(any_doom(), 0..=DOOM_COUNT_MAX);
-    (any::<u64>(), votes, dooms, unnamed).prop_map(|(execution, votes, dooms, unnamed)| {
+    (any::<u64>(), votes, dooms, open, unnamed).prop_map(|(execution, votes, dooms, open, unnamed)| {
         let named = |vote: BranchVote| NamedBranch {
             call: vote.call,
             execution: vote.execution,
@@ -76,9 +77,27 @@ fn any_reply() -> impl Strategy<Value = Reply> {
             execution: ExecutionId(execution),
             votes,
             dooms,
+            open,
             unnamed,
         }
     })
+}
+
+fn any_open() -> impl Strategy<Value = OpenCalls> {
+    let ids = (any::<u64>(), any::<u64>(), any::<[u8; 16]>(), any::<[u8; 16]>());
+    (ids, any::<u64>(), 1..=u32::MAX, any::<u32>()).prop_map(
+        |((call, execution, resource, instance), token, call_count, count_seen)| OpenCalls {
+            branch: OpenBranch {
+                call: CallId(call),
+                execution: ExecutionId(execution),
+                resource: ResourceId(resource),
+                instance: InstanceId(instance),
+                token: OpenToken(token),
+                call_count,
+            },
+            count_seen,
+        },
+    )
 }
 
 proptest! {
@@ -100,7 +119,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_are_refused_or_read(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Some(first) = bytes.first_mut() {
-            *first = VERSION;
+            *first = if *first & 1 == 0 { VERSION } else { VERSION_OPEN };
         }
         let _value_or_error = read_context(&headers(&CONTEXT_KEY, &bytes));
         let _value_or_error = read_votes(&headers(&VOTES_KEY, &bytes));
@@ -182,6 +201,7 @@ fn a_reply_is_bounded() {
         execution: ExecutionId(1),
         votes,
         dooms: Vec::new(),
+        open: Vec::new(),
         unnamed: Vec::new(),
     };
     let mut headers = HeaderMap::new();

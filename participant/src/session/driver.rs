@@ -1,6 +1,7 @@
 //! The session's task. It owns the stream and the clock, steps the core and does what the core says.
 
 use super::handle::unpoisoned;
+use super::open::OpenHost;
 use super::resource::ErasedResource;
 use super::stream::{self, StreamEvent, What};
 use crate::participant::random_u64;
@@ -70,6 +71,7 @@ pub(super) struct Shared {
     started_at: Instant,
     clock: WallClock,
     ticket_count: AtomicU64,
+    pub(super) open: OpenHost,
 }
 
 impl Shared {
@@ -120,10 +122,12 @@ pub(super) fn spawn(config: Config, clock: WallClock, connector: Connector) -> S
     let (events, event_receiver) = mpsc::channel(EVENT_COUNT_MAX);
     let (results, result_receiver) = mpsc::unbounded_channel();
     let (lineage, lineage_receiver) = watch::channel(None);
+    let started_at = Instant::now();
     let shared = Arc::new(Shared {
         core: Mutex::new(Session::new(config, random_u64())),
         resources: Mutex::default(),
-        started_at: Instant::now(),
+        started_at,
+        open: OpenHost::new(results.clone(), started_at, clock.clone()),
         clock,
         ticket_count: AtomicU64::new(1),
     });
@@ -164,7 +168,7 @@ struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
     event_receiver: mpsc::Receiver<StreamEvent>,
     events: mpsc::Sender<StreamEvent>,
-    /// What stores answered.
+    /// What stores answered, and what open branches voted.
     result_receiver: mpsc::UnboundedReceiver<Input>,
     results: mpsc::UnboundedSender<Input>,
     lineage: watch::Sender<Option<Lineage>>,
@@ -315,6 +319,12 @@ impl Driver {
                 resource,
                 outcome,
             } => self.finish(branch, resource, outcome),
+            Effect::Prepare {
+                branch,
+                resource,
+                token,
+                call_count,
+            } => self.shared.open.prepare(branch, resource, token, call_count),
             Effect::Cancel { branch } => {
                 if let Some(cancelled) = self.working.get(&branch) {
                     cancelled.cancel();

@@ -1,6 +1,7 @@
 //! What the rest of the library calls. A handle moves values to the driver and waits for answers; it decides nothing.
 
 use super::driver::{self, Command, Shared};
+use super::open::OpenHost;
 use super::resource::ErasedResource;
 use crate::resource::{BranchContext, ResourceError};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use synod_participant_core::session::{Config, Failure, Input, Question, Reply, Ticket, Undecided};
+use synod_participant_core::transaction::Commit;
 use synod_proto::command::Decide;
 use synod_proto::environment::{Connector, WallClock};
 use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId};
@@ -157,14 +159,25 @@ impl SessionHandle {
         })
     }
 
+    /// Asks for a commit, as [`decide`](Self::decide) does, after its open branches were prepared if it has any (T3).
+    pub(crate) async fn commit(&self, commit: Commit) -> Result<Decision, DecideError> {
+        let Commit { decide, open } = commit;
+        if open.is_empty() {
+            return self.decide(decide).await;
+        }
+        let (gtid, command) = (decide.gtid, decide.encode());
+        self.propose(gtid, Question::PrepareAndDecide { gtid, command, open })
+            .await
+    }
+
     /// Proposes an outcome, and waits for what the log says, at most for the configured time. Once this has been called
     /// the proposal goes on even if the future is dropped (T7).
     pub(crate) async fn decide(&self, decide: Decide) -> Result<Decision, DecideError> {
-        let gtid = decide.gtid;
-        let question = Question::Decide {
-            gtid,
-            command: decide.encode(),
-        };
+        let (gtid, command) = (decide.gtid, decide.encode());
+        self.propose(gtid, Question::Decide { gtid, command }).await
+    }
+
+    async fn propose(&self, gtid: Gtid, question: Question) -> Result<Decision, DecideError> {
         let Some((_, answer)) = self.ask(question, self.decide_timeout) else {
             return Err(DecideError::NotHandedOver {
                 source: SessionError::Closed,
@@ -275,6 +288,11 @@ impl SessionHandle {
                 Err(SessionError::Unanswered { last })
             }
         }
+    }
+
+    /// The open branches of this process.
+    pub(crate) fn open(&self) -> &OpenHost {
+        &self.shared.open
     }
 
     /// Work on a branch begins. The guard says when the transaction was decided without it, and its end says that the

@@ -5,15 +5,18 @@
 //! |---|---|
 //! | `handle.rs` | what the rest of the library calls |
 //! | `driver.rs` | the task: steps the core, does its effects |
+//! | `open.rs` | the open branches of this process, between their calls |
 //! | `stream.rs` | opening one stream, batching requests into messages, reading answers |
 //! | `resource.rs` | the object-safe view of a resource manager that the driver needs |
 
 mod driver;
 mod handle;
+mod open;
 mod resource;
 mod stream;
 
-pub(crate) use handle::{DecideError, SessionError, SessionHandle, SessionOptions};
+pub(crate) use handle::{DecideError, SessionError, SessionHandle, SessionOptions, WorkGuard};
+pub(crate) use open::{OpenCallId, OpenTask, branch_of};
 
 #[cfg(test)]
 mod tests;

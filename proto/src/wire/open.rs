@@ -23,7 +23,10 @@ impl From<OpenBranch> for v1::OpenBranch {
 }
 
 /// The open branches of a commit: some, not too many, in order, each call once (T2), each with a call.
-pub(super) fn open_branches(field: &'static str, wire: Vec<v1::OpenBranch>) -> Result<Vec<OpenBranch>, Malformed> {
+pub(super) fn open_branches(
+    field: &'static str,
+    wire: Vec<v1::OpenBranch>,
+) -> Result<Vec<OpenBranch>, Malformed> {
     limited(field, "branches", wire.len(), BRANCH_COUNT_MAX)?;
     let mut open: Vec<OpenBranch> = Vec::with_capacity(wire.len());
     for wire in wire {

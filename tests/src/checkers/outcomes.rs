@@ -10,7 +10,9 @@ use synod_coordinator_core::machine::Machine;
 use synod_coordinator_core::machine::outcomes::{Record, Verdict};
 use synod_proto::command::{Decide, NamedBranch, Proposal};
 use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
-use synod_proto::session::{Answer, Decision, DeliveryStatus, Outcome, Request, Response, TransactionStatus};
+use synod_proto::session::{
+    Answer, Decision, DeliveryStatus, OpenBranch, Outcome, Request, Response, TransactionStatus,
+};
 
 /// What the log decided, remembered longer than the register does.
 #[derive(Debug, Default)]
@@ -44,11 +46,16 @@ impl OutcomeChecker {
         let number = match request {
             Request::Register { request, .. }
             | Request::Decide { request, .. }
+            | Request::PrepareAndDecide { request, .. }
             | Request::Outcome { request, .. }
             | Request::AwaitDelivery { request, .. }
             | Request::Settle { request, .. }
             | Request::List { request, .. } => *request,
-            Request::Inquire { .. } | Request::Acknowledge { .. } | Request::Hazard { .. } => return,
+            Request::Inquire { .. }
+            | Request::Acknowledge { .. }
+            | Request::Hazard { .. }
+            | Request::Introduce { .. }
+            | Request::Voted { .. } => return,
         };
         self.asked.insert((session, number), (now, request.clone()));
     }
@@ -75,15 +82,19 @@ impl OutcomeChecker {
         match &told.response {
             Response::Decided { request, decision } => {
                 let (_, question) = self.question(told.session, *request)?;
-                let Request::Decide { command, .. } = question else {
-                    return require(*decision == Decision::Settled, || {
-                        format!("a settlement was answered {decision:?}")
-                    });
+                let (command, open) = match question {
+                    Request::Decide { command, .. } => (command, Vec::new()),
+                    Request::PrepareAndDecide { command, open, .. } => (command, open),
+                    _ => {
+                        return require(*decision == Decision::Settled, || {
+                            format!("a settlement was answered {decision:?}")
+                        });
+                    }
                 };
                 let decide =
                     Decide::decode(&command).map_err(|error| Violation(format!("decided: {error}")))?;
                 self.told_at.entry(decide.gtid).or_insert(now);
-                require(self.is_decision(&decide, decision, reference), || {
+                require(self.is_decision(&decide, &open, decision, reference), || {
                     format!(
                         "{} was answered {decision:?}; the log says {:?}",
                         decide.gtid,
@@ -121,18 +132,25 @@ impl OutcomeChecker {
             Response::Registered { lineage, .. } => require(Some(*lineage) == reference.lineage(), || {
                 format!("session {} was told lineage {lineage}", told.session)
             }),
-            Response::Refused { .. } => Ok(()),
+            // What it asks for decides nothing; what is answered with it shows in the outcome.
+            Response::Refused { .. } | Response::Prepare { .. } => Ok(()),
         }
     }
 
     /// T5, T9: what the record says to this proposal; once the record is gone, and where none was made in time, Expired.
-    fn is_decision(&self, decide: &Decide, decision: &Decision, reference: &Machine) -> bool {
+    fn is_decision(
+        &self,
+        decide: &Decide,
+        open: &[OpenBranch],
+        decision: &Decision,
+        reference: &Machine,
+    ) -> bool {
         let is_gone =
             reference.outcomes().record(decide.gtid).is_none() && reference.is_below_mark(decide.gtid);
         let recorded = self
             .records
             .get(&decide.gtid)
-            .map(|record| record.decision_for(&decide.proposal));
+            .map(|record| record.decision_for_open(&decide.proposal, open));
         recorded.as_ref() == Some(decision) || (is_gone && *decision == Decision::Expired)
     }
 

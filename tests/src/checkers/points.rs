@@ -187,6 +187,7 @@ fn name_of_response(response: &Response) -> &'static str {
             outcome: Outcome::Aborted,
             ..
         } => "deliver aborted",
+        Response::Prepare { .. } => "prepare",
         Response::LowWater { .. } => "low water",
         Response::Status { status, .. } => match status {
             TransactionStatus::Undecided => "status undecided",

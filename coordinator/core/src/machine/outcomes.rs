@@ -10,7 +10,7 @@ use bytes::Bytes;
 use synod_proto::command::{Decide, NamedBranch, Proposal, Settle};
 use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
 use synod_proto::planted;
-use synod_proto::session::{AbortCause, Answer, Decision};
+use synod_proto::session::{AbortCause, Answer, Decision, OpenBranch};
 
 /// What the log says of one gtid.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +75,44 @@ impl Record {
                     Decision::Mismatch
                 }
             }
+        }
+    }
+
+    /// The same for a commit that had open branches prepared (T3): it is the recorded one if every branch that had voted is
+    /// named as it was proposed, every other named branch is one of the open ones, and all others voted read-only.
+    #[must_use]
+    pub fn decision_for_open(&self, proposal: &Proposal, open: &[OpenBranch]) -> Decision {
+        let (
+            Verdict::Committed {
+                branches,
+                read_only_count,
+                ..
+            },
+            Proposal::Commit {
+                branches: voted,
+                read_only_count: voted_count,
+            },
+        ) = (&self.verdict, proposal)
+        else {
+            return self.decision_for(proposal);
+        };
+        let is_named = |named: &NamedBranch| {
+            open.iter().any(|open| {
+                (open.call, open.execution, open.resource) == (named.call, named.execution, named.resource)
+            })
+        };
+        let (known, prepared): (Vec<&NamedBranch>, Vec<&NamedBranch>) =
+            branches.iter().partition(|named| voted.contains(named));
+        let is_same = known.len() == voted.len()
+            && prepared.iter().all(|named| is_named(named))
+            && usize::try_from(*read_only_count).ok()
+                == usize::try_from(*voted_count)
+                    .ok()
+                    .map(|count| count + open.len().saturating_sub(prepared.len()));
+        if is_same {
+            Decision::Committed
+        } else {
+            Decision::Mismatch
         }
     }
 

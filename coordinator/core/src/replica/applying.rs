@@ -59,6 +59,7 @@ impl Replica {
                         }
                     }
                 }
+                self.conclude_preparing(decide.gtid, &decision, effects);
                 match origin {
                     Origin::Session(session, request) => {
                         effects.tell(session, Response::Decided { request, decision });

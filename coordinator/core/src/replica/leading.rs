@@ -238,6 +238,7 @@ impl Replica {
         if has_collectable && now.monotonic.since(leader.entry_at) >= IDLE_ENTRY_US {
             leader.leading.push_noop();
         }
+        self.advance_preparing(now, effects);
         self.tell_low_water(now, effects);
         self.send_heartbeats(now, effects);
         let late: Vec<Slot> = match &self.role {

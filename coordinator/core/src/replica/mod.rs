@@ -9,6 +9,7 @@ mod catching_up;
 mod config;
 mod leading;
 mod messages;
+mod preparing;
 mod reading;
 mod serving;
 mod status;
@@ -177,6 +178,8 @@ pub enum Ignored {
     NotLeading,
     /// An acknowledgement or hazard of a branch that is not being delivered.
     UnknownDelivery,
+    /// A vote that nobody waits for: late, repeated, or of another instance than was asked.
+    UnknownVote,
     /// An inquiry under another coordinator's lineage (T11).
     ForeignLineage,
 }

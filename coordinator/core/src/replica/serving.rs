@@ -1,4 +1,4 @@
-//! What sessions ask of a leader. Reads are in `reading.rs`; what is told once a proposal is applied, in `applying.rs`.
+//! What sessions ask of a leader. Reads are in `reading.rs`; commits with open branches in `preparing.rs`; what is told once a proposal is applied, in `applying.rs`.
 
 use super::{Ignored, Replica, Role};
 use crate::effects::{Effects, Notice, Unsynced};
@@ -13,7 +13,7 @@ use synod_proto::command::{Command, Decide, Proposal, Settle, clip_text};
 use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::limits::{CLOCK_SKEW_MS_MAX, DEADLINE_MS_MAX, RESOURCE_COUNT_MAX};
 use synod_proto::planted;
-use synod_proto::session::{AbortCause, AbortKind, Answer, Decision, Refusal, Request, Response};
+use synod_proto::session::{AbortCause, AbortKind, Answer, Decision, OpenBranch, Refusal, Request, Response};
 
 /// A full register still takes aborts that prepared branches inquire for, up to this part of its bound above it: they
 /// hold locks, and an abort frees them (T14). Beyond, they are told to ask again.
@@ -64,6 +64,23 @@ impl Replica {
                 resources,
             } => self.on_register(now, (session, request), lineage, resources, effects),
             Request::Decide { request, command } => self.on_decide(now, (session, request), command, effects),
+            Request::Introduce { instance } => {
+                self.on_introduce(now, session, instance, effects);
+                Ok(())
+            }
+            Request::PrepareAndDecide {
+                request,
+                command,
+                open,
+            } => self.on_prepare_and_decide(now, (session, request), command, open, effects),
+            Request::Voted {
+                branch,
+                resource,
+                vote,
+            } => {
+                self.on_voted(session, branch, resource, vote);
+                Ok(())
+            }
             Request::Inquire {
                 branch,
                 lineage,
@@ -167,7 +184,7 @@ impl Replica {
     ) -> Result<(), Refusal> {
         let decide =
             Decide::decode(&command).map_err(|error| invalid(format!("malformed proposal: {error}")))?;
-        self.check_decide(now, &decide)?;
+        self.check_decide(now, &decide, &[])?;
         // A repeated proposal is answered from the record (traps B8); it needs no second entry.
         let known = self
             .machine
@@ -198,7 +215,7 @@ impl Replica {
             .push(command, Origin::Session(session, request), &limits)
     }
 
-    fn check_decide(&self, now: Now, decide: &Decide) -> Result<(), Refusal> {
+    pub(super) fn check_decide(&self, now: Now, decide: &Decide, open: &[OpenBranch]) -> Result<(), Refusal> {
         let expected = self.lineage();
         if decide.lineage != expected {
             return Err(Refusal::ForeignLineage { expected });
@@ -218,18 +235,24 @@ impl Replica {
             read_only_count,
         } = &decide.proposal
         {
-            if branches.is_empty() && *read_only_count == 0 {
+            if branches.is_empty() && *read_only_count == 0 && open.is_empty() {
                 return Err(invalid(
                     "a commit names at least one branch, or counts a read-only one",
                 ));
             }
-            if let Some(unknown) = branches
+            let voted = branches
                 .iter()
-                .find(|branch| !self.machine.is_enrolled(branch.resource))
+                .map(|branch| (branch.call, branch.execution, branch.resource));
+            let asked = open
+                .iter()
+                .map(|branch| (branch.call, branch.execution, branch.resource));
+            if let Some((call, execution, resource)) = voted
+                .chain(asked)
+                .find(|(_, _, resource)| !self.machine.is_enrolled(*resource))
             {
                 return Err(invalid(format!(
-                    "branch {:016x}/{:016x} is of resource {}, which never registered with this coordinator",
-                    unknown.call.0, unknown.execution.0, unknown.resource
+                    "branch {:016x}/{:016x} is of resource {resource}, which never registered with this coordinator",
+                    call.0, execution.0
                 )));
             }
         }

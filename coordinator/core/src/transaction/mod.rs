@@ -4,6 +4,7 @@
 //! register and from what sessions say again.
 
 pub(crate) mod deliveries;
+pub(crate) mod preparing;
 
 use crate::effects::{Effects, Unsynced};
 use crate::time::Timestamp;
@@ -13,6 +14,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
 use deliveries::Deliveries;
+use preparing::Preparing;
 use synod_proto::command::{Command, DELIVERED_COUNT_MAX};
 use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId};
 use synod_proto::limits::BRANCH_COUNT_MAX;
@@ -93,6 +95,7 @@ pub(crate) struct Leading {
     delivered: Vec<Gtid>,
     delivered_is_due: bool,
     pub(crate) deliveries: Deliveries,
+    pub(crate) preparing: Preparing,
 }
 
 impl Leading {
@@ -109,6 +112,7 @@ impl Leading {
             delivered: Vec::new(),
             delivered_is_due: false,
             deliveries: Deliveries::new(seed),
+            preparing: Preparing::default(),
         }
     }
 
@@ -274,6 +278,7 @@ impl Leading {
 
     pub(crate) fn close_session(&mut self, session: SessionId) {
         self.deliveries.close_session(session);
+        self.preparing.close_session(session);
         self.enrolling.remove(&session);
         self.parked.retain(|(parked, _)| *parked != session);
         self.parked_bytes = self
@@ -320,6 +325,9 @@ impl Leading {
         for (session, request) in self.deliveries.take_awaiting() {
             refuse(session, request);
         }
+        for (session, request) in self.preparing.take_waiting() {
+            refuse(session, request);
+        }
         for waiting in core::mem::take(&mut self.inquiries).into_values() {
             for (session, branch) in waiting {
                 effects.tell(
@@ -340,7 +348,7 @@ impl Leading {
 /// The bytes that a request proposes for the log. All others are small.
 fn proposed_bytes(request: &Request) -> usize {
     match request {
-        Request::Decide { command, .. } => command.len(),
+        Request::Decide { command, .. } | Request::PrepareAndDecide { command, .. } => command.len(),
         _ => 0,
     }
 }
@@ -350,11 +358,16 @@ pub(crate) fn request_id(request: &Request) -> Option<RequestId> {
     match request {
         Request::Register { request, .. }
         | Request::Decide { request, .. }
+        | Request::PrepareAndDecide { request, .. }
         | Request::Outcome { request, .. }
         | Request::AwaitDelivery { request, .. }
         | Request::Settle { request, .. }
         | Request::List { request, .. } => Some(*request),
-        Request::Inquire { .. } | Request::Acknowledge { .. } | Request::Hazard { .. } => None,
+        Request::Inquire { .. }
+        | Request::Acknowledge { .. }
+        | Request::Hazard { .. }
+        | Request::Introduce { .. }
+        | Request::Voted { .. } => None,
     }
 }
 

@@ -197,6 +197,10 @@ impl Session {
         effects.push(Effect::Ready(lineage));
         self.note_registered(&offered, effects);
         self.register_missing(&offered, effects);
+        // Before the questions: one of them may be a commit of branches that are open here.
+        if let Some(instance) = self.instance {
+            effects.push(Effect::Send(Request::Introduce { instance }));
+        }
         self.send_all_questions(now, effects);
         self.send_inquiries(now, effects);
     }

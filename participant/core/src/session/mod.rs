@@ -37,7 +37,7 @@ use branches::{Branch, Resource};
 use core::hash::{Hash, Hasher};
 use link::Link;
 use questions::Pending;
-use synod_proto::ids::{BranchId, Gtid, Lineage, RequestId, ResourceId, UnixMillis};
+use synod_proto::ids::{BranchId, Gtid, InstanceId, Lineage, RequestId, ResourceId, UnixMillis};
 use synod_proto::random::Random;
 use synod_proto::session::{Request, Response};
 
@@ -58,6 +58,8 @@ pub struct Session {
     link: Link,
     /// Learned at the first registration, and required of every later one (T11).
     lineage: Option<Lineage>,
+    /// Once this process holds open branches: what every leader must know to ask for them (T3).
+    instance: Option<InstanceId>,
     /// The last thing that was seen of the coordinator, for errors.
     last_seen: String,
     request_count: u64,
@@ -86,6 +88,7 @@ impl Session {
             timers,
             link: Link::new(),
             lineage: None,
+            instance: None,
             last_seen: String::from("no replica was reached yet"),
             request_count: 0,
             questions: BTreeMap::new(),
@@ -131,6 +134,26 @@ impl Session {
                 deadline,
             } => {
                 self.on_prepared(now, branch, resource, lineage, deadline, &mut effects);
+            }
+            Input::Introduce { instance } => {
+                if self.instance.replace(instance) != Some(instance) {
+                    self.send(Request::Introduce { instance }, &mut effects);
+                }
+            }
+            // Without a stream the word is lost; the next leader asks again, and hears the same.
+            Input::Voted {
+                branch,
+                resource,
+                vote,
+            } => {
+                self.send(
+                    Request::Voted {
+                        branch,
+                        resource,
+                        vote,
+                    },
+                    &mut effects,
+                );
             }
             Input::Ended { branch } => self.on_ended(branch, &mut effects),
             Input::Listed { resource, branches } => self.on_listed(now, resource, branches, &mut effects),
@@ -208,6 +231,17 @@ impl Session {
                     effects.push(Effect::Ignored(Ignored::UnknownResource));
                 }
             }
+            Response::Prepare {
+                branch,
+                resource,
+                token,
+                call_count,
+            } => effects.push(Effect::Prepare {
+                branch,
+                resource,
+                token,
+                call_count,
+            }),
             // This session never asks for lists.
             Response::Listed { .. } => effects.push(Effect::Ignored(Ignored::UnknownRequest)),
         }
@@ -223,6 +257,7 @@ impl Session {
             timers,
             link,
             lineage,
+            instance,
             request_count,
             questions,
             tickets,
@@ -230,7 +265,8 @@ impl Session {
             branches,
             ..
         } = self;
-        (timers, link, lineage, request_count, questions, tickets).hash(state);
+        (timers, link, lineage, instance, request_count).hash(state);
+        (questions, tickets).hash(state);
         (resources, branches, &self.settled, self.is_closing).hash(state);
     }
 

@@ -48,26 +48,38 @@ impl Hash for Pending {
 impl Pending {
     /// A proposal may take effect; anything else only reads.
     fn is_proposal(&self) -> bool {
-        matches!(self.question, Question::Decide { .. })
+        matches!(
+            self.question,
+            Question::Decide { .. } | Question::PrepareAndDecide { .. }
+        )
     }
 
-    /// An awaited delivery may well take longer than any silence: a branch's service may be down.
+    /// An awaited delivery may well take longer than any silence: a branch's service may be down. So may an open branch,
+    /// until it has prepared.
     fn expects_speed(&self) -> bool {
-        !matches!(self.question, Question::AwaitDelivery(_))
+        !matches!(
+            self.question,
+            Question::AwaitDelivery(_) | Question::PrepareAndDecide { .. }
+        )
     }
 
     fn fits(&self, reply: &Reply) -> bool {
         matches!(
             (&self.question, reply),
-            (Question::Decide { .. }, Reply::Decided(_))
-                | (Question::Outcome(_), Reply::Status(_))
+            (
+                Question::Decide { .. } | Question::PrepareAndDecide { .. },
+                Reply::Decided(_)
+            ) | (Question::Outcome(_), Reply::Status(_))
                 | (Question::AwaitDelivery(_), Reply::Delivered)
         )
     }
 
     fn gtid(&self) -> Gtid {
         match self.question {
-            Question::Decide { gtid, .. } | Question::Outcome(gtid) | Question::AwaitDelivery(gtid) => gtid,
+            Question::Decide { gtid, .. }
+            | Question::PrepareAndDecide { gtid, .. }
+            | Question::Outcome(gtid)
+            | Question::AwaitDelivery(gtid) => gtid,
         }
     }
 
@@ -279,6 +291,11 @@ impl Session {
             Question::Decide { command, .. } => Request::Decide {
                 request,
                 command: command.clone(),
+            },
+            Question::PrepareAndDecide { command, open, .. } => Request::PrepareAndDecide {
+                request,
+                command: command.clone(),
+                open: open.clone(),
             },
             Question::Outcome(gtid) => Request::Outcome { request, gtid: *gtid },
             Question::AwaitDelivery(gtid) => Request::AwaitDelivery { request, gtid: *gtid },

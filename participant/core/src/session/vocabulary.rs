@@ -6,8 +6,10 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use core::fmt;
 use core::time::Duration;
-use synod_proto::ids::{BranchId, Gtid, Lineage, ResourceId, UnixMillis};
-use synod_proto::session::{Decision, Outcome, Refusal, Request, Response, TransactionStatus};
+use synod_proto::ids::{BranchId, Gtid, InstanceId, Lineage, OpenToken, ResourceId, UnixMillis};
+use synod_proto::session::{
+    AskedVote, Decision, OpenBranch, Outcome, Refusal, Request, Response, TransactionStatus,
+};
 
 /// One attempt at a stream to one replica; never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +28,15 @@ pub enum Question {
         gtid: Gtid,
         /// The command, byte for byte what will enter the log.
         command: Bytes,
+    },
+    /// Have these open branches prepared, and then propose to commit them with those that the command names.
+    PrepareAndDecide {
+        /// The transaction that it is about.
+        gtid: Gtid,
+        /// The command, without the open branches.
+        command: Bytes,
+        /// The open branches, in order.
+        open: Vec<OpenBranch>,
     },
     /// What became of this transaction?
     Outcome(Gtid),
@@ -190,6 +201,20 @@ pub enum Input {
         /// Its transaction's deadline.
         deadline: UnixMillis,
     },
+    /// This process holds open branches from now on: the coordinator is told where they are.
+    Introduce {
+        /// This process.
+        instance: InstanceId,
+    },
+    /// The answer to [`Effect::Prepare`].
+    Voted {
+        /// Which branch.
+        branch: BranchId,
+        /// In which database.
+        resource: ResourceId,
+        /// The vote.
+        vote: AskedVote,
+    },
     /// The work of a branch that did not prepare is over and rolled back (or was read-only).
     Ended {
         /// Which.
@@ -249,6 +274,18 @@ pub enum Effect {
         resource: ResourceId,
         /// What to apply.
         outcome: Outcome,
+    },
+    /// The coordinator asks for this open branch's vote: prepare it if it is still what the token and the count say, and
+    /// answer in any case.
+    Prepare {
+        /// Which.
+        branch: BranchId,
+        /// In which database.
+        resource: ResourceId,
+        /// The open local transaction.
+        token: OpenToken,
+        /// How many calls it must have run.
+        call_count: u32,
     },
     /// Cancel the work on this branch: its transaction is decided without it.
     Cancel {

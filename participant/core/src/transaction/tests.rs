@@ -41,6 +41,7 @@ fn reply(execution: u64, votes: Vec<BranchVote>) -> Reply {
         execution: ExecutionId(execution),
         votes,
         dooms: vec![],
+        open: vec![],
         unnamed: vec![],
     }
 }
@@ -49,18 +50,19 @@ fn voted(call: CallId, execution: u64) -> Reply {
     reply(execution, vec![vote(call, execution, Vote::Commit)])
 }
 
-fn commit_of(branches: Vec<NamedBranch>, read_only_count: u32) -> Decide {
+fn commit_of(branches: Vec<NamedBranch>, read_only_count: u32) -> Commit {
     let proposal = Proposal::Commit {
         branches,
         read_only_count,
     };
-    Decide {
+    let decide = Decide {
         lineage: LINEAGE,
         gtid: gtid(),
         deadline: DEADLINE,
         proposal,
         guards: vec![],
-    }
+    };
+    Commit { decide, open: vec![] }
 }
 
 fn abort_of(cause: AbortCause, branches: Vec<NamedBranch>) -> Decide {
@@ -209,6 +211,7 @@ fn doom_goes_up_through_nested_replies() {
         execution: ExecutionId(2),
         votes: vec![vote(middle_call, 2, Vote::Commit)],
         dooms: vec![doom.clone()],
+        open: vec![],
         unnamed: vec![below.named()],
     };
     assert_eq!(up, expected);
@@ -431,7 +434,7 @@ proptest! {
         if may_commit && !is_doomed {
             let expected = commit_of(branches, read_only_count);
             // What was handed over is a valid command (J9: encoded once, decoded by every replica).
-            prop_assert_eq!(Decide::decode(&expected.encode()), Ok(expected.clone()));
+            prop_assert_eq!(Decide::decode(&expected.decide.encode()), Ok(expected.decide.clone()));
             prop_assert_eq!(handed_over, Ok(expected));
             prop_assert_eq!(ledger.on_drop(), None);
         } else {
@@ -473,9 +476,9 @@ proptest! {
             root.on_reply(call, middle.reply(ExecutionId(own_execution), Some(vote(call, own_execution, answer)))).unwrap();
         }
         match root.hand_over() {
-            Ok(decide) => {
+            Ok(commit) => {
                 prop_assert!(is_whole);
-                prop_assert_eq!(decide, commit_of(expected.into_iter().collect(), 0));
+                prop_assert_eq!(commit, commit_of(expected.into_iter().collect(), 0));
             }
             Err(CommitRefused::Doomed(_)) => prop_assert!(!is_whole),
             Err(other) => prop_assert!(false, "{other}"),

@@ -3,10 +3,10 @@
 use alloc::vec::Vec;
 use bytes::Bytes;
 use core::fmt;
-use synod_proto::command::NamedBranch;
+use synod_proto::command::{Decide, NamedBranch};
 use synod_proto::ids::{CallId, ExecutionId, ResourceId};
 use synod_proto::limits::BRANCH_COUNT_MAX;
-use synod_proto::session::{AbortCause, Decision, Vote};
+use synod_proto::session::{AbortCause, Decision, OpenBranch, Vote};
 
 /// The most calls that one participant may make under one transaction, discarded ones included: a loop that retries by
 /// fresh calls for ever is a bug, and each call is remembered (traps A20).
@@ -43,6 +43,65 @@ impl BranchVote {
     }
 }
 
+/// Calls of a transaction that ran on one open branch, as those who made them count them (T3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpenCalls {
+    /// The branch, with how many of its calls are counted here.
+    pub branch: OpenBranch,
+    /// How many calls the instance itself had counted, when it answered the last of them: if that is more, a call is
+    /// missing here.
+    pub count_seen: u32,
+}
+
+impl OpenCalls {
+    /// Whether both are calls on the same open local transaction.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let uncounted = |one: &Self| OpenBranch {
+            call_count: 0,
+            ..one.branch
+        };
+        uncounted(self) == uncounted(other)
+    }
+
+    /// As an abort tells it.
+    pub(super) fn named(&self) -> NamedBranch {
+        let OpenBranch {
+            call,
+            execution,
+            resource,
+            ..
+        } = self.branch;
+        NamedBranch {
+            call,
+            execution,
+            resource,
+            digest: 0,
+            database_transaction: Bytes::new(),
+        }
+    }
+}
+
+/// A Commit request, ready for the transport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The proposal, of the branches that have voted: the whole, if none is open.
+    pub decide: Decide,
+    /// The branches that are to be prepared first, in the order of their ids. With any, `decide` alone would be half the
+    /// transaction.
+    pub open: Vec<OpenBranch>,
+}
+
+/// What a commit would name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitSet {
+    /// The branches that voted to commit, in order.
+    pub branches: Vec<NamedBranch>,
+    /// How many more voted read-only.
+    pub read_only_count: u32,
+    /// The open branches, in order.
+    pub open: Vec<OpenBranch>,
+}
+
 /// A call that failed or was left unanswered, and was not discarded: the transaction cannot commit (T4).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Doom {
@@ -62,6 +121,8 @@ pub struct Reply {
     pub votes: Vec<BranchVote>,
     /// The subtree's failed and unanswered calls.
     pub dooms: Vec<Doom>,
+    /// The branches of the subtree that are still open, each with the calls that ran on it.
+    pub open: Vec<OpenCalls>,
     /// Prepared branches of the subtree that must not be named (of discarded or failed calls). They are told at once if
     /// the transaction aborts; otherwise their own inquiry tells them. Proves nothing.
     pub unnamed: Vec<NamedBranch>,
@@ -117,6 +178,16 @@ pub enum CommitRefused {
         /// How many voted to commit.
         count: usize,
     },
+    /// An open branch has run more calls than are counted here (T3, T4): one was discarded, or its reply is lost, and its
+    /// work cannot be taken out of the branch any more.
+    CallCount {
+        /// The call that opened the branch.
+        call: CallId,
+        /// How many are counted here.
+        counted: u32,
+        /// How many its instance counted.
+        seen: u32,
+    },
     /// No branch voted: there is nothing to commit, and no branches is never success (T5, B5).
     Empty,
     /// Two replies name different executions, or different content, for one call (B4): a bug in a participant.
@@ -136,6 +207,11 @@ impl fmt::Display for CommitRefused {
             Self::TooManyBranches { count } => {
                 write!(f, "{count} branches, at most {BRANCH_COUNT_MAX} are possible")
             }
+            Self::CallCount { call, counted, seen } => write!(
+                f,
+                "the open branch of call {:016x} ran {seen} calls, of which {counted} are answered for",
+                call.0
+            ),
             Self::Empty => f.write_str("no branch voted: there is nothing to commit"),
             Self::Contradiction { call } => {
                 write!(f, "two replies contradict each other about call {:016x}", call.0)

@@ -145,7 +145,7 @@ impl Initiator {
             };
             return (!decide.branches().is_empty()).then_some(decide);
         }
-        self.ledger.hand_over().ok()
+        self.ledger.hand_over().ok().map(|commit| commit.decide)
     }
 
     fn propose(&mut self, decide: &Decide, sent: &mut Vec<Event>) -> Result<(), String> {

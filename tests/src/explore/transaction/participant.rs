@@ -171,6 +171,7 @@ impl Participant {
                 execution,
                 votes,
                 dooms: Vec::new(),
+                open: Vec::new(),
                 unnamed: Vec::new(),
             },
         });
