@@ -457,8 +457,10 @@ impl OpenBranches {
             State::Working(_, 0) => until_deadline.min(self.limits.idle_timeout),
             _ => until_deadline,
         };
-        self.timers
-            .set(branch, now.monotonic.plus_duration(delay.max(Duration::from_millis(1))));
+        self.timers.set(
+            branch,
+            now.monotonic.plus_duration(delay.max(Duration::from_millis(1))),
+        );
     }
 
     fn roll_back(&mut self, now: Now, branch: BranchId, cause: &str, effects: &mut Vec<Effect>) {
