@@ -23,7 +23,7 @@ const NUMBERS_BEFORE_NOW_MS: u64 = 10 * 60 * 1000;
 const DEADLINE_MS: u64 = 5 * 60 * 1000;
 
 /// How long *call again* is heeded.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How much later than its deadline a wait may end: a busy machine, not a rule.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
@@ -343,19 +343,37 @@ impl<'harness, H: Harness> Trial<'harness, H> {
         expect_equal(rule, &format!("{step}: status"), &expected, &found)
     }
 
-    /// The list is exactly this, in the order of ids.
+    /// The list is of exactly these branches, in the order of ids.
     pub(super) async fn expect_in_doubt(
         &self,
         rule: Rule,
         step: &str,
         expected: impl IntoIterator<Item = &BranchContext>,
     ) -> Checked {
-        let found = self.store().in_doubt().await;
-        let found = found.map_err(|error| broken(rule, step, "a list of what is in doubt", shown(&error)))?;
-        let found: Vec<_> = found.into_iter().map(|branch| branch.context).collect();
+        let found = self.in_doubt(rule, step).await?;
+        let found: Vec<_> = found.into_iter().map(|context| context.branch).collect();
+        let mut expected: Vec<_> = expected.into_iter().map(|context| context.branch).collect();
+        expected.sort();
+        expect_equal(rule, &format!("{step}: in_doubt"), &expected, &found)
+    }
+
+    /// And each with all that recovery needs (T12).
+    pub(super) async fn expect_contexts(
+        &self,
+        rule: Rule,
+        step: &str,
+        expected: impl IntoIterator<Item = &BranchContext>,
+    ) -> Checked {
+        let found = self.in_doubt(rule, step).await?;
         let mut expected: Vec<_> = expected.into_iter().cloned().collect();
         expected.sort_by_key(|context| context.branch);
-        expect_equal(rule, &format!("{step}: in_doubt"), &expected, &found)
+        expect_equal(rule, &format!("{step}: contexts of in_doubt"), &expected, &found)
+    }
+
+    async fn in_doubt(&self, rule: Rule, step: &str) -> Result<Vec<BranchContext>, Stop> {
+        let found = self.store().in_doubt().await;
+        let found = found.map_err(|error| broken(rule, step, "a list of what is in doubt", shown(&error)))?;
+        Ok(found.into_iter().map(|branch| branch.context).collect())
     }
 
     pub(super) async fn forget(&self, step: &str, low_water: &LowWater) -> Checked {

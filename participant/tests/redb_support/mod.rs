@@ -1,6 +1,7 @@
 //! What the tests of resource managers share: ids, and redb for the conformance kit.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
+pub mod broken;
 pub mod conformance;
 
 use std::future::Future;

@@ -270,12 +270,12 @@ pub(super) async fn in_doubt_lists_every_branch<H: Harness>(harness: &H) -> Chec
         None
     };
     trial
-        .expect_in_doubt(RULE, "with these prepared", &contexts)
+        .expect_contexts(RULE, "with these prepared", &contexts)
         .await?;
     prepared_at_is_plausible(&trial, begun).await?;
     trial.crash(open).await?;
     trial
-        .expect_in_doubt(RULE, "with these prepared, after a crash", &contexts)
+        .expect_contexts(RULE, "with these prepared, after a crash", &contexts)
         .await?;
     prepared_at_is_plausible(&trial, begun).await?;
     let step = "after some outcomes";
