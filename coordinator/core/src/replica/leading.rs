@@ -340,6 +340,7 @@ impl Replica {
             wall,
         };
         self.answer_confirmed_reads(effects);
+        self.begin_waiting_round(now, effects);
     }
 
     pub(super) fn resend_in_flight_to(&mut self, peer: ReplicaId, effects: &mut Effects<Unsynced>) {

@@ -176,6 +176,18 @@ impl Replica {
         }
     }
 
+    /// Questions that came while a round was under way share the next one, which begins as soon as that one is confirmed: an
+    /// answer takes two rounds at most, and there is never more than one under way for them.
+    pub(super) fn begin_waiting_round(&mut self, now: Now, effects: &mut Effects<Unsynced>) {
+        let Role::Leader(leader) = &self.role else {
+            return;
+        };
+        let is_over = leader.confirmed_sequence(self.config.quorum_count()) == leader.sequence;
+        if is_over && leader.leading.has_reads() {
+            self.send_heartbeats(now, effects);
+        }
+    }
+
     pub(super) fn answer_confirmed_reads(&mut self, effects: &mut Effects<Unsynced>) {
         let quorum_count = self.config.quorum_count();
         let Role::Leader(leader) = &mut self.role else {

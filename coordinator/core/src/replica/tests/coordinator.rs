@@ -534,6 +534,57 @@ fn t10_undecided_is_told_after_a_quorum_round() {
     assert_eq!(bench.hear(3, answer(sequence)).told, expected);
 }
 
+/// T10: questions that come while a round is under way are not answered by it, since a new leader may have been elected after
+/// its heartbeats left. They share the next one, which does not wait for the heartbeats' timer.
+#[test]
+fn t10_questions_that_come_during_a_quorum_round_share_the_next_one_at_once() {
+    let mut bench = Bench::fresh(3);
+    let own = bench.serve();
+    let sequence_of = |out: &Out| match &out.early[..] {
+        [first, second] if first.message == second.message => match first.message {
+            Message::Heartbeat { sequence, .. } => sequence,
+            _ => panic!("a heartbeat: {first:?}"),
+        },
+        other => panic!("one round of heartbeats: {other:?}"),
+    };
+    let ask = |bench: &mut Bench, request| {
+        bench.ask(Request::Outcome {
+            request: RequestId(request),
+            gtid: gtid(),
+        })
+    };
+    let undecided = |request| {
+        told(Response::Status {
+            request: RequestId(request),
+            status: TransactionStatus::Undecided,
+        })
+    };
+    let answer = |sequence| Message::HeartbeatAnswer {
+        ballot: own,
+        sequence,
+        wall: WALL,
+    };
+    let first_round = sequence_of(&ask(&mut bench, 1));
+    for request in [2, 3] {
+        assert_eq!(ask(&mut bench, request), Out::default(), "a round is under way");
+    }
+    let out = bench.hear(2, answer(first_round));
+    assert_eq!(out.told, vec![undecided(1)]);
+    let second_round = sequence_of(&out);
+    assert_eq!(second_round, first_round + 1);
+    assert_eq!(
+        bench.hear(3, answer(first_round)),
+        Out::default(),
+        "the first round is over, the second one is under way"
+    );
+    let out = bench.hear(3, answer(second_round));
+    let expected = Out {
+        told: vec![undecided(2), undecided(3)],
+        ..Out::default()
+    };
+    assert_eq!(out, expected, "nobody waits: no third round");
+}
+
 fn bench_lineage(bench: &Bench) -> Lineage {
     bench
         .replica
