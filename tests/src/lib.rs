@@ -20,6 +20,7 @@ pub mod actors;
 mod chance;
 pub mod checkers;
 pub mod clocks;
+pub mod exhaustive;
 pub mod explore;
 pub mod faults;
 pub mod host;

@@ -6,9 +6,10 @@
 //! |---|---|
 //! | the machine stops, at any operation of the disk, with any [image](CrashImage); again while the log is repaired | here |
 //! | an operation fails, the disk is full | here |
-//! | what was synced rots, is cut short or overwritten | [`damage`] |
+//! | what was synced rots, is cut short or overwritten | [`damage`], [`sites`] |
 
 pub mod damage;
+pub mod sites;
 
 use crate::chance::place;
 use crate::checkers::{Check, Violation, require};
@@ -111,7 +112,9 @@ pub struct LogDisk {
     /// How many crashes happened at a point that was planned, and of these while the log was opened.
     pub planned_crash_count: (u64, u64),
     /// The operations of the log's last opening.
-    pub open_operation_count: u64,
+    open_operation_count: u64,
+    /// The operations of the opening that followed the last crash at a point that was planned.
+    pub repair_operation_count: u64,
 }
 
 impl LogDisk {
@@ -135,6 +138,7 @@ impl LogDisk {
             planned: None,
             planned_crash_count: (0, 0),
             open_operation_count: 0,
+            repair_operation_count: 0,
         };
         Log::create(&own.disk, &own.identity(), own.options).expect("a sound disk holds a log");
         own.log = Some(own.open().expect("an empty log opens").log);
@@ -169,6 +173,7 @@ impl LogDisk {
             planned: None,
             planned_crash_count: self.planned_crash_count,
             open_operation_count: self.open_operation_count,
+            repair_operation_count: self.repair_operation_count,
         }
     }
 
@@ -282,6 +287,9 @@ impl LogDisk {
             self.arm();
         }
         let found = self.open_through()?.recovered;
+        if end == End::Planned {
+            self.repair_operation_count = self.open_operation_count;
+        }
         let must_be_kept = std::mem::take(&mut self.is_batch_behind_stop);
         let before = store.recover().0;
         if holds(&found, store) && !must_be_kept {

@@ -9,10 +9,10 @@
 //! is not put back, and a peer whose memory is needed is not ended before it was heard.
 
 use super::World;
-use crate::checkers::Check;
+use crate::checkers::{Check, Violation};
 use crate::host::Disk;
 use crate::log_disk::LogDisk;
-use crate::log_disk::damage::{Aim, Damage, Verdict};
+use crate::log_disk::damage::{Aim, Damage, Strike, Verdict};
 use crate::schedule::Micros;
 use crate::store::{Store, UnsyncedWrite};
 use bytes::Bytes;
@@ -54,37 +54,55 @@ impl World {
         let Some(strike) = log.aim(damage, aim, pick) else {
             return Ok(());
         };
-        let struck = log.struck(&host.store, &strike)?;
-        self.checkers.points.on_disk_fault(match damage {
-            Damage::Flip => "bit flip",
-            Damage::Truncate => "truncated file",
-            Damage::Misdirect | Damage::MisdirectAway => "misdirected write",
+        self.strike(id, &strike, false).map(drop)
+    }
+
+    /// Damages the directory of a replica in one place, its machine having crashed. The replica does not start. Returns what
+    /// that came to.
+    ///
+    /// # Errors
+    /// The log uses, leaves out or cuts off what it must not.
+    pub fn strike(
+        &mut self,
+        id: ReplicaId,
+        strike: &Strike,
+        is_before_close: bool,
+    ) -> Result<Option<Verdict>, Violation> {
+        self.crash(id, UnsyncedWrite::Kept)?;
+        let host = self.host(id);
+        let Some(log) = &mut host.log else { return Ok(None) };
+        if is_before_close {
+            log.close(&host.store)?;
+        }
+        let struck = log.struck(&host.store, strike)?;
+        let verdict = struck.verdict;
+        self.checkers.points.on_disk_fault(match strike {
+            Strike::Flip { .. } => "bit flip",
+            Strike::Truncate { .. } => "truncated file",
+            Strike::Misdirect { .. } => "misdirected write",
         });
-        match struck.verdict {
+        match verdict {
             Verdict::Harmless | Verdict::Unreadable => {
                 self.host(id).replace(struck.store, Some(struck.log));
-                Ok(())
             }
             Verdict::LastBatchCut if self.is_survivable(id, &struck.store) => {
                 self.checkers
                     .points
                     .on_disk_fault("rot in the last batch (limit of L7)");
                 self.lose_directory(id, struck.store, Some(struck.log));
-                Ok(())
             }
             Verdict::LastBatchCut => {
                 self.checkers
                     .points
                     .on_disk_fault("rot in the last batch: nobody would know, left out");
-                Ok(())
             }
             // What its error says to do: "give it an empty directory".
             Verdict::Refused => {
                 self.checkers.points.on_disk_fault("refused to open, emptied");
                 self.empty(id);
-                Ok(())
             }
         }
+        Ok(Some(verdict))
     }
 
     /// Replaces the directory of a replica that is down by an empty one.
