@@ -27,23 +27,12 @@ struct Seen {
 }
 
 /// The one log that every replica must hold a prefix of, and the state that follows from it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct LogChecker {
     values: BTreeMap<Slot, Bytes>,
     reference: Machine,
     checkpoints: BTreeMap<Slot, Machine>,
     seen: BTreeMap<ReplicaId, Seen>,
-}
-
-impl Default for LogChecker {
-    fn default() -> Self {
-        Self {
-            values: BTreeMap::new(),
-            reference: Machine::default(),
-            checkpoints: BTreeMap::new(),
-            seen: BTreeMap::new(),
-        }
-    }
 }
 
 impl LogChecker {
