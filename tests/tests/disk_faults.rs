@@ -29,7 +29,10 @@ fn stage(seed: u64, segment_bytes: u64) -> (World, ReplicaId) {
         ..Habits::single()
     };
     world.add_actor(Initiator::new(replicas.clone(), participants, habits));
-    let follower = replicas.into_iter().find(|one| *one != leader).expect("a follower");
+    let follower = replicas
+        .into_iter()
+        .find(|one| *one != leader)
+        .expect("a follower");
     (world, follower)
 }
 
@@ -58,7 +61,10 @@ fn l7_a_planned_crash_strikes_at_its_operation_and_again_in_the_repair() {
             .on_fault(Fault::CrashAt(follower, point, 100_000))
             .expect("planned");
         world.run_for(1_000_000).expect("nothing is wrong");
-        let reached = (count(&world, "crash at an operation"), count(&world, "crash during recovery"));
+        let reached = (
+            count(&world, "crash at an operation"),
+            count(&world, "crash during recovery"),
+        );
         assert_eq!(reached, (1, 1), "{image:?}");
         converge_after(&mut world, 500_000).expect("comes to rest");
     }
@@ -75,7 +81,10 @@ fn l9_a_failing_operation_takes_hold_at_its_number() {
             .expect("planned");
         world.run_for(500_000).expect("nothing is wrong");
         assert_eq!(count(&world, "an operation failed"), 1, "{fault:?}");
-        assert!(world.hosts[&follower].process.is_none(), "{fault:?}: it has ended");
+        assert!(
+            world.hosts[&follower].process.is_none(),
+            "{fault:?}: it has ended"
+        );
         world.on_fault(Fault::Start(follower)).expect("start");
         converge_after(&mut world, 500_000).expect("comes to rest");
     }
@@ -100,9 +109,14 @@ fn a10_damage_of_every_kind_is_noticed_and_mended() {
     ] {
         let (mut world, follower) = stage(4, 16 << 10);
         let mut struck_count = 0;
-        for (round, aim) in [Aim::Anywhere, Aim::Last, Aim::AnywhereBeforeClose, Aim::LastBeforeClose]
-            .into_iter()
-            .enumerate()
+        for (round, aim) in [
+            Aim::Anywhere,
+            Aim::Last,
+            Aim::AnywhereBeforeClose,
+            Aim::LastBeforeClose,
+        ]
+        .into_iter()
+        .enumerate()
         {
             world.run_for(300_000).expect("nothing is wrong");
             let pick = (round as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -160,9 +174,7 @@ fn l10_swapped_directories_do_not_open() {
         .on_fault(Fault::Swap(follower, leader))
         .expect("both are refused");
     assert_eq!(count(&world, "swapped directory refused"), 2);
-    world
-        .on_fault(Fault::Start(follower))
-        .expect("it does not start");
+    world.on_fault(Fault::Start(follower)).expect("it does not start");
     assert!(world.hosts[&follower].process.is_none());
     converge_after(&mut world, 500_000).expect("comes to rest");
 }
@@ -261,7 +273,15 @@ fn a_case_is_named_by_a_line_that_can_be_read_back() {
         assert_eq!(case.to_string(), text);
         assert_eq!(text.parse(), Ok(case));
     }
-    for text in ["", "1/2", "1/4/0:torn", "9/1/0:torn", "1/2/0:gone", "1/2/0:torn/1:torn/2", "1/2/x:torn"] {
+    for text in [
+        "",
+        "1/2",
+        "1/4/0:torn",
+        "9/1/0:torn",
+        "1/2/0:gone",
+        "1/2/0:torn/1:torn/2",
+        "1/2/x:torn",
+    ] {
         assert!(text.parse::<Case>().is_err(), "{text}");
     }
 }

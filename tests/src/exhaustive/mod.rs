@@ -127,7 +127,11 @@ fn parse(text: &str) -> Option<Case> {
         Some((operation.parse().ok()?, image))
     };
     let mut parts = text.split('/');
-    let variant = parts.next()?.parse().ok().filter(|one| *one < script::VARIANT_COUNT)?;
+    let variant = parts
+        .next()?
+        .parse()
+        .ok()
+        .filter(|one| *one < script::VARIANT_COUNT)?;
     let number = parts.next()?.parse().ok();
     let replica = ReplicaId(number.filter(|one| (1..=script::REPLICA_COUNT).contains(one))?);
     let first = parts.next()?;

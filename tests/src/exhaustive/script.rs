@@ -101,10 +101,20 @@ pub fn reference(variant: u8) -> Result<Reference, Violation> {
     let before: Vec<u64> = replicas.iter().map(|id| operation_count(&world, *id)).collect();
     world.run_until(ENDS_AT)?;
     let counted = replicas.iter().zip(before);
-    let operation_counts = counted.map(|(id, before)| (*id, operation_count(&world, *id) - before)).collect();
-    let logs = || world.hosts.values().filter_map(|host| Some((host.id(), host.log.as_ref()?)));
+    let operation_counts = counted
+        .map(|(id, before)| (*id, operation_count(&world, *id) - before))
+        .collect();
+    let logs = || {
+        world
+            .hosts
+            .values()
+            .filter_map(|host| Some((host.id(), host.log.as_ref()?)))
+    };
     let sites = logs().map(|(id, log)| (id, log.sites())).collect();
-    let segment_count_max = logs().map(|(_, log)| log.segment_count()).max().unwrap_or_default();
+    let segment_count_max = logs()
+        .map(|(_, log)| log.segment_count())
+        .max()
+        .unwrap_or_default();
     converge_after(&mut world, 200_000)?;
     Ok(Reference {
         operation_counts,

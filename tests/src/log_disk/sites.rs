@@ -80,9 +80,19 @@ impl LogDisk {
             sites.misdirected("sector: a batch's first, over an older one's", next, one, false);
         }
         if let Some(one) = self.placed.last() {
-            sites.add_open("last batch of a crashed replica: header", one, 48, index_bit(last));
+            sites.add_open(
+                "last batch of a crashed replica: header",
+                one,
+                48,
+                index_bit(last),
+            );
             if let Some((_, range)) = one.values.first() {
-                sites.add_open("last batch of a crashed replica: value", one, range.start - one.range.start, 0);
+                sites.add_open(
+                    "last batch of a crashed replica: value",
+                    one,
+                    range.start - one.range.start,
+                    0,
+                );
             }
         }
         for name in self.disk.list().unwrap_or_default() {
@@ -126,7 +136,12 @@ impl Sites {
             self.flip(class, &one.file, start + offset + index % length, bit);
         }
         let records_start = one.header_bytes - CHECKSUM_BYTES - RECORD_BYTES * one.values.len();
-        self.flip("batch: record count", &one.file, start + records_start - 4 + index % 4, bit);
+        self.flip(
+            "batch: record count",
+            &one.file,
+            start + records_start - 4 + index % 4,
+            bit,
+        );
         let checksum = start + one.header_bytes - CHECKSUM_BYTES + index % CHECKSUM_BYTES;
         self.flip("batch: checksum", &one.file, checksum, bit);
         for (number, (_, range)) in one.values.iter().enumerate() {

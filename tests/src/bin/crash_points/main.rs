@@ -86,7 +86,11 @@ fn all(arguments: &Arguments) -> ExitCode {
     }
     println!("variant  operations of replica 1, 2, 3  outcomes  leaders  reads for a laggard  segments");
     for (variant, one) in &references {
-        let counts: Vec<String> = one.operation_counts.iter().map(|(_, count)| count.to_string()).collect();
+        let counts: Vec<String> = one
+            .operation_counts
+            .iter()
+            .map(|(_, count)| count.to_string())
+            .collect();
         println!(
             "{variant:>7}  {:>30}  {:>8}  {:>7}  {:>19}  {:>8}",
             counts.join(", "),
@@ -97,8 +101,12 @@ fn all(arguments: &Arguments) -> ExitCode {
         );
     }
     // Progress goes where diagnostics go: this takes a while.
-    let note = |what: &str, count: usize| eprintln!("{:>6.1} s  {what}: {count}", began_at.elapsed().as_secs_f64());
-    let single: Vec<Case> = references.iter().flat_map(|(variant, one)| crashes(*variant, one)).collect();
+    let note =
+        |what: &str, count: usize| eprintln!("{:>6.1} s  {what}: {count}", began_at.elapsed().as_secs_f64());
+    let single: Vec<Case> = references
+        .iter()
+        .flat_map(|(variant, one)| crashes(*variant, one))
+        .collect();
     let single: Vec<Case> = single.into_iter().step_by(arguments.every.max(1)).collect();
     let operations: u64 = references
         .iter()
@@ -115,12 +123,18 @@ fn all(arguments: &Arguments) -> ExitCode {
         .collect();
     note("damaged places", sites.len());
     let damaged = sweep(&sites, threads);
-    note("failed", crashed.failed.len() + crashed_again.failed.len() + damaged.failed.len());
+    note(
+        "failed",
+        crashed.failed.len() + crashed_again.failed.len() + damaged.failed.len(),
+    );
 
     let verdicts = verdicts(&damaged.passed);
     let classes = classes(&references, &sites);
     println!("\n{:>8}  operations of log disks", operations);
-    println!("{:>8}  crash points: each operation with {IMAGE_COUNT} images", single.len());
+    println!(
+        "{:>8}  crash points: each operation with {IMAGE_COUNT} images",
+        single.len()
+    );
     println!("{:>8}  second crashes, during the repair", double.len());
     println!("{:>8}  damaged places, of {} classes", sites.len(), classes.len());
     for (verdict, count) in &verdicts {
@@ -132,7 +146,10 @@ fn all(arguments: &Arguments) -> ExitCode {
         .collect();
     println!("{:>8}  failed", failed.len());
     for failure in failed.iter().take(SHOWN_MAX) {
-        println!("{}\ncargo run -p synod-tests --bin crash_points -- --only {}", failure.text, failure.case);
+        println!(
+            "{}\ncargo run -p synod-tests --bin crash_points -- --only {}",
+            failure.text, failure.case
+        );
     }
     let is_short = operations < arguments.operations_min
         || double.len() < arguments.doubles_min
