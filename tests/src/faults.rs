@@ -1,6 +1,7 @@
 //! What can go wrong, as data: a plan is a list of moments and faults, drawn from a seed or written by hand.
 
 use crate::actors::ActorId;
+use crate::actors::service::ServiceFault;
 use crate::chance::{pick, place};
 use crate::log_disk::damage::{Aim, Damage};
 use crate::log_disk::{CrashPoint, OperationFault};
@@ -61,6 +62,8 @@ pub enum Fault {
     Rollback(ReplicaId),
     /// A service's process crashes and starts again.
     CrashActor(ActorId),
+    /// Something goes wrong in the machine of a service over the library.
+    Service(ActorId, ServiceFault),
     /// Every session breaks.
     BreakSessions,
 }

@@ -11,7 +11,7 @@
 //!
 //! | to add | touch |
 //! |---|---|
-//! | a workload | a new [`Actor`](actors::Actor) |
+//! | a workload | a new file in [`workloads`], with its [`Actor`](actors::Actor)s and its checker |
 //! | a kind of fault | [`Fault`](faults::Fault), and where it takes hold in [`World`](world::World) |
 //! | a property | a new file in [`checkers`] |
 #![forbid(unsafe_code)]
@@ -34,4 +34,5 @@ pub mod schedule;
 pub mod script;
 pub mod store;
 pub mod trace;
+pub mod workloads;
 pub mod world;

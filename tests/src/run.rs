@@ -1,20 +1,22 @@
 //! A seeded run: a phase of faults in which nothing may be wrong, then healing, then everything must come to an end.
 
 use crate::actors::ActorId;
-use crate::actors::initiator::{self, Initiator};
-use crate::actors::participant::{self, Participant};
 use crate::chance::{place, place_of, small};
 use crate::checkers::{Check, Violation, require};
 use crate::faults;
 use crate::network::Weather;
 use crate::schedule::Micros;
 use crate::trace::Detail;
+use crate::workloads::bank::Bank;
+use crate::workloads::{self, Workload};
 use crate::world::{Lines, Setup, World};
 use std::collections::BTreeSet;
 use synod_coordinator_core::random::Random;
 use synod_coordinator_core::replica::Limits;
-use synod_proto::ids::{ReplicaId, ResourceId};
+use synod_proto::ids::ReplicaId;
 use synod_proto::limits::WATERMARK_LAG_MS_DEFAULT;
+
+pub use crate::workloads::scripted::{populate, resource};
 
 /// How long a healed world may take to come to rest: the longest deadline, an election and some rounds of asking.
 pub const CONVERGENCE_US: Micros = 90_000_000;
@@ -42,6 +44,8 @@ pub struct Draw {
     pub initiator_count: u32,
     /// How many transactions each of them begins.
     pub transaction_count: u64,
+    /// How many services with a real store the bank has; 0: there is no bank.
+    pub service_count: u32,
     /// The replicas' bounds.
     pub limits: Limits,
     /// Whether the world is watched until the watermark has passed everything.
@@ -71,7 +75,11 @@ impl Draw {
         };
         let replicas: BTreeSet<ReplicaId> = (1..=replica_count).map(ReplicaId).collect();
         let actors: Vec<ActorId> = (0..participant_count + initiator_count).map(ActorId).collect();
-        let plan = faults::draw(&mut random, &replicas, &actors, faults_us);
+        let mut plan = faults::draw(&mut random, &replicas, &actors, faults_us);
+        let service_count = Bank::draw_service_count(seed);
+        let first = participant_count + initiator_count;
+        plan.extend(Bank::new(seed, service_count).faults(first, faults_us));
+        plan.sort_by_key(|(at, _)| *at);
         let transaction_count = random.between(5, 60);
         let limits = Limits {
             pipeline_depth: 1 + place(&mut random, 12),
@@ -92,6 +100,7 @@ impl Draw {
             participant_count,
             initiator_count,
             transaction_count,
+            service_count,
             limits,
             is_long,
         }
@@ -117,40 +126,6 @@ pub struct Report {
     pub led_count: usize,
 }
 
-/// Adds participants and initiators to a world.
-pub fn populate(
-    world: &mut World,
-    participants: (u32, participant::Habits),
-    initiators: (u32, &initiator::Habits),
-) -> (Vec<ActorId>, Vec<ActorId>) {
-    let replicas = world.replicas();
-    let called: Vec<ActorId> = (0..participants.0)
-        .map(|number| {
-            world.add_actor(Participant::new(
-                resource(number),
-                replicas.clone(),
-                participants.1,
-            ))
-        })
-        .collect();
-    let calling = (0..initiators.0)
-        .map(|_| {
-            world.add_actor(Initiator::new(
-                replicas.clone(),
-                called.clone(),
-                initiators.1.clone(),
-            ))
-        })
-        .collect();
-    (called, calling)
-}
-
-/// The id of the `number`-th database.
-#[must_use]
-pub fn resource(number: u32) -> ResourceId {
-    ResourceId((0xda7a_0000_u128 + u128::from(number)).to_be_bytes())
-}
-
 /// Runs what was drawn.
 ///
 /// # Errors
@@ -172,9 +147,9 @@ pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
     };
     // Short segments, so that a run fills several; the shortest hold hardly more than one batch.
     world.attach_logs(SEGMENT_BYTES[place_of(draw.seed, SEGMENT_BYTES.len())]);
-    let habits = initiator::Habits::mixed(draw.transaction_count);
-    let participants = (draw.participant_count, participant::Habits::MIXED);
-    populate(&mut world, participants, (draw.initiator_count, &habits));
+    for workload in workloads::of(draw) {
+        world.add_workload(workload);
+    }
     // What was planned for later than the healing does not happen.
     for (at, fault) in draw.plan.iter().filter(|(at, _)| *at < draw.faults_us) {
         world.plan(*at, fault.clone());
@@ -267,7 +242,11 @@ fn check_final(world: &World) -> Check {
     let histories = world.checkers.histories.check_final();
     histories.map_err(|violation| violation.by("histories"))?;
     let outcomes = world.checkers.outcomes.check_final(&world.databases);
-    outcomes.map_err(|violation| violation.by("outcomes"))
+    outcomes.map_err(|violation| violation.by("outcomes"))?;
+    world
+        .workloads()
+        .try_for_each(|workload| workload.check_final(world))
+        .map_err(|violation| violation.by("workloads"))
 }
 
 /// What a world came to.

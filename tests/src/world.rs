@@ -6,7 +6,7 @@ mod replicas;
 mod services;
 
 use crate::actors::databases::Databases;
-use crate::actors::{Actor, ActorId, Speech};
+use crate::actors::{Actor, ActorId, Carriage, Speech};
 use crate::checkers::{Check, Checkers, Violation, require};
 use crate::host::{Disk, Host};
 use crate::log_disk::LogDisk;
@@ -14,6 +14,7 @@ use crate::network::{Network, Weather};
 use crate::schedule::{Micros, Schedule};
 use crate::store::Store;
 use crate::trace::{Detail, Trace};
+use crate::workloads::Workload;
 use std::collections::{BTreeMap, BTreeSet};
 use synod_coordinator_core::effects::Fetch;
 use synod_coordinator_core::paxos::Envelope;
@@ -131,6 +132,11 @@ struct Session {
     owner: Option<ActorId>,
     replica: ReplicaId,
     is_open: bool,
+    carriage: Carriage,
+    /// The life of the replica's process that the session was opened with.
+    life: u64,
+    /// Until when what was said on a stream before is on its way: to the replica, and from it.
+    busy_until: (Micros, Micros),
 }
 
 /// The world.
@@ -149,11 +155,14 @@ pub struct World {
     /// What has happened.
     pub trace: Trace,
     actors: BTreeMap<ActorId, Cast>,
+    workloads: Vec<Box<dyn Workload>>,
     sessions: BTreeMap<SessionId, Session>,
     next_session: u64,
     mailboxes: BTreeMap<SessionId, Vec<Response>>,
     random: Random,
     actors_random: Random,
+    /// Of streams, and of what services over the library say to each other.
+    streams_random: Random,
     backups: BTreeMap<ReplicaId, (Store, Option<LogDisk>)>,
     incarnation_count: u64,
     event_count: u64,
@@ -194,11 +203,13 @@ impl World {
             checkers: Checkers::default(),
             trace: Trace::new(setup.detail),
             actors: BTreeMap::new(),
+            workloads: Vec::new(),
             sessions: BTreeMap::new(),
             next_session: 0,
             mailboxes: BTreeMap::new(),
             random: Random::new(setup.seed ^ 0x776f_726c),
             actors_random: Random::new(setup.seed ^ 0x6163_746f),
+            streams_random: Random::new(setup.seed ^ 0x7374_7265),
             backups: BTreeMap::new(),
             incarnation_count: 0,
             event_count: 0,
@@ -239,7 +250,7 @@ impl World {
 
     /// Adds a service and starts it.
     pub fn add_actor(&mut self, actor: impl Actor + 'static) -> ActorId {
-        let id = ActorId(u32::try_from(self.actors.len()).expect("few actors"));
+        let id = ActorId(self.actor_count());
         self.actors.insert(
             id,
             Cast {
@@ -251,6 +262,26 @@ impl World {
         self.with_actor(id, |actor, scene| actor.on_start(scene))
             .expect("a start says nothing that is checked");
         id
+    }
+
+    /// Adds the services of a workload, and has it look at the end.
+    pub fn add_workload(&mut self, mut workload: Box<dyn Workload>) {
+        workload.populate(self);
+        self.workloads.push(workload);
+    }
+
+    /// The workloads.
+    pub fn workloads(&self) -> impl Iterator<Item = &dyn Workload> {
+        self.workloads.iter().map(AsRef::as_ref)
+    }
+
+    /// How many services there are; the next one has this number.
+    ///
+    /// # Panics
+    /// More than four thousand million.
+    #[must_use]
+    pub fn actor_count(&self) -> u32 {
+        u32::try_from(self.actors.len()).expect("few actors")
     }
 
     /// The time.
@@ -377,7 +408,12 @@ impl World {
                 Ok(())
             }
             Event::Request { session, request } => {
-                if let Some(one) = self.sessions.get(&session).copied().filter(|one| one.is_open) {
+                if let Some(one) = self
+                    .sessions
+                    .get(&session)
+                    .copied()
+                    .filter(|one| self.reaches(one))
+                {
                     self.post(one.replica, Input::Request { session, request });
                 }
                 Ok(())

@@ -1,6 +1,7 @@
 //! Participants' databases: prepared branches survive their process, outcomes are applied once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use synod::resource::BranchContext;
 use synod_proto::ids::{BranchId, Lineage, ResourceId, UnixMillis};
 use synod_proto::session::Outcome;
 
@@ -33,6 +34,9 @@ pub struct Databases {
     lineages: BTreeMap<ResourceId, Lineage>,
     settled: BTreeSet<BranchId>,
     effects: Vec<(BranchId, Outcome)>,
+    /// Prepared branches that somebody rolled back behind the library's back.
+    by_hand: BTreeSet<BranchId>,
+    violations: Vec<String>,
 }
 
 impl Databases {
@@ -80,6 +84,82 @@ impl Databases {
             self.effects.push((branch, outcome));
         }
         Some(row.state)
+    }
+
+    /// What the real tables of a database hold of a branch by now, as they were read. `context`: where it is known.
+    ///
+    /// What is prepared stays until its outcome, and what has an outcome keeps it, whatever crashes.
+    pub fn observe(
+        &mut self,
+        resource: ResourceId,
+        branch: BranchId,
+        context: Option<&BranchContext>,
+        observed: Option<RowState>,
+    ) {
+        let is_by_hand = self.by_hand.contains(&branch);
+        let known = self.rows.get(&(resource, branch)).copied();
+        match (known.map(|row| row.state), observed) {
+            (None, None | Some(RowState::Aborted)) => return,
+            (known, observed) if known == observed => return,
+            (None, Some(_)) => {}
+            (Some(RowState::Prepared), Some(RowState::Committed | RowState::Aborted)) => {}
+            (known, observed) => {
+                let text =
+                    format!("branch {branch} of {resource} was {known:?}, and its tables say {observed:?}");
+                return self.note_violation(text);
+            }
+        }
+        let Some(state) = observed else { return };
+        let (lineage, deadline) = match (known, context) {
+            (Some(row), _) => (row.lineage, row.deadline),
+            (None, Some(context)) => (context.lineage, context.deadline),
+            (None, None) => (Lineage([0; 16]), UnixMillis(0)),
+        };
+        let row = Row {
+            state,
+            lineage,
+            deadline,
+        };
+        self.rows.insert((resource, branch), row);
+        match state {
+            RowState::Prepared => {}
+            RowState::Committed => self.effects.push((branch, Outcome::Committed)),
+            RowState::Aborted if is_by_hand => {}
+            RowState::Aborted => self.effects.push((branch, Outcome::Aborted)),
+        }
+    }
+
+    /// Every branch that was seen in a database.
+    #[must_use]
+    pub fn branches(&self, resource: ResourceId) -> Vec<BranchId> {
+        let of_resource = self.rows.keys().filter(|(one, _)| *one == resource);
+        of_resource.map(|(_, branch)| *branch).collect()
+    }
+
+    /// An operator is about to roll a prepared branch back in its database.
+    pub fn note_hand(&mut self, branch: BranchId) {
+        self.by_hand.insert(branch);
+    }
+
+    /// Whether one has.
+    #[must_use]
+    pub fn is_by_hand(&self, branch: BranchId) -> bool {
+        self.by_hand.contains(&branch)
+    }
+
+    /// The branches that were rolled back by hand.
+    pub fn by_hand(&self) -> impl Iterator<Item = BranchId> + '_ {
+        self.by_hand.iter().copied()
+    }
+
+    /// Somebody who looks at databases saw what must not be.
+    pub fn note_violation(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
+    /// What was seen since the last look.
+    pub fn take_violations(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.violations)
     }
 
     /// What the database holds of a branch.

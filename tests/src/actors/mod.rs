@@ -4,7 +4,9 @@
 pub mod databases;
 pub mod initiator;
 pub mod link;
+pub mod operator;
 pub mod participant;
+pub mod service;
 
 use crate::schedule::Micros;
 use databases::Databases;
@@ -41,6 +43,8 @@ pub enum Speech {
         /// The branch's vote.
         vote: CallVote,
     },
+    /// Between services over the library.
+    Service(Box<service::Message>),
 }
 
 /// A vote as it returns with a reply.
@@ -54,10 +58,19 @@ pub enum CallVote {
     Abort,
 }
 
+/// How a session's messages travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carriage {
+    /// Each on its own: they overtake each other and are lost one by one. Worse than any real transport.
+    Loose,
+    /// In order and whole until the stream breaks, as the library's transport does it.
+    Stream,
+}
+
 /// What an actor asks of the world.
 #[derive(Clone, Debug)]
 pub(crate) enum Command {
-    Open(SessionId, ReplicaId),
+    Open(SessionId, ReplicaId, Carriage),
     Close(SessionId),
     Ask(SessionId, Request),
     Say(ActorId, Speech),
@@ -84,9 +97,18 @@ pub struct Scene<'a> {
 impl Scene<'_> {
     /// Opens a session with a replica. Nobody says whether the replica is there.
     pub fn open(&mut self, replica: ReplicaId) -> SessionId {
+        self.open_as(replica, Carriage::Loose)
+    }
+
+    /// Opens a session on a stream: what is said comes in order, or the stream breaks.
+    pub fn open_stream(&mut self, replica: ReplicaId) -> SessionId {
+        self.open_as(replica, Carriage::Stream)
+    }
+
+    fn open_as(&mut self, replica: ReplicaId, carriage: Carriage) -> SessionId {
         *self.next_session += 1;
         let session = SessionId(*self.next_session);
-        self.commands.push(Command::Open(session, replica));
+        self.commands.push(Command::Open(session, replica, carriage));
         session
     }
 
@@ -132,6 +154,9 @@ pub trait Actor: fmt::Debug {
 
     /// The time asked for has come.
     fn on_wake(&mut self, scene: &mut Scene<'_>, token: u64);
+
+    /// Something goes wrong in the machine of a service over the library.
+    fn on_service_fault(&mut self, _scene: &mut Scene<'_>, _fault: service::ServiceFault) {}
 
     /// No new work from now on; finish what has begun.
     fn on_rest(&mut self) {}

@@ -108,11 +108,23 @@ impl Checkers {
         self.outcomes.on_asked(now, session, request);
     }
 
+    /// A service says something of its databases, which is compared with them.
+    ///
+    /// # Errors
+    /// It is not so.
+    pub fn on_service_asks(&mut self, request: &Request, databases: &Databases) -> Check {
+        let asked = self.outcomes.on_service_asks(request, databases);
+        asked.map_err(by("outcomes"))
+    }
+
     /// A database applied outcomes to branches.
     ///
     /// # Errors
     /// Something does not hold.
     pub fn on_databases(&mut self, databases: &mut Databases) -> Check {
+        if let Some(text) = databases.take_violations().into_iter().next() {
+            return Err(Violation(text).by("services"));
+        }
         self.outcomes
             .on_effects(databases, self.log.reference())
             .map_err(by("outcomes"))

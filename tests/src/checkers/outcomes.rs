@@ -60,6 +60,23 @@ impl OutcomeChecker {
         self.asked.insert((session, number), (now, request.clone()));
     }
 
+    /// T8: a commit is acknowledged only when the tables hold it, and a hazard is reported only where somebody has laid a
+    /// hand on the database.
+    pub(super) fn on_service_asks(&self, request: &Request, databases: &Databases) -> Check {
+        match request {
+            Request::Acknowledge { branch, resource } => {
+                let state = databases.state(*resource, *branch);
+                require(state == Some(RowState::Committed), || {
+                    format!("branch {branch} was acknowledged, and {resource} says {state:?}")
+                })
+            }
+            Request::Hazard { branch, text, .. } => require(databases.is_by_hand(*branch), || {
+                format!("a false alarm for branch {branch}: {text}")
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn question(&self, session: SessionId, request: RequestId) -> Result<(Micros, Request), Violation> {
         let asked = self.asked.get(&(session, request)).cloned();
         asked.ok_or_else(|| {

@@ -2,6 +2,7 @@
 //! simulator's types have changed: the compiler asks here for every kind of fault that joins.
 
 use crate::actors::ActorId;
+use crate::actors::service::ServiceFault;
 use crate::faults::Fault;
 use crate::log_disk::damage::{Aim, Damage};
 use crate::log_disk::{CrashPoint, OperationFault};
@@ -104,6 +105,29 @@ pub(super) enum FaultForm {
     },
     CrashActor {
         actor: u32,
+    },
+    ServiceDiskCrash {
+        actor: u32,
+        operation: u64,
+    },
+    ServiceDiskFails {
+        actor: u32,
+        operation: u64,
+    },
+    ServiceDiskFull {
+        actor: u32,
+    },
+    ServiceDiskSlow {
+        actor: u32,
+        operation_us: u64,
+    },
+    ServiceRolledBackByHand {
+        actor: u32,
+        pick: u64,
+    },
+    ServiceWallClock {
+        actor: u32,
+        offset_ms: i64,
     },
     BreakSessions,
 }
@@ -320,6 +344,7 @@ impl From<&Fault> for FaultForm {
             Fault::Backup(id) => Self::Backup { replica: id.0 },
             Fault::Rollback(id) => Self::Rollback { replica: id.0 },
             Fault::CrashActor(id) => Self::CrashActor { actor: id.0 },
+            Fault::Service(id, fault) => Self::of_service(id.0, *fault),
             Fault::BreakSessions => Self::BreakSessions,
         }
     }
@@ -383,12 +408,39 @@ impl From<FaultForm> for Fault {
             FaultForm::Backup { replica } => Self::Backup(ReplicaId(replica)),
             FaultForm::Rollback { replica } => Self::Rollback(ReplicaId(replica)),
             FaultForm::CrashActor { actor } => Self::CrashActor(ActorId(actor)),
+            FaultForm::ServiceDiskCrash { actor, operation } => {
+                Self::Service(ActorId(actor), ServiceFault::CrashAtOperation(operation))
+            }
+            FaultForm::ServiceDiskFails { actor, operation } => {
+                Self::Service(ActorId(actor), ServiceFault::FailAtOperation(operation))
+            }
+            FaultForm::ServiceDiskFull { actor } => Self::Service(ActorId(actor), ServiceFault::Full),
+            FaultForm::ServiceDiskSlow { actor, operation_us } => {
+                Self::Service(ActorId(actor), ServiceFault::Slow(operation_us))
+            }
+            FaultForm::ServiceRolledBackByHand { actor, pick } => {
+                Self::Service(ActorId(actor), ServiceFault::RollBackByHand(pick))
+            }
+            FaultForm::ServiceWallClock { actor, offset_ms } => {
+                Self::Service(ActorId(actor), ServiceFault::WallClock(offset_ms))
+            }
             FaultForm::BreakSessions => Self::BreakSessions,
         }
     }
 }
 
 impl FaultForm {
+    fn of_service(actor: u32, fault: ServiceFault) -> Self {
+        match fault {
+            ServiceFault::CrashAtOperation(operation) => Self::ServiceDiskCrash { actor, operation },
+            ServiceFault::FailAtOperation(operation) => Self::ServiceDiskFails { actor, operation },
+            ServiceFault::Full => Self::ServiceDiskFull { actor },
+            ServiceFault::Slow(operation_us) => Self::ServiceDiskSlow { actor, operation_us },
+            ServiceFault::RollBackByHand(pick) => Self::ServiceRolledBackByHand { actor, pick },
+            ServiceFault::WallClock(offset_ms) => Self::ServiceWallClock { actor, offset_ms },
+        }
+    }
+
     /// The highest replica and the highest service that the fault speaks of, for a look before it runs.
     pub(super) fn ids(&self) -> (Vec<u8>, Option<u32>) {
         match self {
@@ -410,7 +462,13 @@ impl FaultForm {
             Self::Cut { from, to } => (vec![*from, *to], None),
             Self::Swap { one, other } => (vec![*one, *other], None),
             Self::Topology { open } => (open.iter().flat_map(|(a, b)| [*a, *b]).collect(), None),
-            Self::CrashActor { actor } => (Vec::new(), Some(*actor)),
+            Self::CrashActor { actor }
+            | Self::ServiceDiskCrash { actor, .. }
+            | Self::ServiceDiskFails { actor, .. }
+            | Self::ServiceDiskFull { actor }
+            | Self::ServiceDiskSlow { actor, .. }
+            | Self::ServiceRolledBackByHand { actor, .. }
+            | Self::ServiceWallClock { actor, .. } => (Vec::new(), Some(*actor)),
             Self::CrashLeader { .. } | Self::Mend | Self::Weather(_) | Self::BreakSessions => {
                 (Vec::new(), None)
             }
@@ -419,7 +477,7 @@ impl FaultForm {
 }
 
 /// Every kind of fault, as the figures of a run name it.
-pub const FAULT_KINDS: [&str; 23] = [
+pub const FAULT_KINDS: [&str; 29] = [
     "crash",
     "crash of the leader",
     "start",
@@ -443,6 +501,12 @@ pub const FAULT_KINDS: [&str; 23] = [
     "damage",
     "old directory put back",
     "swapped directories",
+    "power loss at an operation of a service's disk",
+    "failing disk of a service",
+    "full disk of a service",
+    "slow disk of a service",
+    "branch rolled back by hand",
+    "wall clock of a service",
 ];
 
 /// The name of a fault's kind, one of [`FAULT_KINDS`].
@@ -472,5 +536,11 @@ pub fn fault_kind(fault: &Fault) -> &'static str {
         Fault::Damage(..) => 20,
         Fault::PutBack(_) => 21,
         Fault::Swap(..) => 22,
+        Fault::Service(_, ServiceFault::CrashAtOperation(_)) => 23,
+        Fault::Service(_, ServiceFault::FailAtOperation(_)) => 24,
+        Fault::Service(_, ServiceFault::Full) => 25,
+        Fault::Service(_, ServiceFault::Slow(_)) => 26,
+        Fault::Service(_, ServiceFault::RollBackByHand(_)) => 27,
+        Fault::Service(_, ServiceFault::WallClock(_)) => 28,
     }]
 }

@@ -25,6 +25,8 @@ use crate::network::Weather;
 use crate::run::Draw;
 use crate::schedule::Micros;
 use crate::trace::Detail;
+use crate::workloads::Workload;
+use crate::workloads::bank::Bank;
 use crate::world::{Lines, Setup};
 use form::{FaultForm, TimedForm, WeatherForm};
 use serde::{Deserialize, Serialize};
@@ -104,6 +106,9 @@ struct WorldForm {
     initiator_count: u32,
     /// Of each initiator.
     transaction_count: u64,
+    /// Of the bank, over the real library. Plans from before it have none.
+    #[serde(default)]
+    service_count: u32,
     /// Everything is healed then.
     faults_us: u64,
     weather: WeatherForm,
@@ -260,7 +265,11 @@ impl PlanForm {
             is_ordered(world.lines.delay_us),
             format!("delays of {:?} us", world.lines.delay_us),
         )?;
-        let actor_count = world.participant_count + world.initiator_count;
+        require(
+            world.service_count <= SERVICE_COUNT_MAX,
+            format!("{} services of a bank", world.service_count),
+        )?;
+        let actor_count = world.actor_count();
         for one in &self.faults {
             let (replicas, actor) = one.fault.ids();
             let unknown = replicas
@@ -283,6 +292,14 @@ impl PlanForm {
 }
 
 impl WorldForm {
+    fn actor_count(&self) -> u32 {
+        let bank = match self.service_count {
+            0 => 0,
+            count => Bank::new(self.seed, count).actor_count(),
+        };
+        self.participant_count + self.initiator_count + bank
+    }
+
     fn of(draw: &Draw) -> Self {
         let Setup {
             seed,
@@ -299,6 +316,7 @@ impl WorldForm {
             participant_count: draw.participant_count,
             initiator_count: draw.initiator_count,
             transaction_count: draw.transaction_count,
+            service_count: draw.service_count,
             faults_us: draw.faults_us,
             weather: weather.into(),
             lines: LinesForm {
@@ -334,6 +352,7 @@ impl WorldForm {
             participant_count: self.participant_count,
             initiator_count: self.initiator_count,
             transaction_count: self.transaction_count,
+            service_count: self.service_count,
             limits: Limits {
                 pipeline_depth: self.pipeline_depth,
                 retained_bytes_max: self.retained_bytes_max,

@@ -1,6 +1,7 @@
 //! How faults take hold in the world.
 
 use super::{Event, World};
+use crate::actors::service::ServiceFault;
 use crate::chance::place_of;
 use crate::checkers::Check;
 use crate::faults::Fault;
@@ -114,6 +115,15 @@ impl World {
                 self.actors.get_mut(&id).expect("an actor of this world").life += 1;
                 self.with_actor(id, |actor, scene| actor.on_start(scene))?;
             }
+            Fault::Service(id, ServiceFault::WallClock(offset_ms)) => {
+                self.actors
+                    .get_mut(&id)
+                    .expect("an actor of this world")
+                    .wall_offset_ms = offset_ms;
+            }
+            Fault::Service(id, fault) => {
+                self.with_actor(id, |actor, scene| actor.on_service_fault(scene, fault))?;
+            }
             Fault::BreakSessions => self.break_sessions(|_| true),
         }
         Ok(())
@@ -127,6 +137,9 @@ impl World {
         self.on_fault(Fault::Mend)?;
         self.network.weather = crate::network::Weather::CALM;
         self.setup.lines.loss_ppm = 0;
+        for cast in self.actors.values_mut() {
+            cast.wall_offset_ms = 0;
+        }
         if let Some((one, other)) = self.swapped {
             self.swap(one, other)?;
         }

@@ -1,26 +1,59 @@
 //! Sessions between services and replicas, the test's own sessions, and the turns of the actors.
 
 use super::{Event, Session, World};
-use crate::actors::{Actor, ActorId, Command, Scene};
+use crate::actors::{Actor, ActorId, Carriage, Command, Scene, Speech};
 use crate::checkers::Check;
 use crate::clocks::true_wall;
+use crate::schedule::Micros;
 use synod_proto::ids::{ReplicaId, SessionId};
 use synod_proto::session::{Request, Response};
+
+/// How soon a service hears that no process listens at a replica.
+const STREAM_REFUSED_US: Micros = 2_000;
+
+/// How many of a million business messages come twice on a network that loses nothing.
+const REPEATED_PPM: u64 = 5_000;
 
 impl World {
     /// Opens a session for the test itself.
     pub fn open_session(&mut self, replica: ReplicaId) -> SessionId {
         self.next_session += 1;
         let session = SessionId(self.next_session);
+        self.add_session(session, None, replica, Carriage::Loose);
+        session
+    }
+
+    fn add_session(
+        &mut self,
+        session: SessionId,
+        owner: Option<ActorId>,
+        replica: ReplicaId,
+        carriage: Carriage,
+    ) {
+        let host = &self.hosts[&replica];
+        let (life, is_up) = (host.life, host.process.is_some());
         self.sessions.insert(
             session,
             Session {
-                owner: None,
+                owner,
                 replica,
                 is_open: true,
+                carriage,
+                life,
+                busy_until: (0, 0),
             },
         );
-        session
+        if carriage == Carriage::Stream && !is_up {
+            // Nobody listens there.
+            self.schedule
+                .after(STREAM_REFUSED_US, Event::SessionLost { session });
+        }
+    }
+
+    /// Whether what was said on the session reaches the replica: a stream ends with the process that it was opened with.
+    pub(super) fn reaches(&self, session: &Session) -> bool {
+        session.is_open
+            && (session.carriage == Carriage::Loose || self.hosts[&session.replica].life == session.life)
     }
 
     /// Sends a request of the test itself.
@@ -50,6 +83,26 @@ impl World {
     }
 
     pub(super) fn carry(&mut self, event: Event) {
+        let streamed = match &event {
+            Event::Request { session, .. } => Some((*session, true)),
+            Event::Response { session, .. } | Event::SessionLost { session } => Some((*session, false)),
+            _ => None,
+        };
+        if let Some((session, is_up)) = streamed
+            && self
+                .sessions
+                .get(&session)
+                .is_some_and(|one| one.carriage == Carriage::Stream)
+        {
+            return self.carry_on_stream(session, is_up, event);
+        }
+        if let Event::Speech {
+            speech: Speech::Service(_),
+            ..
+        } = &event
+        {
+            return self.carry_between_services(event);
+        }
         let lines = self.setup.lines;
         let delay = self.random.between(lines.delay_us.0, lines.delay_us.1);
         let is_lost =
@@ -57,6 +110,51 @@ impl World {
         if !is_lost {
             self.schedule.after(delay, event);
         }
+    }
+
+    /// In order. What is lost on the way is sent again by the transport, and holds up what follows it; now and then the
+    /// stream breaks instead.
+    fn carry_on_stream(&mut self, session: SessionId, is_up: bool, event: Event) {
+        let lines = self.setup.lines;
+        let now = self.now();
+        let random = &mut self.streams_random;
+        let mut delay = random.between(lines.delay_us.0, lines.delay_us.1);
+        let is_lost = random.between(0, 999_999) < lines.loss_ppm;
+        if is_lost {
+            delay += random.between(200_000, 900_000);
+        }
+        let breaks = is_lost && random.between(0, 3) == 0;
+        let one = self.sessions.get_mut(&session).expect("looked at by the caller");
+        let busy_until = if is_up {
+            &mut one.busy_until.0
+        } else {
+            &mut one.busy_until.1
+        };
+        *busy_until = (*busy_until).max(now + delay);
+        let at = *busy_until;
+        if breaks {
+            self.schedule.at(at, Event::SessionLost { session });
+        } else {
+            self.schedule.at(at, event);
+        }
+    }
+
+    /// Business calls are lost and overtake each other as calls to a service do that is reached over several connections,
+    /// and a proxy may repeat one.
+    fn carry_between_services(&mut self, event: Event) {
+        let lines = self.setup.lines;
+        let random = &mut self.streams_random;
+        let delay = random.between(lines.delay_us.0, lines.delay_us.1);
+        let is_lost = random.between(0, 999_999) < lines.loss_ppm;
+        let is_repeated = random.between(0, 999_999) < lines.loss_ppm / 2 + REPEATED_PPM;
+        let later = random.between(0, 500_000);
+        if is_lost {
+            return;
+        }
+        if is_repeated {
+            self.schedule.after(delay + later, event.clone());
+        }
+        self.schedule.after(delay, event);
     }
 
     pub(super) fn on_response(&mut self, session: SessionId, response: Response) -> Check {
@@ -112,18 +210,14 @@ impl World {
         self.checkers.on_databases(&mut self.databases)?;
         for command in commands {
             match command {
-                Command::Open(session, replica) => {
-                    self.sessions.insert(
-                        session,
-                        Session {
-                            owner: Some(id),
-                            replica,
-                            is_open: true,
-                        },
-                    );
+                Command::Open(session, replica, carriage) => {
+                    self.add_session(session, Some(id), replica, carriage);
                 }
                 Command::Close(session) => self.close_session(session),
-                Command::Ask(session, request) => self.ask(session, request),
+                Command::Ask(session, request) => {
+                    self.checkers.on_service_asks(&request, &self.databases)?;
+                    self.ask(session, request);
+                }
                 Command::Say(to, speech) => self.carry(Event::Speech { from: id, to, speech }),
                 Command::Wake(delay, token) => self.schedule.after(
                     delay,

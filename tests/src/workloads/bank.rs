@@ -1,0 +1,256 @@
+//! Transfers between accounts in several databases, over the library's real participant and the real redb store.
+//!
+//! The checker looks at the tables. Every leg of a transfer leaves a row in the journal of its database, so that what a
+//! transaction did can be compared with what it was asked to do (T4, T5), effects can be counted (T2), and the money with
+//! it.
+
+use super::Workload;
+use crate::actors::ActorId;
+use crate::actors::operator::Operator;
+use crate::actors::service::{
+    ACCOUNT_COUNT, ACCOUNTS, BALANCE, Books, JOURNAL, Leg, LegKind, Service, ServiceFault, Setup,
+    SharedBooks, StoreHabits, journal_row,
+};
+use crate::chance::small;
+use crate::checkers::{Check, Violation, require};
+use crate::faults::{self, Fault};
+use crate::schedule::Micros;
+use crate::world::World;
+use std::collections::{BTreeMap, BTreeSet};
+use synod::resource::ResourceError;
+use synod::resource::redb::{SCAN_ROWS_MAX, Snapshot};
+use synod_coordinator_core::machine::outcomes::Verdict;
+use synod_coordinator_core::random::Random;
+use synod_proto::ids::{BranchId, Gtid, ResourceId};
+use synod_proto::session::Decision;
+
+/// The workload.
+#[derive(Debug)]
+pub struct Bank {
+    seed: u64,
+    service_count: u32,
+    books: SharedBooks,
+}
+
+/// The most services of a drawn bank.
+pub const SERVICE_COUNT_DRAWN_MAX: u32 = 4;
+
+impl Bank {
+    /// A bank of so many services. What else there is to draw, the seed draws.
+    #[must_use]
+    pub fn new(seed: u64, service_count: u32) -> Self {
+        Self {
+            seed,
+            service_count,
+            books: SharedBooks::default(),
+        }
+    }
+
+    /// How many services the seed's bank has.
+    #[must_use]
+    pub fn draw_service_count(seed: u64) -> u32 {
+        small(&mut stream(seed, 0), 2, SERVICE_COUNT_DRAWN_MAX)
+    }
+
+    /// What its services and the tables say of themselves.
+    #[must_use]
+    pub fn books(&self) -> SharedBooks {
+        self.books.clone()
+    }
+}
+
+/// Each concern has a stream of its own.
+fn stream(seed: u64, concern: u64) -> Random {
+    Random::new(seed ^ 0x6261_6e6b ^ (concern << 40))
+}
+
+/// The id of the `number`-th database.
+fn resource(number: u32) -> ResourceId {
+    ResourceId((0xba4c_0000_u128 + u128::from(number)).to_be_bytes())
+}
+
+impl Workload for Bank {
+    fn actor_count(&self) -> u32 {
+        // One service without a database, and the operator.
+        self.service_count + 2
+    }
+
+    fn populate(&mut self, world: &mut World) {
+        let mut random = stream(self.seed, 1);
+        let replicas = world.replicas();
+        let first = world.actor_count();
+        let banks: Vec<(ActorId, ResourceId)> = (0..self.service_count)
+            .map(|number| (ActorId(first + number), resource(number)))
+            .collect();
+        // Every fourth bank runs on a store that hides branches.
+        let veil_ppm = if random.between(0, 3) == 0 { 150_000 } else { 0 };
+        for number in 0..=self.service_count {
+            let habits = StoreHabits {
+                quick_repair: random.between(0, 1) == 0,
+                veil_ppm,
+                disk_us_max: random.between(50, 5_000),
+            };
+            let store = (number < self.service_count).then(|| (resource(number), habits));
+            let count = match random.between(0, 2) {
+                0 => 0,
+                _ => random.between(2, 14),
+            };
+            let setup = Setup {
+                replicas: replicas.clone(),
+                store,
+                transactions: (count, random.between(20_000, 900_000)),
+                banks: banks.clone(),
+                seed: random.next_u64(),
+                books: self.books.clone(),
+            };
+            world.add_actor(Service::new(setup));
+        }
+        world.add_actor(Operator::new(replicas));
+    }
+
+    fn check_final(&self, world: &World) -> Check {
+        check_money(&self.books.borrow(), world)
+    }
+
+    fn faults(&self, first: u32, length: Micros) -> faults::Plan {
+        let mut random = stream(self.seed, 2);
+        let enabled: Vec<bool> = (0..7).map(|_| random.between(0, 2) > 0).collect();
+        let uses_hand = random.between(0, 3) == 0;
+        let mut plan = Vec::new();
+        let mut at = 0;
+        loop {
+            at += random.between(50_000, 4_000_000);
+            if at >= length {
+                return plan;
+            }
+            let service = ActorId(first + small(&mut random, 0, self.service_count));
+            let kind = crate::chance::place(&mut random, 7);
+            if !enabled[kind] {
+                continue;
+            }
+            let fault = match kind {
+                0 => Fault::CrashActor(service),
+                1 => Fault::Service(service, ServiceFault::CrashAtOperation(random.between(1, 60))),
+                2 => Fault::Service(service, ServiceFault::FailAtOperation(random.between(1, 60))),
+                3 => Fault::Service(service, ServiceFault::Full),
+                4 => Fault::Service(service, ServiceFault::Slow(random.between(50, 400_000))),
+                5 if uses_hand => Fault::Service(service, ServiceFault::RollBackByHand(random.next_u64())),
+                5 => Fault::CrashActor(service),
+                _ => Fault::Service(service, ServiceFault::WallClock(draw_offset(&mut random))),
+            };
+            plan.push((at, fault));
+        }
+    }
+}
+
+fn draw_offset(random: &mut Random) -> i64 {
+    let small_ms = i64::try_from(random.between(0, 6_000)).expect("small") - 3_000;
+    match random.between(0, 5) {
+        0 => small_ms * 20,
+        _ => small_ms,
+    }
+}
+
+/// What the tables hold in the end, against what was asked for and what the log decided.
+fn check_money(books: &Books, world: &World) -> Check {
+    let mut done: BTreeMap<Gtid, Vec<Leg>> = BTreeMap::new();
+    let mut calls: BTreeSet<(Gtid, u64)> = BTreeSet::new();
+    for (resource, redb) in &books.stores {
+        let readable = |error: ResourceError| Violation(format!("{resource} cannot be read: {error}"));
+        let snapshot = redb.snapshot().map_err(readable)?;
+        let rows = journal(&snapshot).map_err(readable)?;
+        check_balances(*resource, &snapshot, &rows)?;
+        for (branch, leg) in rows {
+            // T2: an id runs once, and of a call's executions one takes effect.
+            require(calls.insert((branch.gtid, branch.call.0)), || {
+                format!(
+                    "two executions of call {} of {} took effect",
+                    branch.call.0, branch.gtid
+                )
+            })?;
+            done.entry(branch.gtid).or_default().push(leg);
+        }
+        let open = snapshot.in_doubt().map_err(readable)?;
+        require(open.is_empty(), || {
+            format!("{resource} still holds {open:?} prepared")
+        })?;
+    }
+    let records = world.checkers.outcomes.records();
+    let by_hand: BTreeSet<Gtid> = world.databases.by_hand().map(|branch| branch.gtid).collect();
+    for (gtid, legs) in &mut done {
+        legs.sort_by_key(|leg| leg.number);
+        let is_committed = matches!(
+            records.get(gtid).map(|record| &record.verdict),
+            Some(Verdict::Committed { .. })
+        );
+        require(is_committed, || {
+            format!("{gtid} left {legs:?}, and the log does not say committed")
+        })?;
+    }
+    for (gtid, asked) in &books.asked {
+        let is_committed = matches!(
+            records.get(gtid).map(|record| &record.verdict),
+            Some(Verdict::Committed { .. })
+        );
+        let found = done.get(gtid).map_or(&[][..], Vec::as_slice);
+        if is_committed && !by_hand.contains(gtid) {
+            require(found == asked, || {
+                format!("{gtid} asked for {asked:?} and did {found:?}")
+            })?;
+            let sum: i64 = found.iter().filter_map(Leg::delta).sum();
+            require(sum == 0, || format!("{gtid} made {sum} of money"))?;
+        }
+        require(!is_committed || !books.undone.contains(gtid), || {
+            format!("{gtid} is committed, and its initiator was told that nothing was done")
+        })?;
+        if let Some(told) = books.told.get(gtid) {
+            let is_so = match told {
+                Decision::Committed => is_committed,
+                Decision::Aborted(_) => !is_committed,
+                Decision::Mismatch | Decision::Expired | Decision::Settled => false,
+            };
+            require(is_so, || format!("{gtid}: its initiator was told {told:?}"))?;
+        }
+    }
+    let unasked = done.keys().find(|gtid| !books.asked.contains_key(gtid));
+    require(unasked.is_none(), || {
+        format!("{unasked:?} took effect, and nobody asked for its commit")
+    })
+}
+
+fn journal(snapshot: &Snapshot) -> Result<Vec<(BranchId, Leg)>, ResourceError> {
+    let mut rows = Vec::new();
+    let mut after = None;
+    loop {
+        let page = snapshot.scan_page(JOURNAL, [], after.as_deref(), SCAN_ROWS_MAX)?;
+        let Some((last, _)) = page.last() else {
+            return Ok(rows);
+        };
+        after = Some(last.to_vec());
+        rows.extend(page.iter().filter_map(|(key, value)| journal_row(key, value)));
+    }
+}
+
+/// Each balance is what the journal says: nothing was applied twice, and nothing by half.
+fn check_balances(resource: ResourceId, snapshot: &Snapshot, rows: &[(BranchId, Leg)]) -> Check {
+    let mut balances: BTreeMap<u32, i64> = (0..ACCOUNT_COUNT)
+        .map(|account| (account, i64::try_from(BALANCE).expect("small")))
+        .collect();
+    for (_, leg) in rows {
+        if let LegKind::Move { account, delta } = leg.kind {
+            *balances.entry(account).or_default() += delta;
+        }
+    }
+    for (account, expected) in balances {
+        let found = snapshot
+            .get(ACCOUNTS, account.to_be_bytes())
+            .map_err(|error| Violation(error.to_string()))?
+            .and_then(|value| value[..].try_into().ok())
+            .map(u64::from_be_bytes);
+        let is_so = found.is_some_and(|found| i64::try_from(found) == Ok(expected));
+        require(is_so, || {
+            format!("account {account} of {resource} holds {found:?}; its journal says {expected}")
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! What is done with a cluster while faults strike it. A workload is a file with its actors and its checker; a new one
+//! joins [`of`] and touches no other.
+
+pub mod bank;
+pub mod scripted;
+
+use crate::checkers::Check;
+use crate::faults;
+use crate::run::Draw;
+use crate::schedule::Micros;
+use crate::world::World;
+use std::fmt;
+
+/// One workload of one world.
+pub trait Workload: fmt::Debug {
+    /// How many services it consists of.
+    fn actor_count(&self) -> u32;
+
+    /// Adds its services to a world; their ids follow each other.
+    fn populate(&mut self, world: &mut World);
+
+    /// What must hold once the world has come to rest.
+    ///
+    /// # Errors
+    /// Something does not hold.
+    fn check_final(&self, _world: &World) -> Check {
+        Ok(())
+    }
+
+    /// Faults that strike its services, beside those that strike any; drawn from a stream of its own. `first`: the number
+    /// of its first service.
+    fn faults(&self, _first: u32, _length: Micros) -> faults::Plan {
+        Vec::new()
+    }
+}
+
+/// The workloads of a run, in the order of their services.
+#[must_use]
+pub fn of(draw: &Draw) -> Vec<Box<dyn Workload>> {
+    let mut workloads: Vec<Box<dyn Workload>> = vec![Box::new(scripted::Scripted {
+        participant_count: draw.participant_count,
+        initiator_count: draw.initiator_count,
+        transaction_count: draw.transaction_count,
+    })];
+    if draw.service_count > 0 {
+        workloads.push(Box::new(bank::Bank::new(draw.seed, draw.service_count)));
+    }
+    workloads
+}
