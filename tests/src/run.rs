@@ -164,6 +164,7 @@ pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
                 Ok(())
             }
         });
+    world.take_points();
     (result, Some(world))
 }
 

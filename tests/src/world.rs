@@ -275,6 +275,13 @@ impl World {
         self.workloads.iter().map(AsRef::as_ref)
     }
 
+    /// Adds what the workloads counted to the run's points.
+    pub fn take_points(&mut self) {
+        for (group, name, count) in self.workloads.iter().flat_map(|one| one.points()) {
+            self.checkers.points.count(group, name, count);
+        }
+    }
+
     /// How many services there are; the next one has this number.
     ///
     /// # Panics

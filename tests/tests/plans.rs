@@ -6,6 +6,7 @@ use synod_coordinator::log::CrashImage;
 use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::ReplicaId;
 use synod_tests::actors::ActorId;
+use synod_tests::actors::service::ServiceFault;
 use synod_tests::faults::{Fault, topology};
 use synod_tests::log_disk::damage::{Aim, Damage};
 use synod_tests::log_disk::{CrashPoint, OperationFault};
@@ -46,6 +47,12 @@ fn every_fault() -> Vec<Fault> {
         Fault::Backup(ONE),
         Fault::Rollback(ONE),
         Fault::CrashActor(ActorId(1)),
+        Fault::Service(ActorId(2), ServiceFault::CrashAtOperation(7)),
+        Fault::Service(ActorId(2), ServiceFault::FailAtOperation(8)),
+        Fault::Service(ActorId(3), ServiceFault::Full),
+        Fault::Service(ActorId(3), ServiceFault::Slow(9_000)),
+        Fault::Service(ActorId(4), ServiceFault::RollBackByHand(u64::MAX)),
+        Fault::Service(ActorId(4), ServiceFault::WallClock(-3)),
         Fault::BreakSessions,
         Fault::CrashAt(
             ONE,
@@ -83,6 +90,7 @@ fn small_plan(faults: Vec<(u64, Fault)>) -> Plan {
     plan.draw.participant_count = 1;
     plan.draw.initiator_count = 1;
     plan.draw.transaction_count = 2;
+    plan.draw.service_count = 0;
     plan.draw.setup.replica_count = 3;
     plan.draw.setup.lines.loss_ppm = 0;
     plan.draw.is_long = false;
@@ -94,7 +102,8 @@ fn small_plan(faults: Vec<(u64, Fault)>) -> Plan {
 #[test]
 fn every_kind_of_fault_has_a_form_and_a_name() {
     let faults: Vec<(u64, Fault)> = (1..).zip(every_fault()).collect();
-    let plan = small_plan(faults.clone());
+    let mut plan = small_plan(faults.clone());
+    plan.draw.service_count = 2;
     assert_eq!(
         Plan::parse(&plan.to_text()).expect("its own form").draw.plan,
         faults
@@ -127,6 +136,7 @@ fn the_form_of_a_plan() {
     "participant_count": 1,
     "initiator_count": 1,
     "transaction_count": 2,
+    "service_count": 0,
     "faults_us": 4000000,
     "weather": {
       "delay_us": [

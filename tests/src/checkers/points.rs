@@ -107,6 +107,11 @@ impl Points {
         self.pass("disk fault", name);
     }
 
+    /// Counts what a workload says of itself.
+    pub fn count(&mut self, group: &'static str, name: &'static str, count: u64) {
+        *self.counts.entry((group, name)).or_default() += count;
+    }
+
     fn pass(&mut self, group: &'static str, name: &'static str) {
         *self.counts.entry((group, name)).or_default() += 1;
     }

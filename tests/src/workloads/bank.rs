@@ -93,12 +93,12 @@ impl Workload for Bank {
             let store = (number < self.service_count).then(|| (resource(number), habits));
             let count = match random.between(0, 2) {
                 0 => 0,
-                _ => random.between(2, 14),
+                _ => random.between(4, 16),
             };
             let setup = Setup {
                 replicas: replicas.clone(),
                 store,
-                transactions: (count, random.between(20_000, 900_000)),
+                transactions: (count, random.between(20_000, 3_000_000)),
                 banks: banks.clone(),
                 seed: random.next_u64(),
                 books: self.books.clone(),
@@ -110,6 +110,15 @@ impl Workload for Bank {
 
     fn check_final(&self, world: &World) -> Check {
         check_money(&self.books.borrow(), world)
+    }
+
+    fn points(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let books = self.books.borrow();
+        books
+            .counts
+            .iter()
+            .map(|(what, count)| ("bank", *what, *count))
+            .collect()
     }
 
     fn faults(&self, first: u32, length: Micros) -> faults::Plan {
@@ -130,8 +139,8 @@ impl Workload for Bank {
             }
             let fault = match kind {
                 0 => Fault::CrashActor(service),
-                1 => Fault::Service(service, ServiceFault::CrashAtOperation(random.between(1, 60))),
-                2 => Fault::Service(service, ServiceFault::FailAtOperation(random.between(1, 60))),
+                1 => Fault::Service(service, ServiceFault::CrashAtOperation(random.between(1, 25))),
+                2 => Fault::Service(service, ServiceFault::FailAtOperation(random.between(1, 25))),
                 3 => Fault::Service(service, ServiceFault::Full),
                 4 => Fault::Service(service, ServiceFault::Slow(random.between(50, 400_000))),
                 5 if uses_hand => Fault::Service(service, ServiceFault::RollBackByHand(random.next_u64())),

@@ -27,6 +27,11 @@ pub trait Workload: fmt::Debug {
         Ok(())
     }
 
+    /// How often its services came past the points that they name.
+    fn points(&self) -> Vec<(&'static str, &'static str, u64)> {
+        Vec::new()
+    }
+
     /// Faults that strike its services, beside those that strike any; drawn from a stream of its own. `first`: the number
     /// of its first service.
     fn faults(&self, _first: u32, _length: Micros) -> faults::Plan {

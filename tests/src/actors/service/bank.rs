@@ -125,6 +125,8 @@ pub struct Books {
     pub undone: BTreeSet<Gtid>,
     /// What initiators were told.
     pub told: BTreeMap<Gtid, Decision>,
+    /// Calls that were executed.
+    pub executed: BTreeSet<(Gtid, CallId)>,
     /// How often things happened that a run should not be without.
     pub counts: BTreeMap<&'static str, u64>,
 }
@@ -133,7 +135,7 @@ pub struct Books {
 pub type SharedBooks = Rc<RefCell<Books>>;
 
 impl Books {
-    fn count(&mut self, what: &'static str) {
+    pub(super) fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 }
@@ -257,7 +259,16 @@ pub(super) fn serve(process: &Process, from: ActorId, number: u64, context: &Cal
             result: Err(text),
             votes: None,
         };
+        desk.count("a call refused at its arrival");
         return desk.say(from, Message::Answer { number, answered });
+    }
+    let is_first = desk
+        .books
+        .borrow_mut()
+        .executed
+        .insert((context.gtid, context.call));
+    if !is_first {
+        desk.count("a call executed again");
     }
     let caller_waits = desk.begin_serving(from, number);
     let scope = Scope::arrived(&desk, context, caller_waits);
@@ -409,6 +420,7 @@ async fn commit(desk: &Rc<Desk>, setup: &super::Setup, scope: &Rc<Scope>, legs: 
         match scope.decide(&decide).await {
             Ok(decision) => break decision,
             Err(Undecided::NotDone(_)) if !was_in_doubt => {
+                books.borrow_mut().count("handed over and undone");
                 books.borrow_mut().undone.insert(gtid);
                 let abort = scope.ledger.borrow_mut().on_undone();
                 return scope.decide_in_background(abort);
@@ -429,6 +441,10 @@ async fn commit(desk: &Rc<Desk>, setup: &super::Setup, scope: &Rc<Scope>, legs: 
     };
     let _is_first = scope.ledger.borrow_mut().on_decision(decision.clone());
     let is_committed = decision == Decision::Committed;
+    books.borrow_mut().count(match is_committed {
+        true => "committed",
+        false => "aborted by the log",
+    });
     books.borrow_mut().told.insert(gtid, decision);
     if is_committed && desk.happens(300_000) {
         let question = match desk.happens(700_000) {

@@ -3,7 +3,7 @@
 use super::process::{Waiting, to_service};
 use super::store::Store;
 use super::tasks::Clock;
-use super::{Message, Work};
+use super::{Message, SharedBooks, Work};
 use crate::actors::{ActorId, Speech};
 use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
@@ -44,6 +44,7 @@ pub(super) struct Desk {
     pub(super) clock: Clock,
     pub(super) core: RefCell<Session>,
     pub(super) store: Option<Store>,
+    pub(super) books: SharedBooks,
     pub(super) lineage: Cell<Option<Lineage>>,
     pub(super) is_attached: Cell<bool>,
     /// The longest time that an operation of the disk takes.
@@ -69,12 +70,20 @@ impl fmt::Debug for Desk {
 }
 
 impl Desk {
-    pub(super) fn new(own: ActorId, clock: Clock, core: Session, store: Option<Store>, seed: u64) -> Self {
+    pub(super) fn new(
+        own: ActorId,
+        clock: Clock,
+        core: Session,
+        store: Option<Store>,
+        books: SharedBooks,
+        seed: u64,
+    ) -> Self {
         Self {
             own,
             clock,
             core: RefCell::new(core),
             store,
+            books,
             lineage: Cell::new(None),
             is_attached: Cell::new(false),
             disk_us_max: Cell::new(1_000),
@@ -88,6 +97,11 @@ impl Desk {
             // Numbers of an earlier life must not be taken for those of this one.
             next: Cell::new(seed >> 1),
         }
+    }
+
+    /// Notes that something happened that a set of runs should not be without.
+    pub(super) fn count(&self, what: &'static str) {
+        self.books.borrow_mut().count(what);
     }
 
     /// Whether nothing was begun here that is not over.

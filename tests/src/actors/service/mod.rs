@@ -191,10 +191,15 @@ impl Service {
         if prepared.is_empty() {
             return;
         }
+        self.count("a branch rolled back by hand");
         let branch = prepared[crate::chance::place_of(pick, prepared.len())];
         scene.databases.note_hand(branch);
         let _is_done = tasks::at_once(store.redb.abort(&branch));
         store.touch(branch, None);
+    }
+
+    fn count(&self, what: &'static str) {
+        self.setup.books.borrow_mut().count(what);
     }
 
     fn crash(&mut self, scene: &mut Scene<'_>) {
@@ -239,11 +244,15 @@ impl Service {
                             .stores
                             .insert(resource, redb.clone());
                         let store = Store::new(redb, resource, habits);
+                        if !scene.databases.in_doubt(resource).is_empty() {
+                            self.count("a start with prepared branches");
+                        }
                         store.look_at_all(scene.databases);
                         Some(store)
                     }
                     Err(_) if self.disk.has_failed() => {
                         // A second crash, during the recovery from the first.
+                        self.count("a crash during the opening of a store");
                         self.disk.lose_power(PowerLoss::Torn(self.random.next_u64()));
                         return scene.wake_after(100_000, START);
                     }
@@ -254,7 +263,7 @@ impl Service {
                 }
             }
         };
-        let process = Process::new(scene, &self.setup.replicas, clock, store);
+        let process = Process::new(scene, &self.setup, clock, store);
         process.desk.disk_us_max.set(self.disk_us_max);
         self.process = Some(process);
         bank::begin(self);
@@ -279,6 +288,7 @@ impl Service {
         }
         if self.disk.has_failed() && !self.is_recovering {
             if self.dies_with_disk {
+                self.count("power lost in the middle of a write");
                 return self.crash(scene);
             }
             self.is_recovering = true;
@@ -298,6 +308,7 @@ impl Service {
         self.disk.mend();
         self.is_recovering = false;
         if let Some(store) = &process.desk.store {
+            self.count("a store opened again by its process");
             match tasks::at_once(store.redb.reopen()) {
                 Ok(()) => store.look_at_all(scene.databases),
                 Err(error) => scene

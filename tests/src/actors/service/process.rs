@@ -52,7 +52,7 @@ fn replica(address: &str) -> Option<ReplicaId> {
 impl Process {
     pub(super) fn new(
         scene: &mut Scene<'_>,
-        replicas: &[ReplicaId],
+        setup: &super::Setup,
         clock: Clock,
         store: Option<Store>,
     ) -> Self {
@@ -63,12 +63,19 @@ impl Process {
             unknown_patience: Duration::from_secs(5),
             inquire_backoff_max: Duration::from_secs(5),
             finish_backoff_max: Duration::from_secs(3),
-            ..Config::new(replicas.iter().map(|one| address(*one)).collect())
+            ..Config::new(setup.replicas.iter().map(|one| address(*one)).collect())
         };
         let session = Session::new(config, scene.random.next_u64());
         let seed = scene.random.next_u64();
         Self {
-            desk: Rc::new(Desk::new(scene.own, clock, session, store, seed)),
+            desk: Rc::new(Desk::new(
+                scene.own,
+                clock,
+                session,
+                store,
+                setup.books.clone(),
+                seed,
+            )),
             tasks: Tasks::default(),
             stream: None,
             is_ready: false,
@@ -209,7 +216,10 @@ impl Process {
             } => self
                 .tasks
                 .spawn(Box::pin(finish(self.desk.clone(), branch, resource, outcome))),
-            Effect::Cancel { branch } => self.desk.cancel(branch),
+            Effect::Cancel { branch } => {
+                self.desk.count("work cancelled by a decision");
+                self.desk.cancel(branch);
+            }
             Effect::List { resource } => self.tasks.spawn(Box::pin(list(self.desk.clone(), resource))),
             Effect::Forget {
                 resource,
@@ -232,6 +242,7 @@ impl Process {
                 }
             }
             Effect::Registered { .. } => self.desk.is_attached.set(true),
+            Effect::Notice(Notice::Hazard { .. }) => self.desk.count("a hazard noticed"),
             Effect::Notice(Notice::Contradiction { branch, first }) => {
                 self.violations.push(format!(
                     "branch {branch} was told {first} first, and then the other"
@@ -265,9 +276,12 @@ async fn finish(desk: Rc<Desk>, branch: BranchId, resource: ResourceId, outcome:
         None => Finished::Failed {
             text: format!("the database {resource} is not attached"),
         },
-        Some(store) if store.is_veiled(&desk, branch) => Finished::Unknown {
-            detail: "the session that prepared it still lives".to_string(),
-        },
+        Some(store) if store.is_veiled(&desk, branch) => {
+            desk.count("a store that does not show a branch it holds");
+            Finished::Unknown {
+                detail: "the session that prepared it still lives".to_string(),
+            }
+        }
         Some(store) => {
             desk.work_on_disk().await;
             let effect = match outcome {
@@ -278,11 +292,20 @@ async fn finish(desk: Rc<Desk>, branch: BranchId, resource: ResourceId, outcome:
             desk.work_on_disk().await;
             match effect {
                 Ok(StoreEffect::Applied) => Finished::Applied,
-                Ok(StoreEffect::AlreadyApplied) => Finished::AlreadyApplied,
-                Ok(StoreEffect::Unknown { detail }) => Finished::Unknown { detail },
-                Err(error) => Finished::Failed {
-                    text: error.to_string(),
-                },
+                Ok(StoreEffect::AlreadyApplied) => {
+                    desk.count("an outcome applied before");
+                    Finished::AlreadyApplied
+                }
+                Ok(StoreEffect::Unknown { detail }) => {
+                    desk.count("a branch unknown to its store");
+                    Finished::Unknown { detail }
+                }
+                Err(error) => {
+                    desk.count("an outcome that could not be applied at first");
+                    Finished::Failed {
+                        text: error.to_string(),
+                    }
+                }
             }
         }
     };

@@ -15,15 +15,15 @@ use std::time::Duration;
 use synod::resource::redb::RedbTransaction;
 use synod::resource::{BranchContext, ResourceManager};
 use synod_participant_core::arrival::{CallContext, Execution};
-use synod_participant_core::branch::{Branch, Caller, Durable, Voted, may_prepare};
+use synod_participant_core::branch::{Branch, Caller, Durable, GivenUp, Voted, may_prepare};
 use synod_participant_core::session::{Input, Question, Undecided};
 use synod_participant_core::transaction::{Ledger, Reply};
 use synod_proto::command::Decide;
 use synod_proto::ids::{BranchId, CallId, Gtid, Lineage, UnixMillis};
 use synod_proto::session::{Decision, Vote};
 
-/// How long a proposal waits for its answer before it is in doubt.
-const DECIDE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a proposal waits for its answer before it is in doubt, in milliseconds.
+const DECIDE_PATIENCE_MS: (u64, u64) = (100, 5_000);
 
 /// See the module.
 pub(super) struct Scope {
@@ -109,7 +109,10 @@ impl Scope {
         let (sender, mut answers) = mpsc::unbounded();
         let mut numbers = Vec::new();
         let mut answered = None;
-        for _ in 0..patience.attempts {
+        for attempt in 0..patience.attempts {
+            if attempt > 0 {
+                self.desk.count("a call made again");
+            }
             numbers.push(self.desk.request(to, context, work.clone(), sender.clone()));
             let timeout = self
                 .desk
@@ -251,17 +254,31 @@ impl Scope {
             .doom()
             .filter(|_| self.execution.borrow().is_some())
         {
+            desk.count("work given up because of a call below it");
             return Err(doom.cause.to_string());
         }
         let caller = match self.caller_waits.get() {
             true => Caller::Waits,
             false => Caller::IsGone,
         };
-        may_prepare(caller, self.deadline, desk.clock.wall()).map_err(|given_up| given_up.to_string())?;
+        may_prepare(caller, self.deadline, desk.clock.wall()).map_err(|given_up| {
+            desk.count(match given_up {
+                GivenUp::Abandoned => "given up: the caller has gone",
+                GivenUp::DeadlinePassed => "given up: the deadline has passed",
+            });
+            given_up.to_string()
+        })?;
         desk.work_on_disk().await;
         let prepared = store.redb.prepare(&context, tx).await;
         store.touch(branch, Some(context.clone()));
-        let prepared = prepared.map_err(|error| error.to_string())?;
+        let prepared = prepared.map_err(|error| {
+            desk.count("a prepare that failed");
+            error.to_string()
+        })?;
+        desk.count(match prepared.vote {
+            Vote::ReadOnly => "vote: read-only",
+            _ => "vote: commit",
+        });
         desk.work_on_disk().await;
         if prepared.vote == Vote::Commit {
             desk.input(Input::Prepared {
@@ -290,13 +307,18 @@ impl Scope {
         Some(execution.as_mut()?.hand_up(&self.ledger.borrow()))
     }
 
+    fn patience(&self) -> Duration {
+        let (low, high) = DECIDE_PATIENCE_MS;
+        Duration::from_millis(self.desk.random(|random| random.between(low, high)))
+    }
+
     /// Proposes, and waits for the answer.
     pub(super) async fn decide(&self, decide: &Decide) -> Result<Decision, Undecided> {
         let question = Question::Decide {
             gtid: self.gtid,
             command: decide.encode(),
         };
-        match self.desk.ask(question, DECIDE_PATIENCE).await {
+        match self.desk.ask(question, self.patience()).await {
             Ok(reply) => reply.decision(),
             Err(_process_is_gone) => futures::future::pending().boxed_local().await,
         }
@@ -309,7 +331,7 @@ impl Scope {
                 gtid: self.gtid,
                 command: decide.encode(),
             };
-            drop(self.desk.ask(question, DECIDE_PATIENCE));
+            drop(self.desk.ask(question, self.patience()));
         }
     }
 }
