@@ -405,7 +405,7 @@ async fn do_part(scope: &Rc<Scope>, part: &Part) -> (Option<CallId>, Result<(), 
 async fn commit(desk: &Rc<Desk>, setup: &super::Setup, scope: &Rc<Scope>, legs: Vec<Leg>, has_failed: bool) {
     let (gtid, books) = (scope.gtid, &setup.books);
     let handed_over = scope.ledger.borrow_mut().hand_over();
-    let Ok(decide) = handed_over else {
+    let Ok(request) = handed_over else {
         books.borrow_mut().count("refused to commit");
         let abort = scope.ledger.borrow_mut().on_drop();
         return scope.decide_in_background(abort);
@@ -417,7 +417,7 @@ async fn commit(desk: &Rc<Desk>, setup: &super::Setup, scope: &Rc<Scope>, legs: 
     }
     let mut was_in_doubt = false;
     let decision = loop {
-        match scope.decide(&decide).await {
+        match scope.commit(&request).await {
             Ok(decision) => break decision,
             Err(Undecided::NotDone(_)) if !was_in_doubt => {
                 books.borrow_mut().count("handed over and undone");

@@ -242,6 +242,11 @@ impl Process {
                 }
             }
             Effect::Registered { .. } => self.desk.is_attached.set(true),
+            // No service here leaves a branch open.
+            Effect::Prepare { branch, .. } => {
+                self.violations
+                    .push(format!("{branch} is to be prepared, and was never left open"));
+            }
             Effect::Notice(Notice::Hazard { .. }) => self.desk.count("a hazard noticed"),
             Effect::Notice(Notice::Contradiction { branch, first }) => {
                 self.violations.push(format!(

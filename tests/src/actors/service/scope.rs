@@ -17,7 +17,7 @@ use synod::resource::{BranchContext, ResourceManager};
 use synod_participant_core::arrival::{CallContext, Execution};
 use synod_participant_core::branch::{Branch, Caller, Durable, GivenUp, Voted, may_prepare};
 use synod_participant_core::session::{Input, Question, Undecided};
-use synod_participant_core::transaction::{Ledger, Reply};
+use synod_participant_core::transaction::{Commit, Ledger, Reply};
 use synod_proto::command::Decide;
 use synod_proto::ids::{BranchId, CallId, Gtid, Lineage, UnixMillis};
 use synod_proto::session::{Decision, Vote};
@@ -202,6 +202,7 @@ impl Scope {
                 execution,
                 votes: vec![vote],
                 dooms: Vec::new(),
+                open: Vec::new(),
                 unnamed: Vec::new(),
             };
             let _is_first = self.ledger.borrow_mut().on_reply(call, reply);
@@ -312,12 +313,24 @@ impl Scope {
         Duration::from_millis(self.desk.random(|random| random.between(low, high)))
     }
 
+    /// Asks for the commit, and waits for the answer.
+    pub(super) async fn commit(&self, commit: &Commit) -> Result<Decision, Undecided> {
+        let Commit { decide, open } = commit;
+        if open.is_empty() {
+            return self.decide(decide).await;
+        }
+        let (gtid, command, open) = (self.gtid, decide.encode(), open.clone());
+        self.propose(Question::PrepareAndDecide { gtid, command, open })
+            .await
+    }
+
     /// Proposes, and waits for the answer.
     pub(super) async fn decide(&self, decide: &Decide) -> Result<Decision, Undecided> {
-        let question = Question::Decide {
-            gtid: self.gtid,
-            command: decide.encode(),
-        };
+        let (gtid, command) = (self.gtid, decide.encode());
+        self.propose(Question::Decide { gtid, command }).await
+    }
+
+    async fn propose(&self, question: Question) -> Result<Decision, Undecided> {
         match self.desk.ask(question, self.patience()).await {
             Ok(reply) => reply.decision(),
             Err(_process_is_gone) => futures::future::pending().boxed_local().await,
