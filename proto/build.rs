@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let files = [
         "proto/synod/v1/coordinator.proto",
+        "proto/synod/v1/messages.proto",
         "proto/synod/v1/replication.proto",
     ];
     let descriptors = protox::compile(files, ["proto"])?;

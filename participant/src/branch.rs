@@ -363,7 +363,7 @@ where
     ))
 }
 
-fn panic_text(error: tokio::task::JoinError) -> String {
+pub(crate) fn panic_text(error: tokio::task::JoinError) -> String {
     let Ok(payload) = error.try_into_panic() else {
         return "the runtime shut down".to_owned();
     };

@@ -87,6 +87,10 @@
 //! Databases take part through [`resource::ResourceManager`]. [`resource::redb`] is ready-made and embedded;
 //! the trait's documentation is the contract for others, with a complete example, and [`conformance`] tests it.
 //!
+//! # Messages
+//! What need not be atomic, only certain, is a message: written with the business row by an [`outbox`], forwarded until confirmed,
+//! and applied once by an [`inbox`].
+//!
 //! # What is not there
 //! - Isolation across databases: between the first branch's effect and the last one's, a reader of both sees
 //!   one without the other. Each branch holds its own locks until its own effect; [`Committed::delivered`]
@@ -105,6 +109,8 @@
 #![forbid(unsafe_code)]
 
 pub mod conformance;
+pub mod inbox;
+pub mod outbox;
 pub mod resource;
 
 mod branch;
@@ -128,6 +134,8 @@ pub use error::{
 pub use participant::{Participant, ParticipantBuilder, TransactionOptions};
 pub use retry::{RetryError, RetryOptions, retry};
 pub use server::{Joined, TransactionLayer, TransactionService, VotedBody};
-pub use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, Lineage, ResourceId, UnixMillis};
+pub use synod_proto::ids::{
+    BranchId, CallId, ExecutionId, Gtid, Lineage, MessageId, Position, ResourceId, Sequence, UnixMillis,
+};
 pub use synod_proto::session::{AbortCause, AbortKind, BranchStatus, DeliveryStatus, TransactionStatus};
 pub use transaction::{Committed, InDoubt, Transaction};

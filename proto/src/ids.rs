@@ -160,6 +160,11 @@ uuid_id!(
     "an instance (UUID)"
 );
 uuid_id!(
+    /// One message of an outbox, for ever: random, made when it is published, the same at every redelivery.
+    MessageId,
+    "a message id (UUID)"
+);
+uuid_id!(
     /// One life of a replica's data directory: made with the directory (L10).
     Incarnation,
     "an incarnation (UUID)"
@@ -211,6 +216,21 @@ number_id!(
 number_id!(
     /// A session at the leader: a participant's stream, or one unary call. Never reused within a process.
     SessionId(u64)
+);
+number_id!(
+    /// A message's place in its outbox, from 1: given in the local transaction in which the message becomes visible, so
+    /// that the order of positions is the order of those commits (traps H1, H2).
+    Position(u64)
+);
+number_id!(
+    /// A message's number within its key: rising in the order in which the key's messages were published, not without
+    /// gaps (traps H4).
+    Sequence(u64)
+);
+number_id!(
+    /// One sending of one message: rising over all sendings of an outbox, also over restarts, so that what an earlier
+    /// sending left on its way is told apart (traps H5, H17).
+    Fence(u64)
 );
 number_id!(
     /// A replica of the coordinator, from 1.

@@ -1,5 +1,5 @@
 //! Synod's vocabulary, shared by coordinator and participant: identifiers ([`ids`]), what the two say to each
-//! other ([`session`]), the log's command format ([`command`]), time and chance as the cores' arguments ([`time`],
+//! other ([`session`]), what relays and inboxes do ([`message`]), the log's command format ([`command`]), time and chance as the cores' arguments ([`time`],
 //! [`random`]), and, with the `grpc` feature, the generated gRPC code ([`v1`]), the one place where wire messages become domain values or are refused ([`wire`]), and
 //! what a process takes from the machine that it runs on ([`environment`]). [`planted`](mod@planted) is for tests alone.
 //!
@@ -15,6 +15,7 @@ pub mod ids;
 pub mod limits;
 pub mod planted;
 pub mod random;
+pub mod message;
 pub mod session;
 pub mod time;
 

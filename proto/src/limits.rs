@@ -47,6 +47,42 @@ pub const LOW_WATER_COUNT_MAX: usize = 4096;
 /// The longest encoded command: the largest commit record with every optional field at its bound must fit.
 pub const COMMAND_BYTES_MAX: usize = 64 << 10;
 
+/// The longest name of a topic or of a consumer, in bytes.
+pub const TOPIC_BYTES_MAX: usize = 128;
+
+/// The longest key of a message, in bytes: keys are kept in memory while their messages are on their way.
+pub const MESSAGE_KEY_BYTES_MAX: usize = 512;
+
+/// The longest body of a message, in bytes. What is larger is stored elsewhere, and the message says where.
+pub const MESSAGE_BODY_BYTES_MAX: usize = 512 << 10;
+
+/// The most headers of a message, and the most bytes of all their names and values.
+pub const HEADER_COUNT_MAX: usize = 64;
+/// See [`HEADER_COUNT_MAX`].
+pub const HEADER_BYTES_MAX: usize = 8 << 10;
+
+/// The most deliveries, or answers, in one frame between relay and inbox, and the size at which a frame is full: one
+/// more may be added below that size.
+pub const DELIVERY_COUNT_MAX: usize = 128;
+/// See [`DELIVERY_COUNT_MAX`].
+pub const DELIVERY_BYTES_FULL: usize = 256 << 10;
+
+/// The most messages below an outbox's low-water mark that are not settled: dead letters, and what was requeued. With more,
+/// the mark waits for an operator.
+pub const UNSETTLED_COUNT_MAX: usize = 4096;
+
+const _: () = assert!(
+    DELIVERY_BYTES_FULL
+        + MESSAGE_BODY_BYTES_MAX
+        + HEADER_BYTES_MAX
+        + HEADER_COUNT_MAX * 16
+        + DELIVERY_COUNT_MAX * (TOPIC_BYTES_MAX + MESSAGE_KEY_BYTES_MAX + 128)
+        < MESSAGE_BYTES_MAX,
+    "a full frame of deliveries fits into a message"
+);
+const _: () = assert!(DELIVERY_COUNT_MAX * (TEXT_BYTES_MAX + 64) < MESSAGE_BYTES_MAX);
+const _: () = assert!(UNSETTLED_COUNT_MAX * 10 < MESSAGE_BYTES_MAX);
+
 const _: () = assert!(
     WATERMARK_LAG_MS_DEFAULT >= 2 * DEADLINE_MS_MAX,
     "T14: the lag is at least twice the longest deadline"

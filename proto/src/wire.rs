@@ -11,9 +11,10 @@
 //! coordinator validates and logs as they are; the address in a `NotLeader`, which no core knows
 //! ([`refusal`], [`leader_address`]); and `StatusReply`, which has no domain form.
 //!
-//! The submodule `session` holds the stream, `status` what both ways share, `unary` the single calls.
+//! The submodule `session` holds the stream, `message` what relays and inboxes say, `status` what both ways share, `unary` the single calls.
 
 mod open;
+mod message;
 mod session;
 mod status;
 mod unary;

@@ -17,6 +17,7 @@ mod stream;
 
 pub(crate) use handle::{DecideError, SessionError, SessionHandle, SessionOptions, WorkGuard};
 pub(crate) use open::{OpenCallId, OpenTask, branch_of};
+pub(crate) use stream::endpoint;
 
 #[cfg(test)]
 mod tests;

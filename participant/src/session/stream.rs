@@ -58,7 +58,7 @@ pub(super) struct Received {
 ///
 /// # Errors
 /// The text says what is wrong with the address.
-pub(super) fn endpoint(address: &str) -> Result<Endpoint, String> {
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, String> {
     let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| error.to_string())?;
     let is_complete =
         matches!(endpoint.uri().scheme_str(), Some("http" | "https")) && endpoint.uri().host().is_some();

@@ -5,6 +5,7 @@
 //! | `synod:identity` | a name | `format`, `resource`, `lineage`, `low_water` |
 //! | `synod:prepared` | branch id (32 bytes) | [`PreparedRow`] |
 //! | `synod:marker` | branch id | [`Marker`]: the proof of what happened to the branch (traps F5) |
+//! | `synod:outbox*`, `synod:inbox*` | see `messages` | messages on their way |
 //! | any other name | the user's | the user's |
 //!
 //! Branch ids sort by gtid, and gtids by their begin, so that everything below a low-water mark is one range.
@@ -68,9 +69,15 @@ pub(super) enum Marker {
 /// A row that this program did not write.
 #[derive(Debug, thiserror::Error)]
 #[error("the row of `{table}` is damaged or of a newer version: {what}")]
-pub(super) struct DamagedRow {
+pub(crate) struct DamagedRow {
     table: &'static str,
     what: &'static str,
+}
+
+impl DamagedRow {
+    pub(super) fn new(table: &'static str, what: &'static str) -> Self {
+        Self { table, what }
+    }
 }
 
 pub(super) fn branch_key(branch: &BranchId) -> [u8; BRANCH_BYTES] {

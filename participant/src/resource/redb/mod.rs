@@ -39,6 +39,7 @@ mod format;
 mod local;
 mod locks;
 mod memory_disk;
+pub(crate) mod messages;
 mod rows;
 mod snapshot;
 mod state;
@@ -63,7 +64,7 @@ use file::open_error;
 use format::PreparedRow;
 use rows::unbound;
 use state::{Core, Opener, Stage};
-use writer::{Reply, Request, Writer};
+use writer::{Reply, Request, Work, Writer};
 
 pub use file::RedbFile;
 pub use local::LocalTransaction;
@@ -371,6 +372,33 @@ impl RedbResource {
         let value = work(&mut tx).await?;
         tx.commit().await?;
         Ok(value)
+    }
+
+    /// Writes rows of Synod's own that are not a branch's. Durable when it returns; runs to its end even if this future is
+    /// dropped.
+    pub(crate) async fn work<W: Work>(&self, work: W) -> Result<W::Output, ResourceError> {
+        self.inner.call(|reply| Request::work(work, reply)).await
+    }
+
+    /// Changes with each commit by which messages became visible.
+    pub(crate) fn published(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner.core.published()
+    }
+
+    pub(crate) fn try_open_outbox(&self) -> bool {
+        self.inner.core.try_open_outbox()
+    }
+
+    pub(crate) fn close_outbox(&self) {
+        self.inner.core.close_outbox();
+    }
+
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.inner.core.now()
+    }
+
+    pub(crate) fn is_same(&self, tx: &RedbTransaction) -> bool {
+        tx.is_of(&self.inner)
     }
 
     /// How many keys are locked now, and how many local transactions wait for one: for metrics.

@@ -12,15 +12,17 @@ use super::format::{
     self, IDENTITY, Intent, MARKER, Marker, NAME_LINEAGE, NAME_LOW_WATER, PREPARED, PreparedRow,
 };
 use super::locks::{LockKey, Owner};
+use super::messages::{PUBLISH_TABLE, publish_row};
 use super::snapshot::is_unfinished;
 use super::state::{Core, Stage};
+use super::writer::Job;
 
 /// The most marker rows that one `forget` deletes: the next one goes on, and others get their turn between.
 const FORGET_ROWS_MAX: usize = 10_000;
 
 /// What ends the store.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum WriteError {
+pub(crate) enum WriteError {
     #[error(transparent)]
     Redb(#[from] ::redb::Error),
     #[error(transparent)]
@@ -66,6 +68,8 @@ pub(super) struct Rows<'tx> {
     marker: ByteRows<'tx>,
     now: UnixMillis,
     pub(super) is_dirty: bool,
+    /// A message has become visible.
+    pub(super) has_published: bool,
 }
 
 impl<'tx> Rows<'tx> {
@@ -78,6 +82,7 @@ impl<'tx> Rows<'tx> {
             marker: tx.open_table(MARKER)?,
             now: core.now(),
             is_dirty: false,
+            has_published: false,
         })
     }
 
@@ -249,8 +254,17 @@ impl<'tx> Rows<'tx> {
         Ok(deleted.len() as u64)
     }
 
-    fn apply(&self, intents: &[(LockKey, Intent)]) -> Result<(), WriteError> {
+    fn apply(&mut self, intents: &[(LockKey, Intent)]) -> Result<(), WriteError> {
         for of_table in intents.chunk_by(|(a, _), (b, _)| a.table == b.table) {
+            if &*of_table[0].0.table == PUBLISH_TABLE {
+                for (_, intent) in of_table {
+                    if let Intent::Put(message) = intent {
+                        publish_row(self.tx, message, self.now)?;
+                        self.has_published = true;
+                    }
+                }
+                continue;
+            }
             if of_table.iter().all(|(_, intent)| *intent == Intent::Lock) {
                 continue;
             }
@@ -265,6 +279,12 @@ impl<'tx> Rows<'tx> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Anything else that is written to rows of Synod's own.
+    pub(super) fn work(&mut self, job: &mut dyn Job) -> Result<(), WriteError> {
+        self.is_dirty |= job.apply(self.tx, self.now)?;
         Ok(())
     }
 

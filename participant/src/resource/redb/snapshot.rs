@@ -85,6 +85,10 @@ impl Snapshot {
         })
     }
 
+    pub(super) fn tx(&self) -> &ReadTransaction {
+        &self.tx
+    }
+
     /// The value of a row, or `None`.
     ///
     /// # Errors

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ::redb::Database;
 use synod_proto::ids::{BranchId, ResourceId, UnixMillis};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::super::{BranchContext, Identity, ResourceError};
 use super::RedbOptions;
@@ -34,6 +35,10 @@ pub(super) struct Core {
     pub(super) options: RedbOptions,
     opener: Option<Opener>,
     state: Mutex<State>,
+    /// Counts the commits by which messages became visible.
+    published: watch::Sender<u64>,
+    /// Somebody serves this store's outbox.
+    is_outbox_open: AtomicBool,
 }
 
 #[derive(Default)]
@@ -64,6 +69,8 @@ impl Core {
             options,
             opener,
             state: Mutex::new(state),
+            published: watch::Sender::new(0),
+            is_outbox_open: AtomicBool::new(false),
         })
     }
 
@@ -72,6 +79,23 @@ impl Core {
         self.state
             .lock()
             .expect("no code panics while it holds the state")
+    }
+
+    pub(super) fn tell_published(&self) {
+        self.published.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn published(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
+    /// `false` if somebody has it open.
+    pub(super) fn try_open_outbox(&self) -> bool {
+        !self.is_outbox_open.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn close_outbox(&self) {
+        self.is_outbox_open.store(false, Ordering::Release);
     }
 
     pub(super) fn now(&self) -> UnixMillis {

@@ -12,8 +12,8 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use ::redb::Database;
-use synod_proto::ids::{BranchId, Lineage};
+use ::redb::{Database, WriteTransaction};
+use synod_proto::ids::{BranchId, Lineage, UnixMillis};
 use tokio::sync::oneshot;
 
 use super::super::{Effect, Identity, LowWater, Prepared, ResourceError};
@@ -50,7 +50,45 @@ impl<T> Reply<T> {
     }
 }
 
+/// A change of rows that are not a branch's: what it writes shares the batch's local transaction.
+pub(crate) trait Work: Send + 'static {
+    /// What the caller is told once it is durable.
+    type Output: Send + 'static;
+
+    /// Writes, and says whether anything was written.
+    fn apply(&mut self, tx: &WriteTransaction, now: UnixMillis) -> Result<(Self::Output, bool), WriteError>;
+}
+
+/// Some [`Work`] with the way back to its caller.
+pub(super) trait Job: Send {
+    fn apply(&mut self, tx: &WriteTransaction, now: UnixMillis) -> Result<bool, WriteError>;
+    fn send(self: Box<Self>);
+    fn refuse(self: Box<Self>, error: ResourceError);
+}
+
+struct WorkJob<W: Work> {
+    work: W,
+    reply: Reply<W::Output>,
+}
+
+impl<W: Work> Job for WorkJob<W> {
+    fn apply(&mut self, tx: &WriteTransaction, now: UnixMillis) -> Result<bool, WriteError> {
+        let (output, is_dirty) = self.work.apply(tx, now)?;
+        self.reply.result = Some(Ok(output));
+        Ok(is_dirty)
+    }
+
+    fn send(self: Box<Self>) {
+        self.reply.send();
+    }
+
+    fn refuse(self: Box<Self>, error: ResourceError) {
+        let _ = self.reply.sender.send(Err(error));
+    }
+}
+
 pub(super) enum Request {
+    Work(Box<dyn Job>),
     Prepare {
         owner: Owner,
         row: PreparedRow,
@@ -87,6 +125,10 @@ pub(super) enum Request {
 }
 
 impl Request {
+    pub(super) fn work<W: Work>(work: W, reply: Reply<W::Output>) -> Self {
+        Self::Work(Box::new(WorkJob { work, reply }))
+    }
+
     fn byte_count(&self) -> usize {
         let (Self::Prepare {
             row: PreparedRow { intents, .. },
@@ -112,6 +154,7 @@ impl Request {
     /// Answers with an error, whatever was applied.
     fn refuse(self, error: ResourceError) {
         match self {
+            Self::Work(job) => job.refuse(error),
             Self::Prepare { reply, .. } => drop(reply.sender.send(Err(error))),
             Self::Commit { reply, .. } | Self::Abort { reply, .. } => drop(reply.sender.send(Err(error))),
             Self::Local { reply, .. } | Self::Reopen { reply } | Self::Close { reply } => {
@@ -289,12 +332,13 @@ fn process(core: &Core, mut batch: Vec<Request>) {
                 }
             }
             Request::Forget { low_water, .. } => state.low_water = state.low_water.max(low_water.mark),
-            Request::Reopen { .. } | Request::Close { .. } => {}
+            Request::Work(_) | Request::Reopen { .. } | Request::Close { .. } => {}
         }
     }
     drop(state);
     for request in batch {
         match request {
+            Request::Work(job) => job.send(),
             Request::Prepare { reply, .. } => reply.send(),
             Request::Commit { reply, .. } | Request::Abort { reply, .. } => reply.send(),
             Request::Local { reply, .. } | Request::Reopen { reply } | Request::Close { reply } => {
@@ -316,10 +360,11 @@ fn refuse_all(core: &Core, batch: Vec<Request>) {
 /// One durable commit of the whole batch, or none if no request changes a row.
 fn write(core: &Core, database: &Database, batch: &mut [Request]) -> Result<(), WriteError> {
     let tx = core.options.begin_write(database)?;
-    let is_dirty = {
+    let (is_dirty, has_published) = {
         let mut rows = Rows::open(core, &tx)?;
         for request in batch {
             match request {
+                Request::Work(job) => rows.work(&mut **job)?,
                 Request::Prepare { owner, row, reply } => reply.result = Some(rows.prepare(*owner, row)?),
                 Request::Commit { branch, reply } => reply.result = Some(rows.commit(branch)?),
                 Request::Abort { branch, reply } => reply.result = Some(rows.abort(branch)?),
@@ -335,10 +380,13 @@ fn write(core: &Core, database: &Database, batch: &mut [Request]) -> Result<(), 
                 }
             }
         }
-        rows.is_dirty
+        (rows.is_dirty, rows.has_published)
     };
     if is_dirty {
         tx.commit().map_err(::redb::Error::from)?;
+        if has_published {
+            core.tell_published();
+        }
     } else {
         tx.abort().map_err(::redb::Error::from)?;
     }

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::{Either, select};
-use synod_proto::ids::BranchId;
+use synod_proto::ids::{BranchId, UnixMillis};
 
 use super::super::super::{BranchContext, ResourceError};
 use super::super::format::Intent;
@@ -19,14 +20,59 @@ impl RedbTransaction {
     /// Locks a key, or says why not; then the transaction is rolled back.
     pub(super) async fn lock(&mut self, table: &str, key: &[u8]) -> Result<LockKey, ResourceError> {
         self.check_open()?;
-        match self.try_lock(table, key).await {
+        let key = lock_key(table, key).map_err(|error| self.end(error))?;
+        self.lock_checked(key).await
+    }
+
+    async fn lock_checked(&mut self, key: LockKey) -> Result<LockKey, ResourceError> {
+        match self.try_lock(key).await {
             Ok(key) => Ok(key),
             Err(error) => Err(self.end(error)),
         }
     }
 
-    async fn try_lock(&mut self, table: &str, key: &[u8]) -> Result<LockKey, ResourceError> {
-        let key = lock_key(table, key)?;
+    /// Locks a row of one of Synod's own tables, and reads its latest committed value or what this transaction wrote.
+    pub(crate) async fn lock_own(&mut self, table: &str, key: &[u8]) -> Result<Option<Bytes>, ResourceError> {
+        self.check_open()?;
+        let key = LockKey {
+            table: table.into(),
+            key: Bytes::copy_from_slice(key),
+        };
+        let key = self.lock_checked(key).await?;
+        match &self.intents[&key] {
+            Intent::Put(value) => Ok(Some(value.clone())),
+            Intent::Delete => Ok(None),
+            Intent::Lock => self.core().snapshot()?.get(table, &key.key),
+        }
+    }
+
+    /// Writes a row of one of Synod's own tables.
+    pub(crate) async fn put_own(
+        &mut self,
+        table: &str,
+        key: &[u8],
+        value: Bytes,
+    ) -> Result<(), ResourceError> {
+        self.lock_own(table, key).await?;
+        let key = LockKey {
+            table: table.into(),
+            key: Bytes::copy_from_slice(key),
+        };
+        self.write(key, Intent::Put(value))
+    }
+
+    /// The latest committed rows, whatever this transaction has read before.
+    pub(crate) fn latest(&self) -> Result<Snapshot, ResourceError> {
+        self.core().snapshot()
+    }
+
+    /// By the database's clock.
+    pub(crate) fn now(&self) -> UnixMillis {
+        self.core().now()
+    }
+
+    async fn try_lock(&mut self, key: LockKey) -> Result<LockKey, ResourceError> {
+        let table = &*key.table.clone();
         if self.intents.contains_key(&key) {
             return Ok(key);
         }

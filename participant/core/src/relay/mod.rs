@@ -1,0 +1,640 @@
+//! The relay of one outbox to one consumer, as a value (step 6 of a transaction): which messages go out when.
+//!
+//! A message is `Pending`, then `InFlight` on one session, then `Delivered` or, after too many failures, `Dead`. What
+//! lasts is in the store; this is what a process knows of it while it runs, and all of it can be lost at any time: what was
+//! in flight is pending again then, and the consumer's inbox tells a duplicate (traps H7).
+//!
+//! - **Order**: of one key at most one message is in flight, the first that is not settled. Keys are independent.
+//! - **Claims**: all sessions of a process share one of these values, so that a key is in flight on one session only
+//!   (traps H5, H10); each sending has a [`Fence`] above all earlier ones.
+//! - **Failures count by answers only.** A session that breaks says nothing about the messages on it: a consumer that is
+//!   away for a day makes no dead letter.
+//! - **Bounds**: at most [`WINDOW_COUNT_MAX`] messages without bodies; of one key at most [`KEY_QUEUE_COUNT_MAX`], and of one
+//!   that waits just its first, so that a stuck key does not fill the window.
+//! - **Fairness**: ready keys take turns, and so do sessions.
+//!
+//! The driver asks in any order: [`poll_send`](Relay::poll_send), [`poll_read`](Relay::poll_read),
+//! [`poll_settlement`](Relay::poll_settlement), [`poll_low_water`](Relay::poll_low_water),
+//! [`poll_lost`](Relay::poll_lost), and tells what came of it.
+
+mod keys;
+mod vocabulary;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::String;
+use bytes::Bytes;
+use synod_proto::ids::{Fence, Position};
+use synod_proto::message::{Answer, LowWater};
+
+use synod_proto::random::Random;
+
+use crate::time::{Timers, Timestamp};
+use keys::{Key, KeyNumber, Keys, Phase};
+
+pub use vocabulary::{
+    DeadLetterPolicy, Failure, HELD_COUNT_MAX, Ignored, KEY_QUEUE_COUNT_MAX, LOW_WATER_COUNT,
+    LOW_WATER_DELAY, READ_COUNT_MAX, Read, RelayOptions, RelaySession, Row, Rows, SESSION_BYTES_MAX,
+    SESSION_COUNT_MAX, SETTLEMENT_COUNT_MAX, Send, Settlement, WINDOW_COUNT_MAX,
+};
+
+/// The relay of one outbox to one consumer. The [module](self) says what it guarantees.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    options: RelayOptions,
+    random: Random,
+    fence: Fence,
+    keys: Keys,
+    entries: BTreeMap<Position, Entry>,
+    /// Keys with a message to send, in the order of their turns.
+    ready: VecDeque<KeyNumber>,
+    /// Keys of which more rows are to be read.
+    unread: VecDeque<KeyNumber>,
+    sessions: BTreeMap<RelaySession, Session>,
+    /// Whose turn it is.
+    turns: VecDeque<RelaySession>,
+    lost: VecDeque<RelaySession>,
+    timers: Timers<Timer>,
+    /// Rows up to here have been read.
+    cursor: Position,
+    /// There may be rows behind the cursor.
+    has_more: bool,
+    reading: Option<Reading>,
+    /// What waits to be written.
+    settlement: Settlement,
+    is_settling: bool,
+    low_water: LowWater,
+    /// What the inbox was last told, and has confirmed.
+    told: Option<LowWater>,
+    confirmed: LowWater,
+    is_low_water_due: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Key(KeyNumber),
+    Session(RelaySession),
+    LowWater,
+}
+
+/// A message in memory that is not settled.
+#[derive(Clone, Debug)]
+struct Entry {
+    key: KeyNumber,
+    byte_count: usize,
+    failed_count: u32,
+    /// Sendings that ended with their session.
+    lost_count: u32,
+    is_dead: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Session {
+    in_flight: BTreeMap<Position, Fence>,
+    byte_count: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    All,
+    Key(KeyNumber),
+}
+
+impl Relay {
+    /// A relay that begins at the store's low-water mark. `letters` are the dead letters and the requeued messages, which may
+    /// lie below it. `fence` must be above every fence of an earlier relay of this outbox.
+    #[must_use]
+    pub fn new(options: RelayOptions, seed: u64, fence: Fence, low_water: LowWater, letters: &[Row]) -> Self {
+        let mut relay = Self {
+            options,
+            random: Random::new(seed),
+            fence,
+            keys: Keys::default(),
+            entries: BTreeMap::new(),
+            ready: VecDeque::new(),
+            unread: VecDeque::new(),
+            sessions: BTreeMap::new(),
+            turns: VecDeque::new(),
+            lost: VecDeque::new(),
+            timers: Timers::new(),
+            cursor: Position(low_water.mark.0.saturating_sub(1)),
+            has_more: true,
+            reading: None,
+            settlement: Settlement::default(),
+            is_settling: false,
+            low_water,
+            told: None,
+            confirmed: LowWater::default(),
+            is_low_water_due: false,
+        };
+        let cursor = relay.cursor;
+        for row in letters.iter().filter(|row| row.position <= cursor) {
+            relay.take_row(row);
+        }
+        relay
+    }
+
+    // ---- rows ----
+
+    /// New rows may have become visible.
+    pub fn on_published(&mut self) {
+        self.has_more = true;
+    }
+
+    /// What to read next, if there is room for it. The answer is [`on_rows`](Self::on_rows) or
+    /// [`on_read_failed`](Self::on_read_failed); until then there is no other.
+    pub fn poll_read(&mut self) -> Option<Read> {
+        if self.reading.is_some() {
+            return None;
+        }
+        // First what keys wait for that were sent before: it is older than what comes behind the cursor.
+        while let Some(number) = self.unread.pop_front() {
+            let Some(Key {
+                phase: Phase::Unread,
+                name,
+                more_after: Some(after),
+                ..
+            }) = self.keys.get_mut(number)
+            else {
+                continue;
+            };
+            self.reading = Some(Reading::Key(number));
+            return Some(Read::Key {
+                key: name.clone(),
+                after: *after,
+                count_max: KEY_QUEUE_COUNT_MAX,
+            });
+        }
+        let room = WINDOW_COUNT_MAX.saturating_sub(self.entries.len());
+        if !self.has_more || room < READ_COUNT_MAX || self.keys.held_count() >= HELD_COUNT_MAX {
+            return None;
+        }
+        self.has_more = false;
+        self.reading = Some(Reading::All);
+        Some(Read::All {
+            after: self.cursor,
+            count_max: READ_COUNT_MAX,
+        })
+    }
+
+    /// The answer to the last [`poll_read`](Self::poll_read).
+    ///
+    /// # Panics
+    /// Nothing was asked: a bug of the driver.
+    pub fn on_rows(&mut self, found: &Rows) {
+        let reading = self.reading.take().expect("rows are an answer");
+        match reading {
+            Reading::All => {
+                self.has_more |= !found.is_end;
+                for row in &found.rows {
+                    self.take_row(row);
+                }
+                self.cursor = self.cursor.max(found.up_to);
+            }
+            Reading::Key(number) => {
+                let Some(key) = self.keys.get_mut(number) else {
+                    return;
+                };
+                let was_overtaken = core::mem::take(&mut key.is_overtaken);
+                key.more_after = None;
+                for row in &found.rows {
+                    self.take_row(row);
+                }
+                let Some(key) = self.keys.get_mut(number) else {
+                    return;
+                };
+                if (!found.is_end || was_overtaken) && key.more_after.is_none() {
+                    key.more_after = Some(found.up_to);
+                }
+                if key.phase == Phase::Unread {
+                    self.advance(number);
+                }
+            }
+        }
+    }
+
+    /// The store could not be read. The driver waits before it asks again.
+    pub fn on_read_failed(&mut self) {
+        match self.reading.take() {
+            Some(Reading::Key(number)) => self.unread.push_front(number),
+            Some(Reading::All) => self.has_more = true,
+            None => {}
+        }
+    }
+
+    fn take_row(&mut self, row: &Row) {
+        if self.entries.contains_key(&row.position) {
+            return;
+        }
+        let number = self.keys.number(&row.key);
+        let key = self.keys.get_mut(number).expect("just numbered");
+        if key.more_after.is_some() {
+            // What lies between was not read: this one is read in its turn.
+            key.is_overtaken = true;
+            return;
+        }
+        let is_waiting = matches!(key.phase, Phase::Backoff | Phase::Dying(_));
+        if key.queue.len() >= KEY_QUEUE_COUNT_MAX || (is_waiting && !key.queue.is_empty()) {
+            key.more_after = key.queue.last().copied();
+            key.is_overtaken = true;
+            return;
+        }
+        let entry = Entry {
+            key: number,
+            byte_count: row.byte_count,
+            failed_count: row.failed_count,
+            lost_count: 0,
+            is_dead: row.is_dead,
+        };
+        key.queue.insert(row.position);
+        self.entries.insert(row.position, entry);
+        if key.phase == Phase::Idle {
+            self.advance(number);
+        }
+    }
+
+    /// Gives the key its next phase after one has ended.
+    fn advance(&mut self, number: KeyNumber) {
+        let Some(key) = self.keys.get_mut(number) else {
+            return;
+        };
+        while let Some(head) = key.queue.first().copied() {
+            if !self.entries[&head].is_dead {
+                key.phase = Phase::Ready;
+                self.ready.push_back(number);
+                return;
+            }
+            self.entries.remove(&head);
+            match self.options.policy {
+                DeadLetterPolicy::HoldKey => return self.hold(number, head),
+                DeadLetterPolicy::Skip => key.queue.remove(&head),
+            };
+        }
+        if key.more_after.is_some() {
+            key.phase = Phase::Unread;
+            self.unread.push_back(number);
+        } else {
+            self.keys.remove(number);
+        }
+    }
+
+    /// Takes everything out of memory that is behind `position`; it is read again in its turn.
+    fn shed(&mut self, number: KeyNumber, position: Position) {
+        let Some(key) = self.keys.get_mut(number) else {
+            return;
+        };
+        let behind = key.queue.split_off(&Position(position.0 + 1));
+        if !behind.is_empty() {
+            key.more_after = Some(position);
+            for position in &behind {
+                self.entries.remove(position);
+            }
+        }
+    }
+
+    fn hold(&mut self, number: KeyNumber, dead: Position) {
+        self.shed(number, dead);
+        self.keys.hold(number, dead);
+    }
+
+    // ---- sessions ----
+
+    /// A stream to the consumer is open.
+    pub fn on_session_opened(&mut self, session: RelaySession) {
+        self.sessions.insert(session, Session::default());
+        self.turns.push_back(session);
+        // The inbox may be another process by now.
+        self.told = None;
+        self.plan_low_water(Timestamp(0));
+    }
+
+    /// A stream is gone: what was in flight there is pending again.
+    pub fn on_session_closed(&mut self, session: RelaySession) {
+        let Some(closed) = self.sessions.remove(&session) else {
+            return;
+        };
+        self.turns.retain(|turn| *turn != session);
+        self.timers.cancel(Timer::Session(session));
+        self.told = None;
+        for position in closed.in_flight.into_keys() {
+            let entry = self
+                .entries
+                .get_mut(&position)
+                .expect("what is in flight is in memory");
+            entry.lost_count = entry.lost_count.saturating_add(1);
+            let number = entry.key;
+            self.put_back(number, position);
+            self.advance(number);
+        }
+    }
+
+    /// A session that has not answered in time: to be closed, and told by [`on_session_closed`](Self::on_session_closed).
+    pub fn poll_lost(&mut self) -> Option<RelaySession> {
+        self.lost.pop_front()
+    }
+
+    /// The next message to send, if one is ready and a session has room.
+    pub fn poll_send(&mut self, now: Timestamp) -> Option<Send> {
+        while let Some(number) = self.ready.front().copied() {
+            let key = self.keys.get_mut(number);
+            let Some(key) = key.filter(|key| key.phase == Phase::Ready) else {
+                self.ready.pop_front();
+                continue;
+            };
+            let position = *key.queue.first().expect("a ready key has a message");
+            let entry = &self.entries[&position];
+            let turn = self.turns.iter().position(|session| {
+                let session = &self.sessions[session];
+                session.in_flight.len() < SESSION_COUNT_MAX
+                    && session.byte_count + entry.byte_count <= SESSION_BYTES_MAX
+            })?;
+            let id = self.turns.remove(turn).expect("found above");
+            self.turns.push_back(id);
+            self.ready.pop_front();
+            self.fence.0 += 1;
+            key.queue.remove(&position);
+            key.phase = Phase::InFlight;
+            let session = self.sessions.get_mut(&id).expect("has a turn");
+            if session.in_flight.is_empty() {
+                let at = now.plus_duration(self.options.answer_timeout);
+                self.timers.set(Timer::Session(id), at);
+            }
+            session.in_flight.insert(position, self.fence);
+            session.byte_count += entry.byte_count;
+            return Some(Send {
+                session: id,
+                position,
+                fence: self.fence,
+                attempt: entry
+                    .failed_count
+                    .saturating_add(entry.lost_count)
+                    .saturating_add(1),
+                previous: key.previous,
+            });
+        }
+        None
+    }
+
+    /// The consumer's answer to a sending.
+    ///
+    /// # Errors
+    /// A late answer; nothing changed.
+    pub fn on_answer(
+        &mut self,
+        now: Timestamp,
+        session: RelaySession,
+        position: Position,
+        fence: Fence,
+        answer: Answer,
+    ) -> Result<(), Ignored> {
+        let open = self.sessions.get_mut(&session).ok_or(Ignored::UnknownSession)?;
+        if open.in_flight.get(&position) != Some(&fence) {
+            return Err(Ignored::NotInFlight);
+        }
+        open.in_flight.remove(&position);
+        let entry = self
+            .entries
+            .get_mut(&position)
+            .expect("what is in flight is in memory");
+        open.byte_count -= entry.byte_count;
+        if open.in_flight.is_empty() {
+            self.timers.cancel(Timer::Session(session));
+        } else {
+            let at = now.plus_duration(self.options.answer_timeout);
+            self.timers.set(Timer::Session(session), at);
+        }
+        let number = entry.key;
+        match answer {
+            Answer::Applied | Answer::Duplicate | Answer::Settled => {
+                self.entries.remove(&position);
+                self.settlement.delivered.push(position);
+                self.keys
+                    .get_mut(number)
+                    .expect("has a message in flight")
+                    .previous = Some(position);
+                self.advance(number);
+            }
+            Answer::Failed { text } => self.fail(now, position, text),
+            Answer::Gap { missing } => {
+                let text = format!(
+                    "the consumer has not applied message {missing} of this key, which it acknowledged: its database lost data"
+                );
+                self.fail(now, position, text);
+            }
+            Answer::Stale | Answer::Busy { .. } => {
+                let count = entry.lost_count;
+                entry.lost_count = count.saturating_add(1);
+                self.back_off(now, number, position, count);
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, now: Timestamp, position: Position, reason: String) {
+        let entry = self.entries.get_mut(&position).expect("was in flight");
+        entry.failed_count = entry.failed_count.saturating_add(1);
+        let (number, failed_count) = (entry.key, entry.failed_count);
+        let failure = Failure {
+            position,
+            failed_count,
+            reason,
+        };
+        if failed_count < self.options.attempt_count_max {
+            self.settlement.failed.push(failure);
+            return self.back_off(now, number, position, failed_count - 1);
+        }
+        // The key goes on when the letter is on disk: else a crash would send it after the messages that it let pass.
+        self.settlement.dead.push(failure);
+        self.entries.remove(&position);
+        self.shed(number, position);
+        self.keys.begin_dying(number, position);
+    }
+
+    fn back_off(&mut self, now: Timestamp, number: KeyNumber, position: Position, attempt: u32) {
+        let delay = self
+            .random
+            .backoff(attempt, self.options.backoff_first, self.options.backoff_max);
+        self.put_back(number, position);
+        self.shed(number, position);
+        self.keys.get_mut(number).expect("has a message").phase = Phase::Backoff;
+        self.timers.set(Timer::Key(number), now.plus_duration(delay));
+    }
+
+    fn put_back(&mut self, number: KeyNumber, position: Position) {
+        let key = self.keys.get_mut(number).expect("has a message in flight");
+        key.queue.insert(position);
+    }
+
+    // ---- what lasts ----
+
+    /// What to write next. The answer is [`on_settled`](Self::on_settled) or [`on_settle_failed`](Self::on_settle_failed) with
+    /// the same settlement; until then there is no other.
+    pub fn poll_settlement(&mut self) -> Option<Settlement> {
+        if self.is_settling || self.settlement.is_empty() {
+            return None;
+        }
+        self.is_settling = true;
+        if self.settlement.count() <= SETTLEMENT_COUNT_MAX {
+            return Some(core::mem::take(&mut self.settlement));
+        }
+        let rest = |count: usize| count.min(SETTLEMENT_COUNT_MAX / 3);
+        let waiting = &mut self.settlement;
+        Some(Settlement {
+            delivered: waiting.delivered.drain(..rest(waiting.delivered.len())).collect(),
+            failed: waiting.failed.drain(..rest(waiting.failed.len())).collect(),
+            dead: waiting.dead.drain(..rest(waiting.dead.len())).collect(),
+        })
+    }
+
+    /// It is on disk, and this is the low-water mark now. `is_polled`: it was the answer to
+    /// [`poll_settlement`](Self::poll_settlement), and not a write that only moved the mark.
+    pub fn on_settled(&mut self, now: Timestamp, is_polled: bool, settled: &Settlement, low_water: LowWater) {
+        self.is_settling &= !is_polled;
+        for failure in &settled.dead {
+            let Some(number) = self.keys.end_dying(failure.position) else {
+                continue;
+            };
+            match self.options.policy {
+                DeadLetterPolicy::HoldKey => self.hold(number, failure.position),
+                DeadLetterPolicy::Skip => self.advance(number),
+            }
+        }
+        self.on_low_water(now, low_water);
+    }
+
+    /// It may or may not be on disk: it is written again, which changes nothing where it is.
+    pub fn on_settle_failed(&mut self, mut settlement: Settlement) {
+        self.is_settling = false;
+        settlement.delivered.append(&mut self.settlement.delivered);
+        settlement.failed.append(&mut self.settlement.failed);
+        settlement.dead.append(&mut self.settlement.dead);
+        self.settlement = settlement;
+    }
+
+    /// An operator has requeued this dead letter, durably.
+    pub fn on_requeued(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
+        self.on_low_water(now, low_water);
+        if self.entries.contains_key(&row.position) {
+            return;
+        }
+        let number = self.keys.number(&row.key);
+        let key = self.keys.get_mut(number).expect("just numbered");
+        let is_held = matches!(key.phase, Phase::Held(held) | Phase::Dying(held) if held == row.position);
+        if !is_held && key.more_after.is_some_and(|after| row.position > after) {
+            return;
+        }
+        let is_idle = is_held || key.phase == Phase::Idle || key.phase == Phase::Unread;
+        let entry = Entry {
+            key: number,
+            byte_count: row.byte_count,
+            failed_count: 0,
+            lost_count: 0,
+            is_dead: false,
+        };
+        key.queue.insert(row.position);
+        self.entries.insert(row.position, entry);
+        if is_idle {
+            self.keys.release(number, row.position);
+            self.advance(number);
+        }
+    }
+
+    /// An operator has discarded this dead letter, durably.
+    pub fn on_discarded(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
+        self.on_low_water(now, low_water);
+        let Some(number) = self.keys.find(&row.key) else {
+            return;
+        };
+        let key = self.keys.get_mut(number).expect("just found");
+        if matches!(key.phase, Phase::Held(held) | Phase::Dying(held) if held == row.position) {
+            self.keys.release(number, row.position);
+            self.advance(number);
+        }
+    }
+
+    fn on_low_water(&mut self, now: Timestamp, low_water: LowWater) {
+        // Marks come from the store in the order of its commits, but through several tasks.
+        if low_water.mark >= self.low_water.mark {
+            self.low_water = low_water;
+        }
+        self.plan_low_water(now);
+    }
+
+    fn plan_low_water(&mut self, now: Timestamp) {
+        let known = self.told.as_ref().unwrap_or(&self.confirmed);
+        if self.low_water.mark.0 == 0 || *known == self.low_water {
+            return;
+        }
+        if self.low_water.mark.0 - known.mark.0.min(self.low_water.mark.0) >= LOW_WATER_COUNT {
+            self.is_low_water_due = true;
+        } else if !self.is_low_water_due && !self.timers.is_set(Timer::LowWater) {
+            self.timers.set(Timer::LowWater, now.plus_duration(LOW_WATER_DELAY));
+        }
+    }
+
+    /// What the inbox may forget, and on which session to tell it.
+    pub fn poll_low_water(&mut self) -> Option<(RelaySession, LowWater)> {
+        let session = *self.turns.front()?;
+        if !self.is_low_water_due || self.told.as_ref() == Some(&self.low_water) {
+            return None;
+        }
+        self.is_low_water_due = false;
+        self.timers.cancel(Timer::LowWater);
+        self.told = Some(self.low_water.clone());
+        Some((session, self.low_water.clone()))
+    }
+
+    /// The inbox has this mark on disk.
+    pub fn on_low_water_reached(&mut self, mark: Position) {
+        if let Some(told) = self.told.as_ref().filter(|told| told.mark == mark) {
+            self.confirmed = told.clone();
+        }
+    }
+
+    /// The low-water mark that the store has.
+    #[must_use]
+    pub fn low_water(&self) -> &LowWater {
+        &self.low_water
+    }
+
+    // ---- time ----
+
+    /// When to call [`on_timeout`](Self::on_timeout).
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Timestamp> {
+        self.timers.next()
+    }
+
+    /// Time has passed.
+    pub fn on_timeout(&mut self, now: Timestamp) {
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Key(number) => self.advance(number),
+                Timer::Session(session) => self.lost.push_back(session),
+                Timer::LowWater => self.is_low_water_due = true,
+            }
+        }
+    }
+
+    /// How many messages are in memory, and how many of them in flight: for metrics.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let in_flight = self
+            .sessions
+            .values()
+            .map(|session| session.in_flight.len())
+            .sum();
+        (self.entries.len(), in_flight)
+    }
+
+    /// Whether the key's messages wait for an operator.
+    #[must_use]
+    pub fn is_held(&self, key: &Bytes) -> bool {
+        self.keys
+            .find(key)
+            .is_some_and(|number| self.keys.is_held(number))
+    }
+}

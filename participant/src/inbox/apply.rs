@@ -1,0 +1,150 @@
+//! One delivery: compared with the consumer's rows, handled, and recorded, in one local transaction.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use synod_participant_core::inbox::{Decision, Origin, decide};
+use synod_proto::message::{Answer, Delivery};
+
+use super::{Handler, InboxTransaction};
+use crate::resource::ResourceError;
+use crate::resource::redb::RedbResource;
+use crate::resource::redb::messages::{INBOX_TABLE, InboxRow, MessageRead, named, origin_key};
+
+/// The store could not take the delivery, for no fault of the message.
+fn busy(error: &ResourceError) -> Answer {
+    Answer::Busy {
+        text: format!("the consumer's store: {error}"),
+    }
+}
+
+/// Applies a delivery, unless it took effect before.
+pub(super) async fn apply(
+    store: &RedbResource,
+    origin: &Origin,
+    handler: &Handler,
+    handler_timeout: Duration,
+    delivery: Delivery,
+) -> Answer {
+    match try_apply(store, origin, handler, handler_timeout, delivery).await {
+        Ok(answer) => answer,
+        Err(error) => busy(&error),
+    }
+}
+
+async fn try_apply(
+    store: &RedbResource,
+    origin: &Origin,
+    handler: &Handler,
+    handler_timeout: Duration,
+    delivery: Delivery,
+) -> Result<Answer, ResourceError> {
+    let mut tx = store.begin_local()?;
+    let row_key = named(&origin_key(origin.source, &origin.consumer), delivery.position.0);
+    // The row's lock first, the mark then: a mark that rises takes the row away in one local transaction, so whoever sees the row
+    // gone sees the mark risen.
+    let row = tx.lock_own(INBOX_TABLE, &row_key).await?;
+    let damaged = |_| ResourceError::Invalid {
+        text: "a row of `synod:inbox` is damaged or of a newer version: restore the consumer's database"
+            .to_owned(),
+    };
+    let row = row
+        .map(|row| InboxRow::decode(&row))
+        .transpose()
+        .map_err(damaged)?;
+    let decision = {
+        let snapshot = tx.latest()?;
+        let read = MessageRead(&snapshot);
+        let low_water = read.inbox_low_water(origin.source, &origin.consumer)?;
+        let has_previous = match delivery.previous {
+            Some(previous) => read
+                .inbox_row(origin.source, &origin.consumer, previous)?
+                .is_some(),
+            None => true,
+        };
+        decide(
+            delivery.id,
+            delivery.position,
+            delivery.previous,
+            row.map(|row| row.id),
+            &low_water,
+            has_previous,
+        )
+    };
+    match decision {
+        Decision::Next => {}
+        Decision::Duplicate => return Ok(Answer::Duplicate),
+        Decision::BelowLowWater => return Ok(Answer::Settled),
+        Decision::Gap { missing } => return Ok(Answer::Gap { missing }),
+        Decision::Conflict { found } => {
+            let text = format!(
+                "position {} was message {found} before: the outbox has lost data and gives its positions again",
+                delivery.position
+            );
+            return Ok(Answer::Failed { text });
+        }
+    }
+    let recorded = InboxRow {
+        id: delivery.id,
+        at: tx.now(),
+    };
+    let (lent, slot) = InboxTransaction::new(tx);
+    let handled = run(handler, handler_timeout, origin, delivery, lent).await;
+    let tx = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Err(text) = handled {
+        return Ok(Answer::Failed { text });
+    }
+    let Some(mut tx) = tx else {
+        let text = "the handler returned and kept its transaction: drop it before".to_owned();
+        return Ok(Answer::Failed { text });
+    };
+    match tx.put_own(INBOX_TABLE, &row_key, recorded.encode()).await {
+        Ok(()) => {}
+        // The handler went on after an error of the store, which had rolled everything back.
+        Err(error @ ResourceError::RolledBack { .. }) => {
+            return Ok(Answer::Failed {
+                text: error.to_string(),
+            });
+        }
+        Err(error) => return Err(error),
+    }
+    tx.commit().await?;
+    Ok(Answer::Applied)
+}
+
+/// Runs the handler in a task of its own, so that a panic is an answer.
+async fn run(
+    handler: &Handler,
+    timeout: Duration,
+    origin: &Origin,
+    delivery: Delivery,
+    tx: InboxTransaction,
+) -> Result<(), String> {
+    let delivery = super::Delivery {
+        id: delivery.id,
+        source: origin.source,
+        attempt: delivery.attempt,
+        topic: delivery.topic,
+        key: delivery.key,
+        sequence: delivery.sequence,
+        headers: delivery.headers,
+        body: delivery.body,
+        published_at: delivery.published_at,
+    };
+    let handler = handler.clone();
+    let mut task = tokio::spawn(async move { handler(delivery, tx).await });
+    match tokio::time::timeout(timeout, &mut task).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        Ok(Err(error)) => Err(format!(
+            "the handler panicked: {}",
+            crate::branch::panic_text(error)
+        )),
+        Err(_) => {
+            task.abort();
+            // Its transaction must be gone before the next attempt begins.
+            let _ = task.await;
+            Err(format!("the handler did not end within {timeout:?}"))
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The operator's gRPC service of an outbox.
+
+use synod_proto::ids::{MessageId, Position};
+use synod_proto::limits::{LIST_COUNT_DEFAULT, LIST_COUNT_MAX, MESSAGE_BYTES_MAX};
+use synod_proto::v1;
+use synod_proto::v1::outbox_admin_server::OutboxAdminServer;
+use tonic::{Request, Response, Status};
+
+use super::{DeadLetter, Entry, EntryState, Outbox};
+
+/// Answers operators about one outbox: status, list, dead letters, requeue, discard. It asks for no credentials: serve it where only
+/// operators come.
+#[derive(Clone, Debug)]
+pub struct OutboxAdmin {
+    outbox: Outbox,
+}
+
+impl Outbox {
+    /// The operator's service, to be added to the service's server.
+    #[must_use]
+    pub fn admin_server(&self) -> OutboxAdminServer<OutboxAdmin> {
+        OutboxAdminServer::new(OutboxAdmin { outbox: self.clone() })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+fn page(count_max: u32) -> usize {
+    let count = if count_max == 0 {
+        LIST_COUNT_DEFAULT
+    } else {
+        count_max
+    };
+    count.min(LIST_COUNT_MAX) as usize
+}
+
+fn some(consumer: &str) -> Option<&str> {
+    (!consumer.is_empty()).then_some(consumer)
+}
+
+fn entry(entry: Entry) -> v1::OutboxEntry {
+    let state = |(consumer, state): (String, EntryState)| {
+        let (state, attempt_count, reason) = match state {
+            EntryState::Pending { failed_count, reason } => ("pending", failed_count, reason),
+            EntryState::Delivered => ("delivered", 0, String::new()),
+            EntryState::Dead { failed_count, reason } => ("dead", failed_count, reason),
+        };
+        v1::EntryState {
+            consumer,
+            state: state.to_owned(),
+            attempt_count,
+            reason,
+        }
+    };
+    v1::OutboxEntry {
+        id: entry.id.0.to_vec().into(),
+        position: entry.position.0,
+        topic: entry.topic,
+        key: entry.key,
+        sequence: entry.sequence.0,
+        published_at_unix_ms: entry.published_at.0,
+        body_bytes: u32::try_from(entry.body_bytes).unwrap_or(u32::MAX),
+        states: entry.states.into_iter().map(state).collect(),
+    }
+}
+
+fn letter(letter: DeadLetter) -> v1::DeadLetterEntry {
+    v1::DeadLetterEntry {
+        consumer: letter.consumer,
+        entry: Some(entry(letter.entry)),
+        attempt_count: letter.failed_count,
+        reason: letter.reason,
+        died_at_unix_ms: letter.died_at.0,
+    }
+}
+
+#[allow(clippy::result_large_err, reason = "gRPC's own error type")]
+fn message_id(bytes: &[u8]) -> Result<MessageId, Status> {
+    let id = bytes.try_into().map(MessageId);
+    id.map_err(|_| Status::invalid_argument("`OutboxSettleRequest.id` is not a message id of 16 bytes"))
+}
+
+#[tonic::async_trait]
+impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
+    async fn status(
+        &self,
+        _: Request<v1::OutboxStatusRequest>,
+    ) -> Result<Response<v1::OutboxStatusReply>, Status> {
+        let status = self.outbox.status().await?;
+        let consumers = status.consumers.into_iter().map(|consumer| v1::ConsumerStatus {
+            consumer: consumer.consumer,
+            endpoint: consumer.address,
+            topics: consumer.topics,
+            mark: consumer.mark.0,
+            dead_count: consumer.dead_count,
+            trouble: consumer.trouble,
+        });
+        Ok(Response::new(v1::OutboxStatusReply {
+            source: status.source.0.to_vec().into(),
+            next_position: status.next_position.0,
+            stored_count: status.stored_count,
+            scheduled_count: status.scheduled_count,
+            consumers: consumers.collect(),
+        }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::OutboxListRequest>,
+    ) -> Result<Response<v1::OutboxListReply>, Status> {
+        let request = request.into_inner();
+        let count_max = page(request.count_max);
+        let entries = self
+            .outbox
+            .list(some(&request.consumer), Position(request.after), count_max)
+            .await?;
+        let last = entries.last().map(|entry| entry.position.0);
+        Ok(Response::new(v1::OutboxListReply {
+            next_after: last.filter(|_| entries.len() == count_max),
+            entries: entries.into_iter().map(entry).collect(),
+        }))
+    }
+
+    async fn dead(
+        &self,
+        request: Request<v1::OutboxDeadRequest>,
+    ) -> Result<Response<v1::OutboxDeadReply>, Status> {
+        let request = request.into_inner();
+        let letters = self
+            .outbox
+            .dead_letters(
+                some(&request.consumer),
+                Position(request.after),
+                page(request.count_max),
+            )
+            .await?;
+        Ok(Response::new(v1::OutboxDeadReply {
+            letters: letters.into_iter().map(letter).collect(),
+        }))
+    }
+
+    async fn requeue(
+        &self,
+        request: Request<v1::OutboxSettleRequest>,
+    ) -> Result<Response<v1::OutboxSettleReply>, Status> {
+        let request = request.into_inner();
+        let (id, consumer) = (message_id(&request.id)?, some(&request.consumer));
+        let requeued = self
+            .outbox
+            .requeue(id, consumer, &request.author, &request.reason);
+        let consumers = requeued.await?;
+        Ok(Response::new(v1::OutboxSettleReply { consumers }))
+    }
+
+    async fn discard(
+        &self,
+        request: Request<v1::OutboxSettleRequest>,
+    ) -> Result<Response<v1::OutboxSettleReply>, Status> {
+        let request = request.into_inner();
+        let (id, consumer) = (message_id(&request.id)?, some(&request.consumer));
+        let discarded = self
+            .outbox
+            .discard(id, consumer, &request.author, &request.reason);
+        let consumers = discarded.await?;
+        Ok(Response::new(v1::OutboxSettleReply { consumers }))
+    }
+}

@@ -1,0 +1,117 @@
+//! Who gets which messages, and how patiently.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use synod_participant_core::relay::{DeadLetterPolicy, RelayOptions};
+use synod_proto::environment::Connector;
+use tonic::transport::Endpoint;
+
+use super::OutboxError;
+use super::message::check_name;
+
+/// A service that consumes messages: a name, an address, and topics.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    pub(super) name: String,
+    pub(super) address: String,
+    pub(super) topics: BTreeSet<String>,
+    pub(super) is_from_start: bool,
+    pub(super) options: RelayOptions,
+    pub(super) connector: Connector,
+}
+
+impl Consumer {
+    /// A consumer that is reached at `address`, as `http://host:port`. Its name must stay the same for as long as its messages
+    /// are to be told apart from duplicates; the address may change at every start.
+    #[must_use]
+    pub fn new(name: impl Into<String>, address: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            address: address.into(),
+            topics: BTreeSet::new(),
+            is_from_start: false,
+            options: RelayOptions::default(),
+            connector: Connector::tcp(),
+        }
+    }
+
+    /// It takes this topic. A topic that is added later begins with what is published from then on.
+    #[must_use]
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.topics.insert(topic.into());
+        self
+    }
+
+    /// When it is first registered, it gets the messages that are still stored, too; else only those that become visible
+    /// afterwards.
+    #[must_use]
+    pub fn from_start(mut self) -> Self {
+        self.is_from_start = true;
+        self
+    }
+
+    /// After so many failed attempts a message becomes a dead letter; 10 by default, at least 1. Only answers of the consumer
+    /// count: that it failed, never that it was away.
+    #[must_use]
+    pub fn attempt_count_max(mut self, count: u32) -> Self {
+        self.options.attempt_count_max = count.max(1);
+        self
+    }
+
+    /// What a dead letter does to the later messages of its key: by default they wait for an operator.
+    #[must_use]
+    pub fn on_dead_letter(mut self, policy: DeadLetterPolicy) -> Self {
+        self.options.policy = policy;
+        self
+    }
+
+    /// The wait after a message's first failed attempt, which doubles with each further one, and the longest wait; 100 ms and 60 s
+    /// by default. Each is jittered.
+    #[must_use]
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        self.options.backoff_first = first;
+        self.options.backoff_max = longest.max(first);
+        self
+    }
+
+    /// How long a connected consumer may answer nothing at all before its stream is opened anew; 45 s by default. Should be longer
+    /// than its inbox lets a handler run.
+    #[must_use]
+    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
+        self.options.answer_timeout = timeout;
+        self
+    }
+
+    /// How it is reached; by TCP unless told otherwise.
+    #[must_use]
+    pub fn connector(mut self, connector: Connector) -> Self {
+        self.connector = connector;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), OutboxError> {
+        let invalid = |text| Err(OutboxError::Invalid { text });
+        if let Err(error) = check_name("consumer", &self.name) {
+            return invalid(error.to_string());
+        }
+        if self.topics.is_empty() {
+            return invalid(format!("the consumer `{}` takes no topic", self.name));
+        }
+        for topic in &self.topics {
+            if let Err(error) = check_name("topic", topic) {
+                return invalid(error.to_string());
+            }
+        }
+        self.endpoint().map(drop)
+    }
+
+    pub(super) fn endpoint(&self) -> Result<Endpoint, OutboxError> {
+        crate::session::endpoint(&self.address).map_err(|error| OutboxError::Invalid {
+            text: format!(
+                "`{}` is no address of the consumer `{}`: {error}",
+                self.address, self.name
+            ),
+        })
+    }
+}

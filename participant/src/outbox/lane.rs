@@ -1,0 +1,370 @@
+//! One consumer of one outbox: the relay's core with its storage and its sessions. It decides nothing.
+//!
+//! All relays of the process share this lane, so that a message is on one session at a time (traps H5). Two tasks of its own
+//! read rows and write results; what a session hears goes into the core under the lock and what comes out of it to the sessions.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use synod_participant_core::Timestamp;
+use synod_participant_core::relay::{Read, Relay, RelaySession, Row, Rows, Send, Settlement};
+use synod_proto::ids::{Fence, Position, ResourceId};
+use synod_proto::message::{Answered, LowWater, Welcome};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::{Consumer, OutboxError, STORE_RETRY_MAX};
+use crate::resource::redb::messages::{ConsumerRow, MessageRead, Operated, OperatorAction, Settle};
+use crate::resource::redb::{RedbResource, Snapshot};
+use crate::resource::{Identity, ResourceError};
+
+/// How far one settlement moves the mark at most: above it there may be more.
+const MARK_STEP_FULL: u64 = 4096;
+
+/// What a lane tells a session.
+#[derive(Debug)]
+pub(super) enum ToSession {
+    Send(Send),
+    LowWater(LowWater),
+    /// It has not answered in time.
+    Close,
+}
+
+pub(super) struct Lane {
+    pub(super) store: RedbResource,
+    pub(super) identity: Identity,
+    pub(super) consumer: Consumer,
+    state: Mutex<State>,
+    started: Instant,
+    to_read: Notify,
+    to_settle: Notify,
+}
+
+struct State {
+    relay: Relay,
+    sessions: BTreeMap<RelaySession, mpsc::UnboundedSender<ToSession>>,
+    session_count: u64,
+    /// What the inbox has confirmed and is not written yet.
+    confirmed: Option<Position>,
+    met: Option<ResourceId>,
+    trouble: String,
+}
+
+impl Lane {
+    pub(super) fn open(
+        store: &RedbResource,
+        identity: Identity,
+        consumer: &Consumer,
+        run: u64,
+        snapshot: &Snapshot,
+    ) -> Result<Self, OutboxError> {
+        let read = MessageRead(snapshot);
+        let row = read
+            .consumer(&consumer.name)?
+            .ok_or_else(|| OutboxError::UnknownConsumer {
+                consumer: consumer.name.clone(),
+            })?;
+        let mut letters = Vec::new();
+        let mut unsettled = Vec::new();
+        for (position, letter) in read.letters(row.number, Position(0), usize::MAX)? {
+            if position < row.mark {
+                unsettled.push(position);
+            }
+            if let Some(message) = read.message(position)? {
+                letters.push(Row {
+                    position,
+                    key: message.name(),
+                    byte_count: message.body.len(),
+                    failed_count: 0,
+                    is_dead: !letter.is_requeued,
+                });
+            }
+        }
+        let low_water = LowWater {
+            mark: row.mark,
+            unsettled,
+        };
+        // Above every fence of an earlier run: no run sends 2^40 messages.
+        let fence = Fence(run << 40);
+        let relay = Relay::new(
+            consumer.options.clone(),
+            crate::participant::random_u64(),
+            fence,
+            low_water,
+            &letters,
+        );
+        Ok(Self {
+            store: store.clone(),
+            identity,
+            consumer: consumer.clone(),
+            state: Mutex::new(State {
+                relay,
+                sessions: BTreeMap::new(),
+                session_count: 0,
+                confirmed: None,
+                met: None,
+                trouble: "no relay has connected yet".to_owned(),
+            }),
+            started: Instant::now(),
+            to_read: Notify::new(),
+            to_settle: Notify::new(),
+        })
+    }
+
+    pub(super) fn start(lane: &Arc<Self>) -> [JoinHandle<()>; 2] {
+        [
+            tokio::spawn(read_rows(lane.clone())),
+            tokio::spawn(settle(lane.clone())),
+        ]
+    }
+
+    pub(super) fn takes(&self, topic: &str) -> bool {
+        self.consumer.topics.contains(topic)
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::default().plus_duration(self.started.elapsed())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds the lane")
+    }
+
+    /// Steps the core, and passes on what comes out of it.
+    fn step<T>(&self, step: impl FnOnce(&mut Relay, Timestamp) -> T) -> T {
+        let now = self.now();
+        let mut state = self.state();
+        let State { relay, sessions, .. } = &mut *state;
+        let result = step(relay, now);
+        let tell = |session: RelaySession, what: ToSession| {
+            // A session that has just ended says so itself.
+            if let Some(sender) = sessions.get(&session) {
+                let _ = sender.send(what);
+            }
+        };
+        while let Some(send) = relay.poll_send(now) {
+            tell(send.session, ToSession::Send(send));
+        }
+        while let Some((session, low_water)) = relay.poll_low_water() {
+            tell(session, ToSession::LowWater(low_water));
+        }
+        while let Some(session) = relay.poll_lost() {
+            tell(session, ToSession::Close);
+        }
+        drop(state);
+        self.to_read.notify_one();
+        self.to_settle.notify_one();
+        result
+    }
+
+    // ---- what sessions tell ----
+
+    pub(super) fn open_session(
+        &self,
+        welcome: &Welcome,
+    ) -> (RelaySession, mpsc::UnboundedReceiver<ToSession>) {
+        // Bounded by what the core has in flight on one session.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let session = {
+            let mut state = self.state();
+            state.session_count += 1;
+            let session = RelaySession(state.session_count);
+            state.sessions.insert(session, sender);
+            state.met = Some(welcome.resource);
+            state.trouble.clear();
+            session
+        };
+        self.step(|relay, _| relay.on_session_opened(session));
+        (session, receiver)
+    }
+
+    pub(super) fn close_session(&self, session: RelaySession) {
+        self.state().sessions.remove(&session);
+        self.step(|relay, _| relay.on_session_closed(session));
+    }
+
+    pub(super) fn on_answers(&self, session: RelaySession, answers: Vec<Answered>) {
+        self.step(|relay, now| {
+            for answered in answers {
+                let Answered {
+                    position,
+                    fence,
+                    answer,
+                } = answered;
+                if let Err(ignored) = relay.on_answer(now, session, position, fence, answer) {
+                    tracing::debug!(%position, ?ignored, "an answer came too late");
+                }
+            }
+        });
+    }
+
+    pub(super) fn on_low_water_reached(&self, mark: Position) {
+        self.state().confirmed = Some(mark);
+        self.step(|relay, _| relay.on_low_water_reached(mark));
+    }
+
+    pub(super) fn on_published(&self) {
+        self.step(|relay, _| relay.on_published());
+    }
+
+    pub(super) fn on_operated(&self, action: OperatorAction, operated: Operated) {
+        let Operated { row, low_water } = operated;
+        self.step(|relay, now| match action {
+            OperatorAction::Requeue => relay.on_requeued(now, &row, low_water),
+            OperatorAction::Discard => relay.on_discarded(now, &row, low_water),
+        });
+    }
+
+    /// Says why nothing is sent, for the operator.
+    pub(super) fn set_trouble(&self, trouble: String) {
+        let mut state = self.state();
+        if state.sessions.is_empty() && state.trouble != trouble {
+            tracing::warn!(consumer = %self.consumer.name, %trouble, "the consumer gets no messages");
+            state.trouble = trouble;
+        }
+    }
+
+    pub(super) fn trouble(&self) -> String {
+        self.state().trouble.clone()
+    }
+
+    pub(super) fn mark(&self) -> Position {
+        self.state().relay.low_water().mark
+    }
+
+    pub(super) fn row(&self, snapshot: &Snapshot) -> Result<ConsumerRow, ResourceError> {
+        let row = MessageRead(snapshot).consumer(&self.consumer.name)?;
+        row.ok_or_else(|| ResourceError::Invalid {
+            text: format!("the consumer `{}` was unsubscribed", self.consumer.name),
+        })
+    }
+}
+
+/// Reads what the core asks for, and tells it the time.
+async fn read_rows(lane: Arc<Lane>) {
+    let mut published = lane.store.published();
+    let mut retry = Duration::from_millis(50);
+    loop {
+        let asked = lane.state().relay.poll_read();
+        if let Some(asked) = asked {
+            let reader = lane.clone();
+            let found = lane
+                .store
+                .read(move |snapshot| reader.find(snapshot, &asked))
+                .await;
+            match found {
+                Ok(found) => {
+                    retry = Duration::from_millis(50);
+                    lane.step(|relay, _| relay.on_rows(&found));
+                }
+                Err(error) => {
+                    lane.set_trouble(format!("the outbox cannot be read: {error}"));
+                    lane.state().relay.on_read_failed();
+                    tokio::time::sleep(retry).await;
+                    retry = (retry * 2).min(STORE_RETRY_MAX);
+                }
+            }
+            continue;
+        }
+        let timeout = lane.state().relay.next_timeout();
+        let due = async {
+            match timeout {
+                Some(at) => {
+                    let delay = at.duration_since(Timestamp::default());
+                    tokio::time::sleep_until(lane.started + delay).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => lane.step(Relay::on_timeout),
+            () = lane.to_read.notified() => {}
+            changed = published.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                lane.on_published();
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn find(&self, snapshot: &Snapshot, asked: &Read) -> Result<Rows, ResourceError> {
+        let row = self.row(snapshot)?;
+        let read = MessageRead(snapshot);
+        match asked {
+            Read::All { after, count_max } => read.all(&row, *after, *count_max),
+            Read::Key {
+                key,
+                after,
+                count_max,
+            } => read.of_key(&row, key, *after, *count_max),
+        }
+    }
+}
+
+/// Writes what came of attempts: whatever has gathered while the last write synced, in one local transaction.
+async fn settle(lane: Arc<Lane>) {
+    let mut retry = Duration::from_millis(50);
+    let mut has_more = false;
+    loop {
+        let (settlement, confirmed, resource) = {
+            let mut state = lane.state();
+            (
+                state.relay.poll_settlement(),
+                state.confirmed.take(),
+                state.met.take(),
+            )
+        };
+        if settlement.is_none() && confirmed.is_none() && resource.is_none() && !has_more {
+            lane.to_settle.notified().await;
+            continue;
+        }
+        let is_polled = settlement.is_some();
+        let settlement = settlement.unwrap_or_default();
+        let before = lane.mark();
+        let written = lane
+            .store
+            .work(Settle {
+                consumer: lane.consumer.name.clone(),
+                settlement: settlement.clone(),
+                confirmed,
+                resource,
+            })
+            .await;
+        match written {
+            Ok(low_water) => {
+                retry = Duration::from_millis(50);
+                let low_water = low_water.unwrap_or_default();
+                has_more = low_water.mark.0.saturating_sub(before.0) >= MARK_STEP_FULL;
+                lane.step(|relay, now| relay.on_settled(now, is_polled, &settlement, low_water));
+            }
+            Err(error) => {
+                lane.set_trouble(format!("results cannot be written: {error}"));
+                lane.settle_failed(is_polled, settlement, confirmed, resource);
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(STORE_RETRY_MAX);
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn settle_failed(
+        &self,
+        is_polled: bool,
+        settlement: Settlement,
+        confirmed: Option<Position>,
+        resource: Option<ResourceId>,
+    ) {
+        let mut state = self.state();
+        state.confirmed = state.confirmed.or(confirmed);
+        state.met = state.met.or(resource);
+        if is_polled {
+            state.relay.on_settle_failed(settlement);
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! What an operator sees of an outbox, and does to its dead letters.
+
+use bytes::Bytes;
+use synod_proto::ids::{MessageId, Position, ResourceId, Sequence, UnixMillis};
+use synod_proto::limits::{LIST_COUNT_MAX, TEXT_BYTES_MAX};
+
+use super::{Outbox, OutboxError};
+use crate::resource::redb::messages::{
+    ConsumerRow, FailureRow, LetterRow, MessageRead, MessageRow, Operate, OperatorAction, StoredState,
+};
+
+/// An outbox at a glance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OutboxStatus {
+    /// The database.
+    pub source: ResourceId,
+    /// The position that the next visible message gets.
+    pub next_position: Position,
+    /// Messages with a position that are still stored.
+    pub stored_count: u64,
+    /// Messages that wait for their time.
+    pub scheduled_count: u64,
+    /// The consumers, by name; also those that are not named any more, and not unsubscribed yet.
+    pub consumers: Vec<ConsumerStatus>,
+}
+
+/// A consumer at a glance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerStatus {
+    /// Its name.
+    pub consumer: String,
+    /// Where it is reached; empty for one that is not named any more.
+    pub address: String,
+    /// What it takes.
+    pub topics: Vec<String>,
+    /// Every message below is settled, but for dead and requeued ones.
+    pub mark: Position,
+    /// Its dead letters.
+    pub dead_count: u64,
+    /// Why it gets no messages now; empty while a relay is connected.
+    pub trouble: String,
+}
+
+/// A message in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The message.
+    pub id: MessageId,
+    /// Its place.
+    pub position: Position,
+    /// What it is about.
+    pub topic: String,
+    /// What it is ordered by.
+    pub key: Bytes,
+    /// Its number within its key.
+    pub sequence: Sequence,
+    /// When it was published, by the database's clock.
+    pub published_at: UnixMillis,
+    /// The size of its body.
+    pub body_bytes: usize,
+    /// How it stands with each consumer that takes its topic.
+    pub states: Vec<(String, EntryState)>,
+}
+
+/// How a message stands with one consumer. One that is on its way is pending: only an answer changes what is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EntryState {
+    /// To be sent, or on its way.
+    Pending {
+        /// Attempts that failed.
+        failed_count: u32,
+        /// Why the last one did; empty before.
+        reason: String,
+    },
+    /// Acknowledged, or discarded.
+    Delivered,
+    /// Waits for an operator.
+    Dead {
+        /// Attempts that failed.
+        failed_count: u32,
+        /// Why the last one did.
+        reason: String,
+    },
+}
+
+/// A message that was given up for one consumer until an operator decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The consumer that did not take it.
+    pub consumer: String,
+    /// The message.
+    pub entry: Entry,
+    /// Attempts that failed.
+    pub failed_count: u32,
+    /// Why the last one did.
+    pub reason: String,
+    /// When it did, by the database's clock.
+    pub died_at: UnixMillis,
+}
+
+fn entry(position: Position, message: MessageRow, states: Vec<(String, EntryState)>) -> Entry {
+    Entry {
+        id: message.id,
+        position,
+        topic: message.topic,
+        key: message.key,
+        sequence: message.sequence,
+        published_at: message.published_at,
+        body_bytes: message.body.len(),
+        states,
+    }
+}
+
+fn state(stored: StoredState) -> EntryState {
+    match stored {
+        StoredState::Delivered => EntryState::Delivered,
+        StoredState::Pending(failure) => {
+            let (failed_count, reason) =
+                failure.map_or((0, String::new()), |row| (row.failed_count, row.reason));
+            EntryState::Pending { failed_count, reason }
+        }
+        StoredState::Dead(FailureRow {
+            failed_count, reason, ..
+        }) => EntryState::Dead { failed_count, reason },
+    }
+}
+
+/// Dead letters of one consumer behind `after`.
+fn dead(
+    read: &MessageRead<'_>,
+    consumer: &str,
+    row: &ConsumerRow,
+    after: Position,
+    count_max: usize,
+) -> Result<Vec<DeadLetter>, crate::resource::ResourceError> {
+    let mut found = Vec::new();
+    for (position, LetterRow { is_requeued, failure }) in read.letters(row.number, after, usize::MAX)? {
+        if found.len() == count_max {
+            break;
+        }
+        let Some(message) = read.message(position)?.filter(|_| !is_requeued) else {
+            continue;
+        };
+        found.push(DeadLetter {
+            consumer: consumer.to_owned(),
+            entry: entry(position, message, Vec::new()),
+            failed_count: failure.failed_count,
+            reason: failure.reason,
+            died_at: failure.at,
+        });
+    }
+    Ok(found)
+}
+
+impl Outbox {
+    /// The outbox and its consumers.
+    ///
+    /// # Errors
+    /// [`OutboxError::Resource`].
+    pub async fn status(&self) -> Result<OutboxStatus, OutboxError> {
+        let outbox = self.clone();
+        let read = self.inner.store.read(move |snapshot| {
+            let read = MessageRead(snapshot);
+            let (stored_count, scheduled_count, _) = read.counts()?;
+            let mut consumers = Vec::new();
+            for (name, row) in read.consumers()? {
+                let letters = read.letters(row.number, Position(0), usize::MAX)?;
+                let lane = outbox.inner.lanes.get(&name);
+                consumers.push(ConsumerStatus {
+                    address: lane.map(|lane| lane.consumer.address.clone()).unwrap_or_default(),
+                    trouble: match lane {
+                        Some(lane) => lane.trouble(),
+                        None => "not named where the outbox is opened: name it, or unsubscribe it".to_owned(),
+                    },
+                    consumer: name,
+                    topics: row.topics,
+                    mark: row.mark,
+                    dead_count: letters.iter().filter(|(_, letter)| !letter.is_requeued).count() as u64,
+                });
+            }
+            Ok(OutboxStatus {
+                source: outbox.inner.source,
+                next_position: read.next_position()?,
+                stored_count,
+                scheduled_count,
+                consumers,
+            })
+        });
+        Ok(read.await?)
+    }
+
+    /// Messages behind `after`, in the order of their positions; at most `count_max`, which is at most 1000. With a consumer: only
+    /// how they stand with it.
+    ///
+    /// # Errors
+    /// [`OutboxError::Resource`].
+    pub async fn list(
+        &self,
+        consumer: Option<&str>,
+        after: Position,
+        count_max: usize,
+    ) -> Result<Vec<Entry>, OutboxError> {
+        let consumer = consumer.map(str::to_owned);
+        let read = self.inner.store.read(move |snapshot| {
+            let read = MessageRead(snapshot);
+            let mut consumers = read.consumers()?;
+            consumers.retain(|(name, _)| consumer.as_ref().is_none_or(|asked| asked == name));
+            let mut entries = Vec::new();
+            for (position, message) in read.page(after, count_max.min(LIST_COUNT_MAX as usize))? {
+                let mut states = Vec::new();
+                for (name, row) in consumers.iter().filter(|(_, row)| row.takes(&message.topic)) {
+                    states.push((name.clone(), state(read.state(row, position)?)));
+                }
+                entries.push(entry(position, message, states));
+            }
+            Ok(entries)
+        });
+        Ok(read.await?)
+    }
+
+    /// Dead letters behind `after`, of one consumer or of all; at most `count_max` of each.
+    ///
+    /// # Errors
+    /// [`OutboxError::Resource`].
+    pub async fn dead_letters(
+        &self,
+        consumer: Option<&str>,
+        after: Position,
+        count_max: usize,
+    ) -> Result<Vec<DeadLetter>, OutboxError> {
+        let consumer = consumer.map(str::to_owned);
+        let read = self.inner.store.read(move |snapshot| {
+            let read = MessageRead(snapshot);
+            let mut letters = Vec::new();
+            for (name, row) in read.consumers()? {
+                if consumer.as_ref().is_none_or(|asked| *asked == name) {
+                    letters.extend(dead(&read, &name, &row, after, count_max)?);
+                }
+            }
+            Ok(letters)
+        });
+        Ok(read.await?)
+    }
+
+    /// Sends a dead letter again, as if it had never been tried; where it holds its key, the key goes on with it. For one consumer,
+    /// or for all to which it is dead: answers which. Author and reason are kept.
+    ///
+    /// # Errors
+    /// [`OutboxError::NotDead`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
+    pub async fn requeue(
+        &self,
+        id: MessageId,
+        consumer: Option<&str>,
+        author: &str,
+        reason: &str,
+    ) -> Result<Vec<String>, OutboxError> {
+        self.operate(OperatorAction::Requeue, id, consumer, author, reason)
+            .await
+    }
+
+    /// Gives a dead letter up: it is never sent again, and its key goes on without it. Otherwise like
+    /// [`requeue`](Self::requeue).
+    ///
+    /// # Errors
+    /// As for [`requeue`](Self::requeue).
+    pub async fn discard(
+        &self,
+        id: MessageId,
+        consumer: Option<&str>,
+        author: &str,
+        reason: &str,
+    ) -> Result<Vec<String>, OutboxError> {
+        self.operate(OperatorAction::Discard, id, consumer, author, reason)
+            .await
+    }
+
+    /// What operators did to dead letters, the latest first; the last 10,000 are kept.
+    ///
+    /// # Errors
+    /// [`OutboxError::Resource`].
+    pub async fn records(&self, count_max: usize) -> Result<Vec<String>, OutboxError> {
+        let read = self
+            .inner
+            .store
+            .read(move |snapshot| MessageRead(snapshot).records(count_max));
+        Ok(read.await?)
+    }
+
+    async fn operate(
+        &self,
+        action: OperatorAction,
+        id: MessageId,
+        consumer: Option<&str>,
+        author: &str,
+        reason: &str,
+    ) -> Result<Vec<String>, OutboxError> {
+        for (what, text) in [("author", author), ("reason", reason)] {
+            if text.trim().is_empty() || text.len() > TEXT_BYTES_MAX {
+                let text = format!("the {what} has 1 to {TEXT_BYTES_MAX} bytes: it is kept with the action");
+                return Err(OutboxError::Invalid { text });
+            }
+        }
+        let letters = self.dead_letters(consumer, Position(0), usize::MAX).await?;
+        let mut settled = Vec::new();
+        for letter in letters.into_iter().filter(|letter| letter.entry.id == id) {
+            let operated = self.inner.store.work(Operate {
+                consumer: letter.consumer.clone(),
+                position: letter.entry.position,
+                action,
+                author: author.to_owned(),
+                reason: reason.to_owned(),
+            });
+            // `None`: another operator was faster.
+            if let Some(operated) = operated.await? {
+                tracing::info!(%id, consumer = %letter.consumer, ?action, author, reason, "an operator settled a dead letter");
+                if let Some(lane) = self.inner.lanes.get(&letter.consumer) {
+                    lane.on_operated(action, operated);
+                }
+                settled.push(letter.consumer);
+            }
+        }
+        if settled.is_empty() {
+            return Err(OutboxError::NotDead { id });
+        }
+        Ok(settled)
+    }
+}

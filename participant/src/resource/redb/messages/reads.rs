@@ -1,0 +1,327 @@
+//! What relay, inbox and operator read: each from one snapshot, which nobody keeps (traps H12).
+
+use std::ops::Bound::{Excluded, Included, Unbounded};
+
+use ::redb::{Key, ReadOnlyTable, ReadableTable, ReadableTableMetadata, TableDefinition, TableError, Value};
+use bytes::Bytes;
+use synod_participant_core::relay::{Row, Rows};
+use synod_proto::ids::{Position, ResourceId, UnixMillis};
+use synod_proto::message::LowWater;
+
+use super::super::super::ResourceError;
+use super::super::format::ByteTable;
+use super::super::snapshot::{Snapshot, damaged, failed};
+use super::{
+    CONSUMER, COUNTER, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, InboxRow, KEYS,
+    LETTER, LetterRow, MessageRow, OUTBOX, RECORD, decode_low_water, last_number, named, of_consumer,
+    origin_key, position_key,
+};
+
+/// The most rows that one read looks at: others get their turn between.
+const LOOKED_COUNT_MAX: usize = 16 << 10;
+
+/// A state of a message towards one consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoredState {
+    Pending(Option<FailureRow>),
+    Delivered,
+    Dead(FailureRow),
+}
+
+/// The tables of outbox and inbox in a snapshot.
+pub(crate) struct MessageRead<'a>(pub(crate) &'a Snapshot);
+
+type Bytes2 = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+impl MessageRead<'_> {
+    fn open<K: Key + 'static, V: Value + 'static>(
+        &self,
+        table: TableDefinition<'static, K, V>,
+    ) -> Result<Option<ReadOnlyTable<K, V>>, ResourceError> {
+        match self.0.tx().open_table(table) {
+            Ok(table) => Ok(Some(table)),
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn get(&self, table: ByteTable, key: &[u8]) -> Result<Option<Bytes>, ResourceError> {
+        let Some(table) = self.open(table)? else {
+            return Ok(None);
+        };
+        let value = table.get(key).map_err(failed)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
+    }
+
+    /// A counter; 0 before its first use.
+    pub(crate) fn counter(&self, name: &str) -> Result<u64, ResourceError> {
+        let Some(table) = self.open(COUNTER)? else {
+            return Ok(0);
+        };
+        Ok(table.get(name).map_err(failed)?.map_or(0, |value| value.value()))
+    }
+
+    /// The position that the next visible message gets.
+    pub(crate) fn next_position(&self) -> Result<Position, ResourceError> {
+        Ok(Position(self.counter(super::COUNTER_POSITION)?.max(1)))
+    }
+
+    pub(crate) fn message(&self, position: Position) -> Result<Option<MessageRow>, ResourceError> {
+        let row = self.get(OUTBOX, &position_key(position))?;
+        row.map(|row| MessageRow::decode(&row).map_err(damaged))
+            .transpose()
+    }
+
+    pub(crate) fn consumer(&self, name: &str) -> Result<Option<ConsumerRow>, ResourceError> {
+        let row = self.get(CONSUMER, name.as_bytes())?;
+        row.map(|row| ConsumerRow::decode(&row).map_err(damaged))
+            .transpose()
+    }
+
+    pub(crate) fn consumers(&self) -> Result<Vec<(String, ConsumerRow)>, ResourceError> {
+        let Some(table) = self.open(CONSUMER)? else {
+            return Ok(Vec::new());
+        };
+        let rows = table.iter().map_err(failed)?;
+        rows.map(|row| {
+            let (name, row) = row.map_err(failed)?;
+            let name = String::from_utf8_lossy(name.value()).into_owned();
+            Ok((name, ConsumerRow::decode(row.value()).map_err(damaged)?))
+        })
+        .collect()
+    }
+
+    /// Dead and requeued letters behind `after`.
+    pub(crate) fn letters(
+        &self,
+        consumer: u32,
+        after: Position,
+        count_max: usize,
+    ) -> Result<Vec<(Position, LetterRow)>, ResourceError> {
+        let Some(table) = self.open(LETTER)? else {
+            return Ok(Vec::new());
+        };
+        let (after, end) = (
+            of_consumer(consumer, after),
+            of_consumer(consumer, Position(u64::MAX)),
+        );
+        let rows = table
+            .range::<&[u8]>((Excluded(&after[..]), Included(&end[..])))
+            .map_err(failed)?;
+        rows.take(count_max)
+            .map(|row| {
+                let (key, row) = row.map_err(failed)?;
+                let position = last_number("synod:outbox_letter", key.value()).map_err(damaged)?;
+                Ok((
+                    Position(position),
+                    LetterRow::decode(row.value()).map_err(damaged)?,
+                ))
+            })
+            .collect()
+    }
+
+    pub(crate) fn letter(
+        &self,
+        consumer: u32,
+        position: Position,
+    ) -> Result<Option<LetterRow>, ResourceError> {
+        let row = self.get(LETTER, &of_consumer(consumer, position))?;
+        row.map(|row| LetterRow::decode(&row).map_err(damaged))
+            .transpose()
+    }
+
+    pub(crate) fn state(
+        &self,
+        consumer: &ConsumerRow,
+        position: Position,
+    ) -> Result<StoredState, ResourceError> {
+        let key = of_consumer(consumer.number, position);
+        let failure = || {
+            let row = self.get(FAILED, &key)?;
+            row.map(|row| FailureRow::decode(&row).map_err(damaged))
+                .transpose()
+        };
+        match self.letter(consumer.number, position)? {
+            Some(letter) if letter.is_requeued => return Ok(StoredState::Pending(failure()?)),
+            Some(letter) => return Ok(StoredState::Dead(letter.failure)),
+            None => {}
+        }
+        if position < consumer.mark || self.get(DONE, &key)?.is_some() {
+            return Ok(StoredState::Delivered);
+        }
+        Ok(StoredState::Pending(failure()?))
+    }
+
+    /// The row as the relay sees it; `None` where it is settled.
+    pub(crate) fn relay_row(
+        &self,
+        consumer: &ConsumerRow,
+        position: Position,
+        message: &[u8],
+    ) -> Result<Option<Row>, ResourceError> {
+        if !consumer.takes(MessageRow::topic_of(message).map_err(damaged)?) {
+            return Ok(None);
+        }
+        let (failed_count, is_dead) = match self.state(consumer, position)? {
+            StoredState::Delivered => return Ok(None),
+            StoredState::Pending(failure) => (failure.map_or(0, |failure| failure.failed_count), false),
+            StoredState::Dead(failure) => (failure.failed_count, true),
+        };
+        Ok(Some(Row {
+            position,
+            key: MessageRow::due_of(message).map_err(damaged)?.2,
+            byte_count: message.len(),
+            failed_count,
+            is_dead,
+        }))
+    }
+
+    /// Unsettled messages behind `after`.
+    pub(crate) fn all(
+        &self,
+        consumer: &ConsumerRow,
+        after: Position,
+        count_max: usize,
+    ) -> Result<Rows, ResourceError> {
+        let mut found = Rows {
+            rows: Vec::new(),
+            up_to: after,
+            is_end: true,
+        };
+        let Some(table) = self.open(OUTBOX)? else {
+            return Ok(found);
+        };
+        let start = position_key(after);
+        let rows = table
+            .range::<&[u8]>((Excluded(&start[..]), Unbounded))
+            .map_err(failed)?;
+        for (looked, row) in rows.enumerate() {
+            if looked == LOOKED_COUNT_MAX || found.rows.len() == count_max {
+                found.is_end = false;
+                break;
+            }
+            let (key, message) = row.map_err(failed)?;
+            let position = Position(last_number("synod:outbox", key.value()).map_err(damaged)?);
+            found
+                .rows
+                .extend(self.relay_row(consumer, position, message.value())?);
+            found.up_to = position;
+        }
+        Ok(found)
+    }
+
+    /// Unsettled messages of one key behind `after`.
+    pub(crate) fn of_key(
+        &self,
+        consumer: &ConsumerRow,
+        name: &[u8],
+        after: Position,
+        count_max: usize,
+    ) -> Result<Rows, ResourceError> {
+        let mut found = Rows {
+            rows: Vec::new(),
+            up_to: after,
+            is_end: true,
+        };
+        let (Some(keys), Some(outbox)) = (self.open(KEYS)?, self.open(OUTBOX)?) else {
+            return Ok(found);
+        };
+        let (start, end) = (named(name, after.0), named(name, u64::MAX));
+        let rows = keys
+            .range::<&[u8]>((Excluded(&start[..]), Included(&end[..])))
+            .map_err(failed)?;
+        for row in rows {
+            if found.rows.len() == count_max {
+                found.is_end = false;
+                break;
+            }
+            let position =
+                Position(last_number("synod:outbox_key", row.map_err(failed)?.0.value()).map_err(damaged)?);
+            if let Some(message) = outbox.get(&position_key(position)[..]).map_err(failed)? {
+                found
+                    .rows
+                    .extend(self.relay_row(consumer, position, message.value())?);
+            }
+            found.up_to = position;
+        }
+        Ok(found)
+    }
+
+    /// Messages behind `after`, whatever their state.
+    pub(crate) fn page(
+        &self,
+        after: Position,
+        count_max: usize,
+    ) -> Result<Vec<(Position, MessageRow)>, ResourceError> {
+        let Some(table) = self.open(OUTBOX)? else {
+            return Ok(Vec::new());
+        };
+        let start = position_key(after);
+        let rows = table
+            .range::<&[u8]>((Excluded(&start[..]), Unbounded))
+            .map_err(failed)?;
+        rows.take(count_max)
+            .map(|row| {
+                let (key, message) = row.map_err(failed)?;
+                let position = last_number("synod:outbox", key.value()).map_err(damaged)?;
+                Ok((
+                    Position(position),
+                    MessageRow::decode(message.value()).map_err(damaged)?,
+                ))
+            })
+            .collect()
+    }
+
+    /// When the next scheduled message is due.
+    pub(crate) fn next_due(&self) -> Result<Option<UnixMillis>, ResourceError> {
+        let Some(table) = self.open(DUE)? else {
+            return Ok(None);
+        };
+        let Some((key, _)) = table.first().map_err(failed)? else {
+            return Ok(None);
+        };
+        let at = key.value().first_chunk::<8>().copied().unwrap_or_default();
+        Ok(Some(UnixMillis(u64::from_be_bytes(at))))
+    }
+
+    /// How many messages have a position, how many wait for their time, and how many inbox rows there are.
+    pub(crate) fn counts(&self) -> Result<(u64, u64, u64), ResourceError> {
+        let count = |table: Option<Bytes2>| table.map_or(Ok(0), |table| table.len().map_err(failed));
+        Ok((
+            count(self.open(OUTBOX)?)?,
+            count(self.open(DUE)?)?,
+            count(self.open(INBOX)?)?,
+        ))
+    }
+
+    /// What operators did, the latest first.
+    pub(crate) fn records(&self, count_max: usize) -> Result<Vec<String>, ResourceError> {
+        let Some(table) = self.open(RECORD)? else {
+            return Ok(Vec::new());
+        };
+        let rows = table.iter().map_err(failed)?.rev().take(count_max);
+        rows.map(|row| Ok(String::from_utf8_lossy(row.map_err(failed)?.1.value()).into_owned()))
+            .collect()
+    }
+
+    pub(crate) fn inbox_row(
+        &self,
+        source: ResourceId,
+        consumer: &str,
+        position: Position,
+    ) -> Result<Option<InboxRow>, ResourceError> {
+        let row = self.get(INBOX, &named(&origin_key(source, consumer), position.0))?;
+        row.map(|row| InboxRow::decode(&row).map_err(damaged)).transpose()
+    }
+
+    pub(crate) fn inbox_low_water(
+        &self,
+        source: ResourceId,
+        consumer: &str,
+    ) -> Result<LowWater, ResourceError> {
+        match self.get(INBOX_ORIGIN, &origin_key(source, consumer))? {
+            None => Ok(LowWater::default()),
+            Some(row) => decode_low_water(&row).map_err(damaged),
+        }
+    }
+}

@@ -1,0 +1,590 @@
+//! What is written to the rows of outbox and inbox, each within one local transaction of the writer.
+
+use ::redb::{ReadableTable, Table, WriteTransaction};
+use std::ops::Bound::{Excluded, Included, Unbounded};
+use synod_participant_core::relay::{Failure, Row, Settlement};
+use synod_proto::ids::{Position, ResourceId, UnixMillis};
+use synod_proto::limits::UNSETTLED_COUNT_MAX;
+use synod_proto::message::LowWater;
+
+use super::super::rows::WriteError;
+use super::super::writer::Work;
+use super::{
+    CONSUMER, COUNTER, COUNTER_CONSUMER, COUNTER_POSITION, COUNTER_RECORD, COUNTER_RUN, COUNTER_SWEPT,
+    ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, KEYS, LETTER, LetterRow, MessageRow,
+    OUTBOX, RECORD, SEQUENCE, decode_low_water, due_key, encode_low_water, last_number, named, of_consumer,
+    origin_key, position_key,
+};
+
+/// The most rows that one local transaction sweeps, passes or releases: the next one goes on, and others get their turn.
+const SWEEP_COUNT_MAX: usize = 4096;
+
+/// The most of an operator's actions that are kept.
+const RECORD_COUNT_MAX: u64 = 10_000;
+
+type ByteRows<'tx> = Table<'tx, &'static [u8], &'static [u8]>;
+
+/// Puts a message that has just become visible into the outbox: at the next position, or among those that wait for their time.
+/// Either way a position is used up, so that positions stay above all sequence numbers.
+pub(in super::super) fn publish_row(
+    tx: &WriteTransaction,
+    message: &[u8],
+    now: UnixMillis,
+) -> Result<(), WriteError> {
+    let position = next_counter(tx, COUNTER_POSITION)?;
+    let (deliver_at, id, _) = MessageRow::due_of(message)?;
+    if deliver_at > now {
+        tx.open_table(DUE)?
+            .insert(&due_key(deliver_at, id)[..], message)?;
+        return Ok(());
+    }
+    insert_at(tx, Position(position), message)
+}
+
+fn insert_at(tx: &WriteTransaction, position: Position, message: &[u8]) -> Result<(), WriteError> {
+    let (_, _, name) = MessageRow::due_of(message)?;
+    tx.open_table(OUTBOX)?
+        .insert(&position_key(position)[..], message)?;
+    tx.open_table(KEYS)?
+        .insert(&named(&name, position.0)[..], &[][..])?;
+    Ok(())
+}
+
+/// The counter's value, from 1, which is then used up.
+fn next_counter(tx: &WriteTransaction, name: &'static str) -> Result<u64, WriteError> {
+    let mut counters = tx.open_table(COUNTER)?;
+    let value = counters.get(name)?.map_or(0, |value| value.value()).max(1);
+    counters.insert(name, value + 1)?;
+    Ok(value)
+}
+
+fn consumer_row(tx: &WriteTransaction, name: &str) -> Result<Option<ConsumerRow>, WriteError> {
+    let table = tx.open_table(CONSUMER)?;
+    let row = table.get(name.as_bytes())?;
+    Ok(row.map(|row| ConsumerRow::decode(row.value())).transpose()?)
+}
+
+fn put_consumer(tx: &WriteTransaction, name: &str, row: &ConsumerRow) -> Result<(), WriteError> {
+    tx.open_table(CONSUMER)?
+        .insert(name.as_bytes(), &row.encode()[..])?;
+    Ok(())
+}
+
+fn consumers(tx: &WriteTransaction) -> Result<Vec<(String, ConsumerRow)>, WriteError> {
+    let table = tx.open_table(CONSUMER)?;
+    let mut found = Vec::new();
+    for row in table.iter()? {
+        let (name, row) = row?;
+        let name = String::from_utf8_lossy(name.value()).into_owned();
+        found.push((name, ConsumerRow::decode(row.value())?));
+    }
+    Ok(found)
+}
+
+fn range_of(consumer: u32) -> ([u8; 12], [u8; 12]) {
+    (
+        of_consumer(consumer, Position(0)),
+        of_consumer(consumer, Position(u64::MAX)),
+    )
+}
+
+fn unsettled(tx: &WriteTransaction, row: &ConsumerRow) -> Result<Vec<Position>, WriteError> {
+    let letters = tx.open_table(LETTER)?;
+    let (start, end) = (range_of(row.number).0, of_consumer(row.number, row.mark));
+    let mut found = Vec::new();
+    for letter in letters.range::<&[u8]>(&start[..]..&end[..])? {
+        found.push(Position(last_number("synod:outbox_letter", letter?.0.value())?));
+    }
+    Ok(found)
+}
+
+/// Moves the consumer's mark over what is settled, and deletes what no consumer needs any more: message, index and states in
+/// one local transaction (traps H11, H16).
+fn advance(tx: &WriteTransaction, name: &str, mut row: ConsumerRow) -> Result<LowWater, WriteError> {
+    let next_position = {
+        let counters = tx.open_table(COUNTER)?;
+        counters.get(COUNTER_POSITION)?.map_or(1, |value| value.value())
+    };
+    let mut passed = unsettled(tx, &row)?;
+    {
+        let outbox = tx.open_table(OUTBOX)?;
+        let letters = tx.open_table(LETTER)?;
+        let mut done = tx.open_table(DONE)?;
+        let start = position_key(row.mark);
+        let mut mark = Position(next_position);
+        for (looked, message) in outbox
+            .range::<&[u8]>((Included(&start[..]), Unbounded))?
+            .enumerate()
+        {
+            let (key, message) = message?;
+            let position = Position(last_number("synod:outbox", key.value())?);
+            if looked == SWEEP_COUNT_MAX {
+                mark = position;
+                break;
+            }
+            if !row.takes(MessageRow::topic_of(message.value())?) {
+                continue;
+            }
+            let key = of_consumer(row.number, position);
+            if letters.get(&key[..])?.is_some() && passed.len() < UNSETTLED_COUNT_MAX {
+                passed.push(position);
+            } else if done.remove(&key[..])?.is_none() {
+                mark = position;
+                break;
+            }
+        }
+        row.mark = row.mark.max(mark);
+    }
+    put_consumer(tx, name, &row)?;
+    sweep(tx)?;
+    Ok(LowWater {
+        mark: row.mark,
+        unsettled: passed,
+    })
+}
+
+/// Deletes messages that lie below every consumer's mark and are nobody's letter.
+fn sweep(tx: &WriteTransaction) -> Result<(), WriteError> {
+    let consumers = consumers(tx)?;
+    let Some(below) = consumers.iter().map(|(_, row)| row.mark).min() else {
+        return Ok(());
+    };
+    let swept = {
+        let counters = tx.open_table(COUNTER)?;
+        counters.get(COUNTER_SWEPT)?.map_or(0, |value| value.value())
+    };
+    if swept >= below.0 {
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    let mut swept_up_to = below.0;
+    {
+        let outbox = tx.open_table(OUTBOX)?;
+        let (start, end) = (position_key(Position(swept)), position_key(below));
+        for (looked, message) in outbox.range::<&[u8]>(&start[..]..&end[..])?.enumerate() {
+            let position = Position(last_number("synod:outbox", message?.0.value())?);
+            if looked == SWEEP_COUNT_MAX {
+                swept_up_to = position.0;
+                break;
+            }
+            found.push(position);
+        }
+    }
+    for position in found {
+        delete_unless_letter(tx, &consumers, position)?;
+    }
+    tx.open_table(COUNTER)?.insert(COUNTER_SWEPT, swept_up_to)?;
+    Ok(())
+}
+
+fn delete_unless_letter(
+    tx: &WriteTransaction,
+    consumers: &[(String, ConsumerRow)],
+    position: Position,
+) -> Result<(), WriteError> {
+    {
+        let letters = tx.open_table(LETTER)?;
+        for (_, row) in consumers {
+            if letters.get(&of_consumer(row.number, position)[..])?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+    let name = {
+        let mut outbox = tx.open_table(OUTBOX)?;
+        let Some(message) = outbox.remove(&position_key(position)[..])? else {
+            return Ok(());
+        };
+        MessageRow::due_of(message.value())?.2
+    };
+    let is_last = {
+        let mut keys = tx.open_table(KEYS)?;
+        keys.remove(&named(&name, position.0)[..])?;
+        let (start, end) = (named(&name, 0), named(&name, u64::MAX));
+        keys.range::<&[u8]>(&start[..]..=&end[..])?.next().is_none()
+    };
+    // The key may begin anew: behind the positions given so far, which are above the sequence numbers given so far.
+    if is_last {
+        tx.open_table(SEQUENCE)?.remove(&name[..])?;
+    }
+    Ok(())
+}
+
+/// A letter is settled: if its message lies where the sweep has been already, it goes now.
+fn forget_letter(tx: &WriteTransaction, row: &ConsumerRow, position: Position) -> Result<(), WriteError> {
+    tx.open_table(LETTER)?
+        .remove(&of_consumer(row.number, position)[..])?;
+    let swept = {
+        let counters = tx.open_table(COUNTER)?;
+        counters.get(COUNTER_SWEPT)?.map_or(0, |value| value.value())
+    };
+    if position.0 < swept {
+        delete_unless_letter(tx, &consumers(tx)?, position)?;
+    }
+    Ok(())
+}
+
+/// Registers the consumers, and takes the next run of the outbox: fences are counted on from it.
+pub(crate) struct OpenOutbox {
+    /// Name, topics, and whether a new one gets what is still there.
+    pub(crate) consumers: Vec<(String, Vec<String>, bool)>,
+}
+
+impl Work for OpenOutbox {
+    type Output = u64;
+
+    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(u64, bool), WriteError> {
+        let run = next_counter(tx, COUNTER_RUN)?;
+        let (next_position, first) = {
+            let counters = tx.open_table(COUNTER)?;
+            let outbox = tx.open_table(OUTBOX)?;
+            let first = match outbox.first()? {
+                Some((key, _)) => Some(last_number("synod:outbox", key.value())?),
+                None => None,
+            };
+            (
+                counters.get(COUNTER_POSITION)?.map_or(1, |value| value.value()),
+                first,
+            )
+        };
+        for (name, topics, from_start) in &self.consumers {
+            let row = match consumer_row(tx, name)? {
+                Some(row) => ConsumerRow {
+                    topics: topics.clone(),
+                    ..row
+                },
+                None => ConsumerRow {
+                    number: u32::try_from(next_counter(tx, COUNTER_CONSUMER)?).unwrap_or(u32::MAX),
+                    mark: Position(if *from_start {
+                        first.unwrap_or(next_position)
+                    } else {
+                        next_position
+                    }),
+                    confirmed: Position(0),
+                    resource: None,
+                    topics: topics.clone(),
+                },
+            };
+            put_consumer(tx, name, &row)?;
+        }
+        Ok((run, true))
+    }
+}
+
+/// Forgets what was known of a consumer's database: the next one that answers to the name is taken for it.
+pub(crate) struct Readmit {
+    pub(crate) consumer: String,
+}
+
+impl Work for Readmit {
+    type Output = bool;
+
+    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(bool, bool), WriteError> {
+        let Some(row) = consumer_row(tx, &self.consumer)? else {
+            return Ok((false, false));
+        };
+        let row = ConsumerRow {
+            confirmed: Position(0),
+            resource: None,
+            ..row
+        };
+        put_consumer(tx, &self.consumer, &row)?;
+        Ok((true, true))
+    }
+}
+
+/// Takes a consumer off the list, with all that is kept for it.
+pub(crate) struct Unsubscribe {
+    pub(crate) consumer: String,
+}
+
+impl Work for Unsubscribe {
+    type Output = bool;
+
+    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(bool, bool), WriteError> {
+        let Some(row) = consumer_row(tx, &self.consumer)? else {
+            return Ok((false, false));
+        };
+        let (start, end) = range_of(row.number);
+        let mut letters = Vec::new();
+        for table in [DONE, FAILED, LETTER] {
+            let mut table: ByteRows<'_> = tx.open_table(table)?;
+            let mut found = Vec::new();
+            for state in table.range::<&[u8]>(&start[..]..=&end[..])? {
+                found.push(state?.0.value().to_vec());
+            }
+            for key in &found {
+                table.remove(&key[..])?;
+            }
+            letters = found;
+        }
+        tx.open_table(CONSUMER)?.remove(self.consumer.as_bytes())?;
+        // What the sweep left because of these letters.
+        let consumers = consumers(tx)?;
+        let swept = {
+            let counters = tx.open_table(COUNTER)?;
+            counters.get(COUNTER_SWEPT)?.map_or(0, |value| value.value())
+        };
+        for key in letters {
+            let position = last_number("synod:outbox_letter", &key)?;
+            if position < swept {
+                delete_unless_letter(tx, &consumers, Position(position))?;
+            }
+        }
+        sweep(tx)?;
+        Ok((true, true))
+    }
+}
+
+/// Gives a position to scheduled messages whose time has come, by the database's clock (traps H14).
+pub(crate) struct Release;
+
+impl Work for Release {
+    /// How many.
+    type Output = usize;
+
+    fn apply(&mut self, tx: &WriteTransaction, now: UnixMillis) -> Result<(usize, bool), WriteError> {
+        let mut due = Vec::new();
+        {
+            let mut table = tx.open_table(DUE)?;
+            let end = UnixMillis(now.0.saturating_add(1)).0.to_be_bytes();
+            for row in table.range::<&[u8]>(..&end[..])?.take(SWEEP_COUNT_MAX) {
+                let (key, message) = row?;
+                due.push((key.value().to_vec(), message.value().to_vec()));
+            }
+            for (key, _) in &due {
+                table.remove(&key[..])?;
+            }
+        }
+        for (_, message) in &due {
+            let position = next_counter(tx, COUNTER_POSITION)?;
+            insert_at(tx, Position(position), message)?;
+        }
+        Ok((due.len(), !due.is_empty()))
+    }
+}
+
+/// Writes what came of attempts, for one consumer. Written twice, it is written once.
+pub(crate) struct Settle {
+    pub(crate) consumer: String,
+    pub(crate) settlement: Settlement,
+    /// What the inbox has confirmed, and which database it is in.
+    pub(crate) confirmed: Option<Position>,
+    pub(crate) resource: Option<ResourceId>,
+}
+
+impl Settle {
+    fn failure(failure: &Failure, now: UnixMillis) -> FailureRow {
+        let mut reason = failure.reason.clone();
+        let end = (0..=reason.len().min(synod_proto::limits::TEXT_BYTES_MAX))
+            .rev()
+            .find(|end| reason.is_char_boundary(*end));
+        reason.truncate(end.unwrap_or(0));
+        FailureRow {
+            failed_count: failure.failed_count,
+            at: now,
+            reason,
+        }
+    }
+}
+
+impl Work for Settle {
+    type Output = Option<LowWater>;
+
+    fn apply(
+        &mut self,
+        tx: &WriteTransaction,
+        now: UnixMillis,
+    ) -> Result<(Option<LowWater>, bool), WriteError> {
+        let Some(mut row) = consumer_row(tx, &self.consumer)? else {
+            return Ok((None, false));
+        };
+        row.confirmed = row.confirmed.max(self.confirmed.unwrap_or_default());
+        row.resource = row.resource.or(self.resource);
+        let is_unsettled = |position: Position| -> Result<bool, WriteError> {
+            let key = of_consumer(row.number, position);
+            if tx.open_table(LETTER)?.get(&key[..])?.is_some() {
+                return Ok(true);
+            }
+            Ok(position >= row.mark && tx.open_table(DONE)?.get(&key[..])?.is_none())
+        };
+        for position in &self.settlement.delivered {
+            if !is_unsettled(*position)? {
+                continue;
+            }
+            let key = of_consumer(row.number, *position);
+            forget_letter(tx, &row, *position)?;
+            tx.open_table(FAILED)?.remove(&key[..])?;
+            if *position >= row.mark {
+                tx.open_table(DONE)?.insert(&key[..], &[][..])?;
+            }
+        }
+        for failure in &self.settlement.failed {
+            if is_unsettled(failure.position)? {
+                let key = of_consumer(row.number, failure.position);
+                let failure = Self::failure(failure, now).encode();
+                tx.open_table(FAILED)?.insert(&key[..], &failure[..])?;
+            }
+        }
+        for failure in &self.settlement.dead {
+            if is_unsettled(failure.position)? {
+                let key = of_consumer(row.number, failure.position);
+                let letter = LetterRow {
+                    is_requeued: false,
+                    failure: Self::failure(failure, now),
+                };
+                tx.open_table(LETTER)?.insert(&key[..], &letter.encode()[..])?;
+                tx.open_table(FAILED)?.remove(&key[..])?;
+            }
+        }
+        Ok((Some(advance(tx, &self.consumer, row)?), true))
+    }
+}
+
+/// What an operator does to a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OperatorAction {
+    Requeue,
+    Discard,
+}
+
+/// An operator's action on one dead letter of one consumer, with its record (traps J7).
+pub(crate) struct Operate {
+    pub(crate) consumer: String,
+    pub(crate) position: Position,
+    pub(crate) action: OperatorAction,
+    pub(crate) author: String,
+    pub(crate) reason: String,
+}
+
+/// What the relay must know of it.
+#[derive(Debug)]
+pub(crate) struct Operated {
+    pub(crate) row: Row,
+    pub(crate) low_water: LowWater,
+}
+
+impl Work for Operate {
+    /// `None` where it is no dead letter.
+    type Output = Option<Operated>;
+
+    fn apply(
+        &mut self,
+        tx: &WriteTransaction,
+        now: UnixMillis,
+    ) -> Result<(Option<Operated>, bool), WriteError> {
+        let Some(consumer) = consumer_row(tx, &self.consumer)? else {
+            return Ok((None, false));
+        };
+        let key = of_consumer(consumer.number, self.position);
+        let letter = {
+            let letters = tx.open_table(LETTER)?;
+            let letter = letters.get(&key[..])?;
+            letter
+                .map(|letter| LetterRow::decode(letter.value()))
+                .transpose()?
+        };
+        let message = {
+            let outbox = tx.open_table(OUTBOX)?;
+            let message = outbox.get(&position_key(self.position)[..])?;
+            message.map(|message| message.value().to_vec())
+        };
+        let (Some(letter), Some(message)) = (letter.filter(|letter| !letter.is_requeued), message) else {
+            return Ok((None, false));
+        };
+        let (_, id, name) = MessageRow::due_of(&message)?;
+        match self.action {
+            OperatorAction::Requeue => {
+                let letter = LetterRow {
+                    is_requeued: true,
+                    ..letter
+                };
+                tx.open_table(LETTER)?.insert(&key[..], &letter.encode()[..])?;
+            }
+            OperatorAction::Discard => {
+                forget_letter(tx, &consumer, self.position)?;
+                if self.position >= consumer.mark {
+                    tx.open_table(DONE)?.insert(&key[..], &[][..])?;
+                }
+            }
+        }
+        self.record(tx, now, &id.to_string())?;
+        let low_water = advance(tx, &self.consumer, consumer)?;
+        let row = Row {
+            position: self.position,
+            key: name,
+            byte_count: message.len(),
+            failed_count: 0,
+            is_dead: false,
+        };
+        Ok((Some(Operated { row, low_water }), true))
+    }
+}
+
+impl Operate {
+    fn record(&self, tx: &WriteTransaction, now: UnixMillis, id: &str) -> Result<(), WriteError> {
+        let verb = match self.action {
+            OperatorAction::Requeue => "requeued",
+            OperatorAction::Discard => "discarded",
+        };
+        let number = next_counter(tx, COUNTER_RECORD)?;
+        let text = format!(
+            "{} ms: {} {verb} message {id} (position {}) for consumer {}: {}",
+            now.0, self.author, self.position, self.consumer, self.reason
+        );
+        let mut records = tx.open_table(RECORD)?;
+        records.insert(&number.to_be_bytes()[..], text.as_bytes())?;
+        if number > RECORD_COUNT_MAX {
+            records.remove(&(number - RECORD_COUNT_MAX).to_be_bytes()[..])?;
+        }
+        Ok(())
+    }
+}
+
+/// Raises the low-water mark of an origin in the consumer's database, and deletes the inbox rows below it that are settled
+/// (traps H8): in one local transaction, so that no delivery finds neither row nor mark.
+pub(crate) struct MarkInbox {
+    pub(crate) source: ResourceId,
+    pub(crate) consumer: String,
+    pub(crate) low_water: LowWater,
+}
+
+impl Work for MarkInbox {
+    type Output = ();
+
+    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<((), bool), WriteError> {
+        let origin = origin_key(self.source, &self.consumer);
+        let known = {
+            let origins = tx.open_table(INBOX_ORIGIN)?;
+            match origins.get(&origin[..])? {
+                None => LowWater::default(),
+                Some(row) => decode_low_water(row.value())?,
+            }
+        };
+        // A late one must not take back what a later one has said.
+        if self.low_water.mark < known.mark {
+            return Ok(((), false));
+        }
+        let low_water = encode_low_water(&self.low_water);
+        tx.open_table(INBOX_ORIGIN)?.insert(&origin[..], &low_water[..])?;
+        let mut rows = tx.open_table(INBOX)?;
+        let (start, end) = (named(&origin, 0), named(&origin, self.low_water.mark.0));
+        let mut settled = Vec::new();
+        for row in rows.range::<&[u8]>((Excluded(&start[..]), Excluded(&end[..])))? {
+            if settled.len() == SWEEP_COUNT_MAX {
+                break;
+            }
+            let key = row?.0.value().to_vec();
+            if self
+                .low_water
+                .is_settled(Position(last_number("synod:inbox", &key)?))
+            {
+                settled.push(key);
+            }
+        }
+        for key in &settled {
+            rows.remove(&key[..])?;
+        }
+        Ok(((), true))
+    }
+}
