@@ -176,7 +176,7 @@ impl Lane {
             state.trouble.clear();
             session
         };
-        self.step(|relay, _| relay.on_session_opened(session));
+        self.step(|relay, now| relay.on_session_opened(now, session));
         (session, receiver)
     }
 

@@ -303,12 +303,12 @@ impl Relay {
     // ---- sessions ----
 
     /// A stream to the consumer is open.
-    pub fn on_session_opened(&mut self, session: RelaySession) {
+    pub fn on_session_opened(&mut self, now: Timestamp, session: RelaySession) {
         self.sessions.insert(session, Session::default());
         self.turns.push_back(session);
         // The inbox may be another process by now.
         self.told = None;
-        self.plan_low_water(Timestamp(0));
+        self.plan_low_water(now);
     }
 
     /// A stream is gone: what was in flight there is pending again.

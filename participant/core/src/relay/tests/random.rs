@@ -1,0 +1,566 @@
+//! Relay and inbox against an executable model of everything around them: a store that writes late or fails, streams that break
+//! and leave copies on their way, relays and consumers that crash at any step, handlers that fail, an operator. Whatever
+//! happens: each message takes effect once, of a key in the order of publishing, and in the end nothing is left.
+
+use super::super::*;
+use crate::inbox::{Decision, Inbox, InboxSession, Origin, Ticket, decide};
+use alloc::collections::BTreeSet;
+use alloc::vec;
+use alloc::vec::Vec;
+use synod_proto::ids::{MessageId, ResourceId};
+
+const KEY_COUNT: u64 = 3;
+const STEP_COUNT: usize = 600;
+
+/// What lies in the outbox's database.
+#[derive(Default)]
+struct Store {
+    keys: Vec<u64>,
+    done: BTreeSet<u64>,
+    failed: BTreeMap<u64, u32>,
+    /// Position, and whether it was requeued.
+    letters: BTreeMap<u64, bool>,
+    discarded: BTreeSet<u64>,
+    mark: u64,
+    run: u64,
+}
+
+/// What lies in the consumer's database.
+#[derive(Default)]
+struct Consumer {
+    rows: BTreeSet<u64>,
+    low_water: LowWater,
+    effects: Vec<u64>,
+}
+
+#[derive(Clone)]
+enum Frame {
+    Delivery(Send),
+    LowWater(LowWater),
+}
+
+struct Stream {
+    id: RelaySession,
+    frames: VecDeque<Frame>,
+    answers: VecDeque<(Position, Fence, Answer)>,
+}
+
+struct World {
+    random: Random,
+    policy: DeadLetterPolicy,
+    now: Timestamp,
+    store: Store,
+    consumer: Consumer,
+    relay: Relay,
+    inbox: Inbox,
+    streams: Vec<Stream>,
+    stream_count: u64,
+    /// Copies that broken streams left on their way.
+    zombies: VecDeque<(RelaySession, Frame)>,
+    waiting: BTreeMap<Ticket, (RelaySession, Send)>,
+    running: Vec<(Ticket, RelaySession, Send)>,
+    /// How often a message will still fail.
+    poison: BTreeMap<u64, u32>,
+    is_healed: bool,
+}
+
+fn name(key: u64) -> Bytes {
+    Bytes::copy_from_slice(&key.to_be_bytes())
+}
+
+fn origin() -> Origin {
+    Origin {
+        source: ResourceId([1; 16]),
+        consumer: "c".into(),
+    }
+}
+
+impl Store {
+    fn key(&self, position: u64) -> u64 {
+        self.keys[usize::try_from(position - 1).unwrap()]
+    }
+
+    fn is_unsettled(&self, position: u64) -> bool {
+        self.letters.contains_key(&position) || (position >= self.mark && !self.done.contains(&position))
+    }
+
+    fn row(&self, position: u64) -> Row {
+        Row {
+            position: Position(position),
+            key: name(self.key(position)),
+            byte_count: 1,
+            failed_count: self.failed.get(&position).copied().unwrap_or(0),
+            is_dead: self.letters.get(&position) == Some(&false),
+        }
+    }
+
+    fn find(&self, asked: &Read) -> Rows {
+        let (after, count_max, key) = match asked {
+            Read::All { after, count_max } => (after.0, *count_max, None),
+            Read::Key {
+                key,
+                after,
+                count_max,
+            } => (after.0, *count_max, Some(key)),
+        };
+        let mut rows = Rows {
+            rows: vec![],
+            up_to: Position(after),
+            is_end: true,
+        };
+        for position in after + 1..=self.keys.len() as u64 {
+            // A short page now and then, as the store may end one anywhere.
+            if rows.rows.len() == count_max.min(3) {
+                rows.is_end = false;
+                break;
+            }
+            let is_asked = key.is_none_or(|key| *key == name(self.key(position)));
+            if is_asked && self.is_unsettled(position) {
+                rows.rows.push(self.row(position));
+            }
+            if is_asked {
+                rows.up_to = Position(position);
+            }
+        }
+        rows
+    }
+
+    fn advance(&mut self) -> LowWater {
+        while self.mark <= self.keys.len() as u64
+            && (self.letters.contains_key(&self.mark) || self.done.remove(&self.mark))
+        {
+            self.mark += 1;
+        }
+        LowWater {
+            mark: Position(self.mark),
+            unsettled: self
+                .letters
+                .range(..self.mark)
+                .map(|(position, _)| Position(*position))
+                .collect(),
+        }
+    }
+
+    fn settle(&mut self, settlement: &Settlement) -> LowWater {
+        for Position(position) in &settlement.delivered {
+            if self.is_unsettled(*position) {
+                self.letters.remove(position);
+                if *position >= self.mark {
+                    self.done.insert(*position);
+                }
+            }
+        }
+        for failure in &settlement.failed {
+            if self.is_unsettled(failure.position.0) {
+                self.failed.insert(failure.position.0, failure.failed_count);
+            }
+        }
+        for failure in &settlement.dead {
+            if self.is_unsettled(failure.position.0) {
+                self.letters.insert(failure.position.0, false);
+                self.failed.remove(&failure.position.0);
+            }
+        }
+        self.advance()
+    }
+
+    fn relay(&mut self, seed: u64, policy: DeadLetterPolicy) -> Relay {
+        self.run += 1;
+        let options = RelayOptions {
+            attempt_count_max: 3,
+            policy,
+            ..RelayOptions::default()
+        };
+        let low_water = self.advance();
+        let letters: Vec<Row> = self.letters.keys().map(|position| self.row(*position)).collect();
+        Relay::new(options, seed, Fence(self.run << 40), low_water, &letters)
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let policy = if seed.is_multiple_of(3) {
+            DeadLetterPolicy::Skip
+        } else {
+            DeadLetterPolicy::HoldKey
+        };
+        let mut store = Store {
+            mark: 1,
+            ..Store::default()
+        };
+        Self {
+            random: Random::new(seed),
+            policy,
+            now: Timestamp(0),
+            relay: store.relay(seed, policy),
+            store,
+            consumer: Consumer::default(),
+            inbox: Inbox::new(),
+            streams: vec![],
+            stream_count: 0,
+            zombies: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            running: vec![],
+            poison: BTreeMap::new(),
+            is_healed: false,
+        }
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.random.next() % bound
+    }
+
+    fn publish(&mut self) {
+        let key = self.below(KEY_COUNT);
+        self.store.keys.push(key);
+        if self.below(6) == 0 {
+            let count = self.below(5) as u32 + 1;
+            self.poison.insert(self.store.keys.len() as u64, count);
+        }
+        self.relay.on_published();
+    }
+
+    /// What the core wants sent goes onto its streams.
+    fn pump(&mut self) {
+        while let Some(send) = self.relay.poll_send(self.now) {
+            let stream = self.streams.iter_mut().find(|stream| stream.id == send.session);
+            stream
+                .expect("an open stream")
+                .frames
+                .push_back(Frame::Delivery(send));
+        }
+        while let Some((session, low_water)) = self.relay.poll_low_water() {
+            let stream = self.streams.iter_mut().find(|stream| stream.id == session);
+            stream
+                .expect("an open stream")
+                .frames
+                .push_back(Frame::LowWater(low_water));
+        }
+        while let Some(session) = self.relay.poll_lost() {
+            if let Some(at) = self.streams.iter().position(|stream| stream.id == session) {
+                self.break_stream(at);
+            }
+        }
+    }
+
+    fn open_stream(&mut self) {
+        if self.streams.len() < 2 {
+            self.stream_count += 1;
+            let id = RelaySession(self.stream_count);
+            self.streams.push(Stream {
+                id,
+                frames: VecDeque::new(),
+                answers: VecDeque::new(),
+            });
+            self.relay.on_session_opened(self.now, id);
+        }
+    }
+
+    /// The relay's end is gone; what it sent may still arrive, and the consumer may not notice for a while.
+    fn break_stream(&mut self, at: usize) {
+        let stream = self.streams.remove(at);
+        self.relay.on_session_closed(stream.id);
+        self.zombies
+            .extend(stream.frames.into_iter().map(|frame| (stream.id, frame)));
+        if self.below(2) == 0 {
+            for void in self.inbox.on_session_closed(InboxSession(stream.id.0)) {
+                self.waiting.remove(&void);
+            }
+        }
+    }
+
+    fn crash_relay(&mut self) {
+        while !self.streams.is_empty() {
+            self.break_stream(0);
+        }
+        let seed = self.random.next();
+        self.relay = self.store.relay(seed, self.policy);
+    }
+
+    fn crash_consumer(&mut self) {
+        while !self.streams.is_empty() {
+            self.break_stream(0);
+        }
+        self.zombies.clear();
+        self.waiting.clear();
+        self.running.clear();
+        self.inbox = Inbox::new();
+    }
+
+    /// A frame arrives at the consumer.
+    fn arrive(&mut self, session: RelaySession, frame: Frame) {
+        match frame {
+            Frame::Delivery(send) => {
+                let key = name(self.store.key(send.position.0));
+                match self
+                    .inbox
+                    .on_delivery(InboxSession(session.0), &origin(), &key, send.fence)
+                {
+                    Ok(ticket) => drop(self.waiting.insert(ticket, (session, send))),
+                    Err(_) => self.answer(session, &send, Answer::Stale),
+                }
+            }
+            Frame::LowWater(low_water) => {
+                if low_water.mark >= self.consumer.low_water.mark {
+                    self.consumer.low_water = low_water.clone();
+                    self.consumer
+                        .rows
+                        .retain(|row| !low_water.is_settled(Position(*row)));
+                }
+                if self.streams.iter().any(|stream| stream.id == session) {
+                    self.relay.on_low_water_reached(low_water.mark);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, session: RelaySession, send: &Send, answer: Answer) {
+        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.id == session) {
+            stream.answers.push_back((send.position, send.fence, answer));
+        }
+    }
+
+    fn start(&mut self) {
+        while let Some(ticket) = self.inbox.poll_start() {
+            let (session, send) = self.waiting.remove(&ticket).expect("waits");
+            self.running.push((ticket, session, send));
+        }
+    }
+
+    /// A handler ends: its effect and its row are one local transaction.
+    fn finish(&mut self, at: usize) {
+        let (ticket, session, send) = self.running.swap_remove(at);
+        let Position(position) = send.position;
+        let id = MessageId([0; 16]);
+        let row = self.consumer.rows.contains(&position).then_some(id);
+        let has_previous = send
+            .previous
+            .is_none_or(|previous| self.consumer.rows.contains(&previous.0));
+        let answer = match decide(
+            id,
+            send.position,
+            send.previous,
+            row,
+            &self.consumer.low_water,
+            has_previous,
+        ) {
+            Decision::Next => {
+                let poison = self.poison.entry(position).or_default();
+                if *poison > 0 {
+                    *poison -= 1;
+                    Answer::Failed {
+                        text: "poison".into(),
+                    }
+                } else {
+                    self.consumer.rows.insert(position);
+                    self.apply(position);
+                    Answer::Applied
+                }
+            }
+            Decision::Duplicate => Answer::Duplicate,
+            Decision::BelowLowWater => Answer::Settled,
+            other => panic!("{other:?}: nobody lost data"),
+        };
+        self.inbox.on_finished(ticket);
+        self.answer(session, &send, answer);
+    }
+
+    fn apply(&mut self, position: u64) {
+        let effects = &self.consumer.effects;
+        assert!(
+            !effects.contains(&position),
+            "message {position} took effect twice"
+        );
+        let key = self.store.key(position);
+        if self.policy == DeadLetterPolicy::HoldKey {
+            let last = effects
+                .iter()
+                .rev()
+                .find(|effect| self.store.key(**effect) == key);
+            assert!(
+                last.is_none_or(|last| *last < position),
+                "{position} after {last:?}"
+            );
+        }
+        self.consumer.effects.push(position);
+    }
+
+    fn settle(&mut self) {
+        let Some(settlement) = self.relay.poll_settlement() else {
+            return;
+        };
+        match if self.is_healed { 0 } else { self.below(8) } {
+            // On disk, and nobody knows.
+            1 => {
+                self.store.settle(&settlement);
+                self.relay.on_settle_failed(settlement);
+            }
+            2 => self.relay.on_settle_failed(settlement),
+            _ => {
+                let low_water = self.store.settle(&settlement);
+                self.relay.on_settled(self.now, true, &settlement, low_water);
+            }
+        }
+    }
+
+    fn operate(&mut self) {
+        let dead: Vec<u64> = self
+            .store
+            .letters
+            .iter()
+            .filter(|(_, is_requeued)| !**is_requeued)
+            .map(|(position, _)| *position)
+            .collect();
+        if dead.is_empty() {
+            return;
+        }
+        let position = dead[usize::try_from(self.below(dead.len() as u64)).unwrap()];
+        if self.below(2) == 0 {
+            self.store.letters.insert(position, true);
+            let (row, low_water) = (self.store.row(position), self.store.advance());
+            self.relay.on_requeued(self.now, &row, low_water);
+        } else {
+            self.store.letters.remove(&position);
+            self.store.discarded.insert(position);
+            if position >= self.store.mark {
+                self.store.done.insert(position);
+            }
+            let low_water = self.store.advance();
+            let row = self.store.row(position);
+            self.relay.on_discarded(self.now, &row, low_water);
+        }
+    }
+
+    fn step(&mut self) {
+        let choice = if self.is_healed {
+            self.below(80)
+        } else {
+            self.below(100)
+        };
+        match choice {
+            0..20 => {
+                if let Some(asked) = self.relay.poll_read() {
+                    let found = self.store.find(&asked);
+                    self.relay.on_rows(&found);
+                }
+            }
+            20..40 => {
+                let at = self.below(2);
+                let stream = self.streams.get_mut(usize::try_from(at).unwrap());
+                if let Some((id, frame)) =
+                    stream.and_then(|stream| Some((stream.id, stream.frames.pop_front()?)))
+                {
+                    self.arrive(id, frame);
+                }
+            }
+            40..50 => {
+                self.start();
+                if !self.running.is_empty() {
+                    let at = self.below(self.running.len() as u64);
+                    self.finish(usize::try_from(at).unwrap());
+                }
+            }
+            50..60 => {
+                let at = self.below(2);
+                let stream = self.streams.get_mut(usize::try_from(at).unwrap());
+                if let Some((id, answer)) =
+                    stream.and_then(|stream| Some((stream.id, stream.answers.pop_front()?)))
+                {
+                    let (position, fence, answer) = answer;
+                    self.relay
+                        .on_answer(self.now, id, position, fence, answer)
+                        .expect("in flight");
+                }
+            }
+            60..68 => self.settle(),
+            68..72 => self.open_stream(),
+            72..78 => {
+                self.now = self.relay.next_timeout().map_or(self.now, |at| self.now.max(at));
+                self.relay.on_timeout(self.now);
+            }
+            78 => self.operate(),
+            79 => self.arrive_late(),
+            80..90 => self.publish(),
+            90..92 => {
+                if !self.streams.is_empty() {
+                    self.break_stream(0);
+                }
+            }
+            92 => self.crash_relay(),
+            93 => self.crash_consumer(),
+            94..97 => self.arrive_late(),
+            _ => {}
+        }
+        self.pump();
+        assert!(self.relay.counts().0 <= WINDOW_COUNT_MAX);
+    }
+
+    fn arrive_late(&mut self) {
+        if let Some((session, frame)) = self.zombies.pop_front() {
+            self.arrive(session, frame);
+        }
+    }
+
+    /// Nothing breaks any more, and an operator settles whatever is dead.
+    fn heal(&mut self) {
+        self.is_healed = true;
+        self.poison.clear();
+        for _ in 0..40_000 {
+            self.step();
+            let is_settled = self.store.mark > self.store.keys.len() as u64 && self.store.letters.is_empty();
+            if is_settled
+                && self.consumer.rows.is_empty()
+                && self.zombies.is_empty()
+                && self.running.is_empty()
+            {
+                return;
+            }
+        }
+        panic!(
+            "not settled: mark {} of {}, letters {:?}, rows {:?}",
+            self.store.mark,
+            self.store.keys.len(),
+            self.store.letters,
+            self.consumer.rows
+        );
+    }
+}
+
+/// H5, H7, H8, H9, H10, H16: exactly once, in order per key, and nothing left behind, whatever breaks.
+#[test]
+fn each_message_takes_effect_once_and_in_order_whatever_breaks() {
+    let mut effect_count = 0;
+    for seed in 0..200 {
+        let mut world = World::new(seed);
+        for _ in 0..STEP_COUNT {
+            world.step();
+        }
+        world.heal();
+        for position in 1..=world.store.keys.len() as u64 {
+            let is_applied = world.consumer.effects.contains(&position);
+            assert!(
+                is_applied || world.store.discarded.contains(&position),
+                "seed {seed}: message {position} was lost"
+            );
+        }
+        assert_eq!(world.relay.counts(), (0, 0), "seed {seed}");
+        effect_count += world.consumer.effects.len();
+    }
+    assert!(
+        effect_count > 5_000,
+        "the worlds are too quiet: {effect_count} effects"
+    );
+}
+
+/// A seed is a bug report: the same one gives the same run.
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = || {
+        let mut world = World::new(11);
+        for _ in 0..STEP_COUNT {
+            world.step();
+        }
+        (world.consumer.effects, world.now, world.stream_count)
+    };
+    assert_eq!(run(), run());
+}
