@@ -13,9 +13,9 @@ pub mod command;
 pub mod environment;
 pub mod ids;
 pub mod limits;
+pub mod message;
 pub mod planted;
 pub mod random;
-pub mod message;
 pub mod session;
 pub mod time;
 

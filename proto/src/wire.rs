@@ -13,8 +13,8 @@
 //!
 //! The submodule `session` holds the stream, `message` what relays and inboxes say, `status` what both ways share, `unary` the single calls.
 
-mod open;
 mod message;
+mod open;
 mod session;
 mod status;
 mod unary;

@@ -43,10 +43,6 @@ impl<K: Ord + Copy> Timers<K> {
         }
     }
 
-    pub(crate) fn is_set(&self, key: K) -> bool {
-        self.set.contains_key(&key)
-    }
-
     pub(crate) fn next(&self) -> Option<Timestamp> {
         self.due.first().map(|(at, _)| *at)
     }

@@ -570,8 +570,9 @@ impl Relay {
         }
         if self.low_water.mark.0 - known.mark.0.min(self.low_water.mark.0) >= LOW_WATER_COUNT {
             self.is_low_water_due = true;
-        } else if !self.is_low_water_due && !self.timers.is_set(Timer::LowWater) {
-            self.timers.set(Timer::LowWater, now.plus_duration(LOW_WATER_DELAY));
+        } else if !self.is_low_water_due && self.timers.of(&Timer::LowWater).is_none() {
+            self.timers
+                .set(Timer::LowWater, now.plus_duration(LOW_WATER_DELAY));
         }
     }
 

@@ -195,7 +195,7 @@ fn b19_a_failed_message_waits_and_holds_back_its_key_alone() {
     answer(&mut relay, &first[1], Answer::Applied);
     assert_eq!(positions(&mut relay), [4]);
     let at = relay.next_timeout().expect("waits");
-    let delay = at.since(NOW);
+    let delay = at.duration_since(NOW);
     assert!(
         delay >= Duration::from_millis(50) && delay <= Duration::from_millis(100),
         "{delay:?}"
@@ -230,7 +230,7 @@ fn fail_until_dead(relay: &mut Relay) -> Settlement {
         answer(relay, send, failed("poison"));
         if let Some(at) = relay
             .next_timeout()
-            .filter(|at| at.since(NOW) < Duration::from_secs(1))
+            .filter(|at| at.duration_since(NOW) < Duration::from_secs(1))
         {
             relay.on_timeout(at);
         }
@@ -431,13 +431,13 @@ fn a_silent_session_is_given_up() {
     relay.on_session_opened(NOW, S);
     read(&mut relay, vec![row(1, "a"), row(2, "b")]);
     let sent = sends(&mut relay);
-    let later = NOW.plus(timeout / 2);
+    let later = NOW.plus_duration(timeout / 2);
     relay
         .on_answer(later, S, Position(1), sent[0].fence, Answer::Applied)
         .expect("in flight");
-    relay.on_timeout(NOW.plus(timeout));
+    relay.on_timeout(NOW.plus_duration(timeout));
     assert_eq!(relay.poll_lost(), None);
-    relay.on_timeout(later.plus(timeout));
+    relay.on_timeout(later.plus_duration(timeout));
     assert_eq!(relay.poll_lost(), Some(S));
 }
 
@@ -446,17 +446,17 @@ fn a_silent_session_is_given_up() {
 fn h8_the_low_water_mark_is_told_until_it_is_confirmed() {
     let mut relay = relay(options());
     relay.on_session_opened(NOW, S);
-    relay.on_timeout(NOW.plus(LOW_WATER_DELAY));
+    relay.on_timeout(NOW.plus_duration(LOW_WATER_DELAY));
     assert_eq!(relay.poll_low_water(), Some((S, low_water(1))));
     relay.on_low_water_reached(Position(1));
     relay.on_settled(NOW, true, &Settlement::default(), low_water(5));
     assert_eq!(relay.poll_low_water(), None, "not for each message");
-    relay.on_timeout(NOW.plus(LOW_WATER_DELAY));
+    relay.on_timeout(NOW.plus_duration(LOW_WATER_DELAY));
     assert_eq!(relay.poll_low_water(), Some((S, low_water(5))));
     assert_eq!(relay.poll_low_water(), None);
     relay.on_session_closed(S);
     relay.on_session_opened(NOW, T);
-    relay.on_timeout(NOW.plus(LOW_WATER_DELAY));
+    relay.on_timeout(NOW.plus_duration(LOW_WATER_DELAY));
     assert_eq!(
         relay.poll_low_water(),
         Some((T, low_water(5))),
@@ -498,7 +498,7 @@ fn busy_and_stale_are_no_failures() {
         let sent = sends(&mut relay);
         answer(&mut relay, &sent[0], Answer::Stale);
         let at = relay.timers.next().expect("waits");
-        relay.on_timeout(at.plus(Duration::from_secs(2)));
+        relay.on_timeout(at.plus_duration(Duration::from_secs(2)));
     }
     assert!(relay.poll_settlement().is_none());
 }

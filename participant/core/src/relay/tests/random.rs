@@ -207,7 +207,7 @@ impl World {
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        self.random.next() % bound
+        self.random.next_u64() % bound
     }
 
     fn publish(&mut self) {
@@ -273,7 +273,7 @@ impl World {
         while !self.streams.is_empty() {
             self.break_stream(0);
         }
-        let seed = self.random.next();
+        let seed = self.random.next_u64();
         self.relay = self.store.relay(seed, self.policy);
     }
 
