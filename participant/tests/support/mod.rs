@@ -5,6 +5,7 @@
 pub mod coordinator;
 pub mod shop;
 pub mod store;
+pub mod twice;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -11,6 +11,7 @@ mod deliveries;
 mod group_member;
 mod handshake;
 mod log;
+mod preparing;
 mod register;
 
 use super::{Admission, Config, Input, Replica, RoleName};
