@@ -6,7 +6,7 @@ use alloc::vec;
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
-use synod_proto::ids::ResourceId;
+use synod_proto::ids::{InstanceId, OpenToken, ResourceId};
 
 const LINEAGE: Lineage = Lineage([1; 16]);
 const RESOURCE: ResourceId = ResourceId([2; 16]);
@@ -484,4 +484,102 @@ proptest! {
             Err(other) => prop_assert!(false, "{other}"),
         }
     }
+}
+
+fn opened(call: CallId, execution: u64, count_seen: u32) -> OpenCalls {
+    OpenCalls {
+        branch: OpenBranch {
+            call,
+            execution: ExecutionId(execution),
+            resource: RESOURCE,
+            instance: InstanceId([3; 16]),
+            token: OpenToken(5),
+            call_count: 1,
+        },
+        count_seen,
+    }
+}
+
+fn left_open(execution: u64, calls: OpenCalls) -> Reply {
+    Reply {
+        open: vec![calls],
+        ..reply(execution, vec![])
+    }
+}
+
+/// T3, T4: calls on one open branch are one branch, with as many calls as were answered, here and further down; it is
+/// handed over beside the branches that voted.
+#[test]
+fn calls_on_an_open_branch_are_counted_together() {
+    let mut root = ledger(11);
+    let first = root.call().unwrap();
+    root.on_reply(first, left_open(1, opened(first, 1, 1))).unwrap();
+    let agent = root.call().unwrap();
+    let mut middle = ledger(12);
+    for (execution, count_seen) in [(20, 2), (21, 3)] {
+        let below = middle.call().unwrap();
+        middle
+            .on_reply(below, left_open(execution, opened(first, 1, count_seen)))
+            .unwrap();
+    }
+    root.on_reply(agent, middle.reply(ExecutionId(2), None)).unwrap();
+    let beside = root.call().unwrap();
+    root.on_reply(beside, voted(beside, 3)).unwrap();
+    let expected = Commit {
+        open: vec![OpenBranch {
+            call_count: 3,
+            ..opened(first, 1, 3).branch
+        }],
+        ..commit_of(vec![named(beside, 3)], 0)
+    };
+    assert_eq!(root.hand_over(), Ok(expected));
+}
+
+/// T4: "the ledger checks that counts agree": a discarded call's work is still in the branch. An abort tells the branch
+/// all the same.
+#[test]
+fn a_missing_call_of_an_open_branch_is_noticed() {
+    let mut ledger = ledger(13);
+    let (first, second) = (ledger.call().unwrap(), ledger.call().unwrap());
+    ledger.on_reply(first, left_open(1, opened(first, 1, 1))).unwrap();
+    ledger
+        .on_reply(second, left_open(2, opened(first, 1, 2)))
+        .unwrap();
+    ledger.discard(first).unwrap();
+    let refused = CommitRefused::CallCount {
+        call: first,
+        counted: 1,
+        seen: 2,
+    };
+    assert_eq!(ledger.hand_over(), Err(refused));
+    let cause = AbortCause::new(AbortKind::Requested, "so");
+    let told = opened(first, 1, 2).named();
+    assert_eq!(ledger.propose_abort(cause.clone()), abort_of(cause, vec![told]));
+}
+
+/// T2, B4: one call is one branch, of one kind, in one place.
+#[test]
+fn contradicting_replies_about_an_open_branch_are_refused() {
+    let contradicting = |second: fn(CallId) -> Reply| {
+        let mut ledger = ledger(14);
+        let (first, other) = (ledger.call().unwrap(), ledger.call().unwrap());
+        ledger.on_reply(first, left_open(1, opened(first, 1, 1))).unwrap();
+        ledger.on_reply(other, second(first)).unwrap();
+        assert_eq!(
+            ledger.hand_over(),
+            Err(CommitRefused::Contradiction { call: first })
+        );
+    };
+    contradicting(|first| left_open(2, opened(first, 9, 1)));
+    contradicting(|first| {
+        let mut elsewhere = opened(first, 1, 1);
+        elsewhere.branch.token = OpenToken(6);
+        left_open(2, elsewhere)
+    });
+    contradicting(|first| reply(2, vec![vote(first, 1, Vote::Commit)]));
+    // A reply speaks for one execution of its call.
+    let mut ledger = ledger(15);
+    let call = ledger.call().unwrap();
+    ledger.on_reply(call, left_open(2, opened(call, 1, 1))).unwrap();
+    assert_eq!(ledger.hand_over(), Err(CommitRefused::Contradiction { call }));
 }

@@ -1,7 +1,8 @@
 //! Questions: sent again with the same content, and what is said when no answer comes (T7).
 
 use super::*;
-use synod_proto::session::TransactionStatus;
+use synod_proto::ids::{InstanceId, OpenToken};
+use synod_proto::session::{OpenBranch, TransactionStatus};
 
 fn sent(request: u64, number: u8) -> Effect {
     Effect::Send(Request::Decide {
@@ -307,5 +308,59 @@ fn closing_answers_every_question_with_what_is_known() {
     assert_eq!(
         ask(&mut session, at(4), 9, decide(3)),
         vec![reply(9, Reply::Failed(Failure::NotHandedOver { last: last() }))]
+    );
+}
+
+/// T3: every leader is told where this instance is before it is asked anything; a commit with open branches is repeated to
+/// it as it is, and may take longer than any silence.
+#[test]
+fn t3_a_new_leader_is_introduced_before_it_is_asked() {
+    let mut session = session();
+    session.step(at(0), Input::Tick);
+    let instance = InstanceId([4; 16]);
+    assert_eq!(session.step(at(0), Input::Introduce { instance }), vec![]);
+    let introduce = Effect::Send(Request::Introduce { instance });
+    assert_eq!(register(&mut session, at(1), 1), vec![introduce.clone()]);
+    let open = vec![OpenBranch {
+        call: CallId(1),
+        execution: ExecutionId(2),
+        resource: RESOURCE,
+        instance,
+        token: OpenToken(5),
+        call_count: 2,
+    }];
+    let command = Bytes::from_static(b"the branches that have voted");
+    let question = Question::PrepareAndDecide {
+        gtid: gtid(1),
+        command: command.clone(),
+        open: open.clone(),
+    };
+    let asked = ask(&mut session, at(2), 7, question);
+    let [Effect::Send(Request::PrepareAndDecide { request, .. })] = asked[..] else {
+        panic!("{asked:?}")
+    };
+    let sent = Effect::Send(Request::PrepareAndDecide {
+        request,
+        command,
+        open,
+    });
+    assert_eq!(asked, vec![sent.clone()]);
+    // Longer than the silence after which a plain question gives the stream up.
+    let quiet = session.step(at(9_000), Input::Tick);
+    assert_eq!(quiet, vec![]);
+    let reason = "the stream ended".to_string();
+    let connection = ConnectionId(1);
+    session.step(at(9_001), Input::Lost { connection, reason });
+    session.step(at(9_200), Input::Tick);
+    assert_eq!(register(&mut session, at(9_201), 2), vec![introduce, sent]);
+    let decision = Decision::Committed;
+    let told = session.step(at(9_300), received(2, Response::Decided { request, decision }));
+    let reply = Reply::Decided(Decision::Committed);
+    assert_eq!(
+        told,
+        vec![Effect::Reply {
+            ticket: Ticket(7),
+            reply
+        }]
     );
 }
