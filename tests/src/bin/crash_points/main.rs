@@ -24,13 +24,13 @@ struct Arguments {
     #[arg(long)]
     only: Option<Case>,
     /// How many variants of the script are run.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(VARIANT_COUNT)))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(VARIANT_COUNT)))]
     variants: u8,
     /// Only every so many of the crash points, for a quick look.
     #[arg(long, default_value_t = 1)]
     every: usize,
     /// Second crashes follow every so many first ones.
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 30)]
     double_every: usize,
     /// How many places of each class are damaged, in each log.
     #[arg(long, default_value_t = 2)]
