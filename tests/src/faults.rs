@@ -1,5 +1,7 @@
 //! What can go wrong, as data: a plan is a list of moments and faults, drawn from a seed or written by hand.
 
+pub mod storm;
+
 use crate::actors::ActorId;
 use crate::actors::service::ServiceFault;
 use crate::chance::{pick, place};
@@ -31,6 +33,9 @@ pub enum Fault {
     Cut(ReplicaId, ReplicaId),
     /// Exactly these pairs of replicas hear each other.
     Topology(BTreeSet<(ReplicaId, ReplicaId)>),
+    /// The replica that stands or leads in the highest ballot is cut off in one direction from those peers that the number
+    /// picks; all others hear each other.
+    Hush(u64),
     /// Every replica hears every other.
     Mend,
     /// The network behaves otherwise.

@@ -27,6 +27,9 @@ pub const BALLOTS_PER_MINUTE_MAX: usize = 10;
 /// The lengths of the log's segments among which runs differ.
 const SEGMENT_BYTES: [u64; 4] = [8 << 10, 32 << 10, 128 << 10, 512 << 10];
 
+/// A stream of its own, so that it changes nothing in what else is drawn.
+const STORM_STREAM: u64 = 0x7374_6f72_6d00;
+
 /// What a seed draws before its run begins.
 #[derive(Clone, Debug)]
 pub struct Draw {
@@ -76,6 +79,18 @@ impl Draw {
         let replicas: BTreeSet<ReplicaId> = (1..=replica_count).map(ReplicaId).collect();
         let actors: Vec<ActorId> = (0..participant_count + initiator_count).map(ActorId).collect();
         let mut plan = faults::draw(&mut random, &replicas, &actors, faults_us);
+        // A directory that is wiped or put back needs calm around it (L10).
+        if !plan
+            .iter()
+            .any(|(_, fault)| matches!(fault, faults::Fault::Wipe(_) | faults::Fault::Rollback(_)))
+        {
+            plan.extend(faults::storm::draw(
+                &mut Random::new(seed ^ STORM_STREAM),
+                &replicas,
+                faults_us,
+            ));
+            plan.sort_by_key(|(at, _)| *at);
+        }
         let service_count = Bank::draw_service_count(seed);
         let first = participant_count + initiator_count;
         plan.extend(Bank::new(seed, service_count).faults(first, faults_us));

@@ -81,6 +81,7 @@ fn every_fault() -> Vec<Fault> {
         Fault::Damage(ONE, Damage::MisdirectAway, Aim::LastBeforeClose, u64::MAX),
         Fault::PutBack(TWO),
         Fault::Swap(ONE, TWO),
+        Fault::Hush(u64::MAX),
     ]
 }
 

@@ -50,6 +50,9 @@ pub(super) enum FaultForm {
     Topology {
         open: Vec<(u8, u8)>,
     },
+    Hush {
+        pick: u64,
+    },
     Mend,
     Weather(WeatherForm),
     WallClock {
@@ -346,6 +349,7 @@ impl From<&Fault> for FaultForm {
             Fault::CrashActor(id) => Self::CrashActor { actor: id.0 },
             Fault::Service(id, fault) => Self::of_service(id.0, *fault),
             Fault::BreakSessions => Self::BreakSessions,
+            Fault::Hush(pick) => Self::Hush { pick: *pick },
         }
     }
 }
@@ -425,6 +429,7 @@ impl From<FaultForm> for Fault {
                 Self::Service(ActorId(actor), ServiceFault::WallClock(offset_ms))
             }
             FaultForm::BreakSessions => Self::BreakSessions,
+            FaultForm::Hush { pick } => Self::Hush(pick),
         }
     }
 }
@@ -469,7 +474,7 @@ impl FaultForm {
             | Self::ServiceDiskSlow { actor, .. }
             | Self::ServiceRolledBackByHand { actor, .. }
             | Self::ServiceWallClock { actor, .. } => (Vec::new(), Some(*actor)),
-            Self::CrashLeader { .. } | Self::Mend | Self::Weather(_) | Self::BreakSessions => {
+            Self::CrashLeader { .. } | Self::Hush { .. } | Self::Mend | Self::Weather(_) | Self::BreakSessions => {
                 (Vec::new(), None)
             }
         }
@@ -477,7 +482,7 @@ impl FaultForm {
 }
 
 /// Every kind of fault, as the figures of a run name it.
-pub const FAULT_KINDS: [&str; 29] = [
+pub const FAULT_KINDS: [&str; 30] = [
     "crash",
     "crash of the leader",
     "start",
@@ -507,6 +512,7 @@ pub const FAULT_KINDS: [&str; 29] = [
     "slow disk of a service",
     "branch rolled back by hand",
     "wall clock of a service",
+    "hushed leader",
 ];
 
 /// The name of a fault's kind, one of [`FAULT_KINDS`].
@@ -542,5 +548,6 @@ pub fn fault_kind(fault: &Fault) -> &'static str {
         Fault::Service(_, ServiceFault::Slow(_)) => 26,
         Fault::Service(_, ServiceFault::RollBackByHand(_)) => 27,
         Fault::Service(_, ServiceFault::WallClock(_)) => 28,
+        Fault::Hush(_) => 29,
     }]
 }

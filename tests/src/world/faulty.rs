@@ -10,7 +10,7 @@ use crate::log_disk::damage::{Aim, Damage};
 use crate::log_disk::{End, LogDisk};
 use crate::store::UnsyncedWrite;
 use synod_coordinator_core::paxos::Slot;
-use synod_coordinator_core::replica::Input;
+use synod_coordinator_core::replica::{Input, RoleName};
 use synod_proto::ids::{ReplicaId, SessionId};
 
 /// How long a service takes to find that its session's other end is gone.
@@ -65,6 +65,7 @@ impl World {
             }
             Fault::Cut(from, to) => self.network.cut(from, to),
             Fault::Topology(open) => self.set_topology(|from, to| open.contains(&(from, to))),
+            Fault::Hush(pick) => self.hush(pick),
             Fault::Mend => self.set_topology(|_, _| true),
             Fault::Weather(weather) => self.network.weather = weather,
             Fault::WallClock(id, offset_ms) => self.host(id).clocks.wall_offset_ms = offset_ms,
@@ -267,6 +268,23 @@ impl World {
         }
         self.host(id).store.corrupt(slot);
         Ok(())
+    }
+
+    /// Whoever is ahead in the race for leadership is not heard by some, or does not hear some.
+    fn hush(&mut self, pick: u64) {
+        let ahead = self
+            .hosts
+            .values()
+            .filter_map(|host| Some((host.replica()?.status(), host.id())))
+            .filter(|(status, _)| status.role != RoleName::Follower)
+            .max_by_key(|(status, _)| status.ballot)
+            .map(|(_, id)| id);
+        let is_cut_off = |peer: ReplicaId| pick >> (peer.0 % 32) & 1 == 1;
+        let is_heard = pick >> 63 == 1;
+        self.set_topology(|from, to| {
+            let (one, peer) = if is_heard { (to, from) } else { (from, to) };
+            Some(one) != ahead || !is_cut_off(peer)
+        });
     }
 
     fn set_topology(&mut self, is_open: impl Fn(ReplicaId, ReplicaId) -> bool) {
