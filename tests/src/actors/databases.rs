@@ -178,6 +178,13 @@ impl Databases {
         rows.map(|((_, branch), row)| (*branch, *row)).collect()
     }
 
+    /// Every branch, with what its database holds of it.
+    pub fn rows(&self) -> impl Iterator<Item = (ResourceId, BranchId, Row)> {
+        self.rows
+            .iter()
+            .map(|((resource, branch), row)| (*resource, *branch, *row))
+    }
+
     /// Every prepared branch.
     pub fn prepared(&self) -> impl Iterator<Item = (ResourceId, BranchId)> {
         self.rows

@@ -7,6 +7,7 @@ pub mod link;
 pub mod operator;
 pub mod participant;
 pub mod service;
+pub mod stranger;
 
 use crate::schedule::Micros;
 use databases::Databases;

@@ -4,9 +4,10 @@ use super::{Check, require};
 use crate::host::{Host, Output};
 use crate::schedule::Micros;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use synod_coordinator_core::effects::Notice;
 use synod_coordinator_core::paxos::{Ballot, Message, Slot};
+use synod_proto::ids::ReplicaId;
 
 /// Watches ballots.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub struct BallotChecker {
     proposed: BTreeMap<(Ballot, Slot), Bytes>,
     /// The process, by its count on its machine, that stood in a ballot.
     owners: BTreeMap<Ballot, u64>,
+    /// Who has said that it accepted in a ballot and slot; it says so after its sync.
+    accepted: BTreeMap<(Ballot, Slot), BTreeSet<ReplicaId>>,
     led: BTreeMap<Ballot, Micros>,
     stood: BTreeMap<Ballot, Micros>,
 }
@@ -37,6 +40,12 @@ impl BallotChecker {
         self.proposed.get(&(ballot, slot))
     }
 
+    /// How many replicas have said that they accepted in a ballot and slot; a leader does not say so to itself.
+    #[must_use]
+    pub fn accepted_count(&self, ballot: Ballot, slot: Slot) -> usize {
+        self.accepted.get(&(ballot, slot)).map_or(0, BTreeSet::len)
+    }
+
     /// Looks at a turn.
     ///
     /// # Errors
@@ -48,6 +57,9 @@ impl BallotChecker {
                 Message::Prepare { ballot, .. } => {
                     self.stood.entry(*ballot).or_insert(now);
                     self.check_owner(*ballot, host)?;
+                }
+                Message::Accepted { ballot, slot } => {
+                    self.accepted.entry((*ballot, *slot)).or_default().insert(id);
                 }
                 Message::Accept {
                     ballot, slot, value, ..

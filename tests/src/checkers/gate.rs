@@ -43,6 +43,16 @@ impl GateChecker {
         require(meta.promised >= held.promised && meta.start >= held.start, || {
             format!("replica {id}: its promise or start on disk fell: {held:?}, now {meta:?}")
         })?;
+        // P1a: what is being written was accepted after the promise that is on disk.
+        let below = store
+            .under_way()
+            .and_then(|batch| batch.accepted.iter().find(|one| one.ballot < meta.promised));
+        require(below.is_none(), || {
+            format!(
+                "replica {id} accepted {below:?} below its promise of {}",
+                meta.promised
+            )
+        })?;
         *held = Held {
             promised: meta.promised,
             start: meta.start,

@@ -114,6 +114,14 @@ impl LogChecker {
                 })?,
                 None => {
                     self.check_quorum(hosts, host, slot, value)?;
+                    // P2b: a leader that decides first has been told by enough others that they accepted in its ballot.
+                    let told_count = ballots.accepted_count(status.ballot, slot) + 1;
+                    require(!is_leader || told_count >= host.config.quorum_count(), || {
+                        format!(
+                            "slot {slot}: replica {id} decided in ballot {} on the word of {told_count}",
+                            status.ballot
+                        )
+                    })?;
                     let value = value.clone();
                     fresh.extend(self.take(slot, &value)?);
                     self.values.insert(slot, value);

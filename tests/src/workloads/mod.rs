@@ -3,6 +3,7 @@
 
 pub mod bank;
 pub mod scripted;
+pub mod stranger;
 
 use crate::checkers::Check;
 use crate::faults;
@@ -50,5 +51,6 @@ pub fn of(draw: &Draw) -> Vec<Box<dyn Workload>> {
     if draw.service_count > 0 {
         workloads.push(Box::new(bank::Bank::new(draw.seed, draw.service_count)));
     }
+    workloads.push(Box::new(stranger::OneStranger));
     workloads
 }

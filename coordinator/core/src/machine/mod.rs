@@ -74,7 +74,7 @@ impl Machine {
     /// Whether the gtid lies below the watermark.
     #[must_use]
     pub fn is_below_mark(&self, gtid: Gtid) -> bool {
-        gtid.began_at() < self.mark
+        gtid.began_at() < self.mark && !planted!(WatermarkNotChecked)
     }
 
     /// The outcome register.
@@ -162,7 +162,7 @@ impl Machine {
                 first: false,
             };
         }
-        if self.is_below_mark(decide.gtid) && !planted!(WatermarkNotChecked) {
+        if self.is_below_mark(decide.gtid) {
             return Applied::Decided {
                 decide,
                 decision: Decision::Expired,
