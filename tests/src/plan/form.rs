@@ -474,9 +474,11 @@ impl FaultForm {
             | Self::ServiceDiskSlow { actor, .. }
             | Self::ServiceRolledBackByHand { actor, .. }
             | Self::ServiceWallClock { actor, .. } => (Vec::new(), Some(*actor)),
-            Self::CrashLeader { .. } | Self::Hush { .. } | Self::Mend | Self::Weather(_) | Self::BreakSessions => {
-                (Vec::new(), None)
-            }
+            Self::CrashLeader { .. }
+            | Self::Hush { .. }
+            | Self::Mend
+            | Self::Weather(_)
+            | Self::BreakSessions => (Vec::new(), None),
         }
     }
 }
