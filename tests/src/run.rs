@@ -155,6 +155,11 @@ pub fn run(draw: &Draw) -> Result<Report, (Violation, Option<Box<World>>)> {
 
 /// Runs what was drawn, and returns the world as it is in the end, whatever that is; `None` if it could not begin.
 pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
+    play_with(draw, workloads::of(draw))
+}
+
+/// As [`play`], with other workloads.
+pub fn play_with(draw: &Draw, workloads: Vec<Box<dyn Workload>>) -> (Check, Option<Box<World>>) {
     let world = World::with_config(draw.setup, |config| config.limits = draw.limits);
     let mut world = match world {
         Ok(world) => Box::new(world),
@@ -162,7 +167,7 @@ pub fn play(draw: &Draw) -> (Check, Option<Box<World>>) {
     };
     // Short segments, so that a run fills several; the shortest hold hardly more than one batch.
     world.attach_logs(SEGMENT_BYTES[place_of(draw.seed, SEGMENT_BYTES.len())]);
-    for workload in workloads::of(draw) {
+    for workload in workloads {
         world.add_workload(workload);
     }
     // What was planned for later than the healing does not happen.

@@ -8,7 +8,7 @@ use super::Workload;
 use crate::actors::ActorId;
 use crate::actors::operator::Operator;
 use crate::actors::service::{
-    ACCOUNT_COUNT, ACCOUNTS, BALANCE, Books, JOURNAL, Leg, LegKind, Service, ServiceFault, Setup,
+    ACCOUNT_COUNT, ACCOUNTS, BALANCE, Books, JOURNAL, Leg, LegKind, Sabotage, Service, ServiceFault, Setup,
     SharedBooks, StoreHabits, journal_row,
 };
 use crate::chance::small;
@@ -30,6 +30,7 @@ pub struct Bank {
     seed: u64,
     service_count: u32,
     books: SharedBooks,
+    sabotage: Option<Sabotage>,
 }
 
 /// The most services of a drawn bank.
@@ -43,6 +44,16 @@ impl Bank {
             seed,
             service_count,
             books: SharedBooks::default(),
+            sabotage: None,
+        }
+    }
+
+    /// As [`new`](Self::new), with services that do something wrong.
+    #[must_use]
+    pub fn sabotaged(seed: u64, service_count: u32, sabotage: Sabotage) -> Self {
+        Self {
+            sabotage: Some(sabotage),
+            ..Self::new(seed, service_count)
         }
     }
 
@@ -83,7 +94,8 @@ impl Workload for Bank {
             .map(|number| (ActorId(first + number), resource(number)))
             .collect();
         // Every fourth bank runs on a store that hides branches.
-        let veil_ppm = if random.between(0, 3) == 0 { 150_000 } else { 0 };
+        let is_veiled = random.between(0, 3) == 0 || self.sabotage == Some(Sabotage::AcknowledgesUnknown);
+        let veil_ppm = if is_veiled { 150_000 } else { 0 };
         for number in 0..=self.service_count {
             let habits = StoreHabits {
                 quick_repair: random.between(0, 1) == 0,
@@ -102,6 +114,7 @@ impl Workload for Bank {
                 banks: banks.clone(),
                 seed: random.next_u64(),
                 books: self.books.clone(),
+                sabotage: self.sabotage,
             };
             world.add_actor(Service::new(setup));
         }

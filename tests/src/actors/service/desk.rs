@@ -3,7 +3,7 @@
 use super::process::{Waiting, to_service};
 use super::store::Store;
 use super::tasks::Clock;
-use super::{Message, SharedBooks, Work};
+use super::{Message, Sabotage, SharedBooks, Work};
 use crate::actors::{ActorId, Speech};
 use futures::channel::{mpsc, oneshot};
 use std::cell::{Cell, RefCell};
@@ -45,6 +45,7 @@ pub(super) struct Desk {
     pub(super) core: RefCell<Session>,
     pub(super) store: Option<Store>,
     pub(super) books: SharedBooks,
+    pub(super) sabotage: Option<Sabotage>,
     pub(super) lineage: Cell<Option<Lineage>>,
     pub(super) is_attached: Cell<bool>,
     /// The longest time that an operation of the disk takes.
@@ -75,7 +76,7 @@ impl Desk {
         clock: Clock,
         core: Session,
         store: Option<Store>,
-        books: SharedBooks,
+        setup: &super::Setup,
         seed: u64,
     ) -> Self {
         Self {
@@ -83,7 +84,8 @@ impl Desk {
             clock,
             core: RefCell::new(core),
             store,
-            books,
+            books: setup.books.clone(),
+            sabotage: setup.sabotage,
             lineage: Cell::new(None),
             is_attached: Cell::new(false),
             disk_us_max: Cell::new(1_000),

@@ -80,6 +80,19 @@ pub enum ServiceFault {
     WallClock(i64),
 }
 
+/// A service that breaks a rule, so that a test can show that somebody notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// "Unknown" is taken for done (T8).
+    AcknowledgesUnknown,
+    /// Failed calls do not count (T4).
+    ForgetsFailedCalls,
+    /// What a former life prepared is rolled back at the start (T8, C2).
+    RollsBackAtStart,
+    /// Its disk says that it has synced when it has not.
+    DiskLies,
+}
+
 /// How a service is set up.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -95,6 +108,8 @@ pub struct Setup {
     pub seed: u64,
     /// What checkers know of the business.
     pub books: SharedBooks,
+    /// What it does wrong, if anything.
+    pub sabotage: Option<Sabotage>,
 }
 
 /// The service's own timers, above those of a process.
@@ -136,6 +151,10 @@ impl Service {
             let redb = store::open(&disk, &Clock::default(), resource, habits.quick_repair)
                 .expect("a disk that works");
             bank::open_accounts(&redb);
+            drop(redb);
+            if setup.sabotage == Some(Sabotage::DiskLies) {
+                disk.lie();
+            }
         }
         let disk_us_max = setup.store.map_or(1, |(_, habits)| habits.disk_us_max);
         Self {
@@ -248,6 +267,12 @@ impl Service {
                             self.count("a start with prepared branches");
                         }
                         store.look_at_all(scene.databases);
+                        if self.setup.sabotage == Some(Sabotage::RollsBackAtStart) {
+                            for (branch, _) in scene.databases.in_doubt(resource) {
+                                let _is_done = tasks::at_once(store.redb.abort(&branch));
+                                store.touch(branch, None);
+                            }
+                        }
                         Some(store)
                     }
                     Err(_) if self.disk.has_failed() => {

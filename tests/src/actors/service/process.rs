@@ -1,6 +1,7 @@
 //! One life of a service process: the real session core, driven by the world. It moves data and time; what it does with
 //! them the cores say.
 
+use super::Sabotage;
 use super::desk::{Answered, Desk, Outgoing};
 use super::store::Store;
 use super::tasks::{Clock, Tasks};
@@ -68,14 +69,7 @@ impl Process {
         let session = Session::new(config, scene.random.next_u64());
         let seed = scene.random.next_u64();
         Self {
-            desk: Rc::new(Desk::new(
-                scene.own,
-                clock,
-                session,
-                store,
-                setup.books.clone(),
-                seed,
-            )),
+            desk: Rc::new(Desk::new(scene.own, clock, session, store, setup, seed)),
             tasks: Tasks::default(),
             stream: None,
             is_ready: false,
@@ -283,8 +277,11 @@ async fn finish(desk: Rc<Desk>, branch: BranchId, resource: ResourceId, outcome:
         },
         Some(store) if store.is_veiled(&desk, branch) => {
             desk.count("a store that does not show a branch it holds");
-            Finished::Unknown {
-                detail: "the session that prepared it still lives".to_string(),
+            match desk.sabotage {
+                Some(Sabotage::AcknowledgesUnknown) => Finished::AlreadyApplied,
+                _ => Finished::Unknown {
+                    detail: "the session that prepared it still lives".to_string(),
+                },
             }
         }
         Some(store) => {

@@ -2,7 +2,7 @@
 //! `transaction.rs` of the library.
 
 use super::desk::{Answered, Desk};
-use super::{Message, Work};
+use super::{Message, Sabotage, Work};
 use crate::actors::ActorId;
 use crate::schedule::Micros;
 use futures::channel::mpsc;
@@ -157,6 +157,10 @@ impl Scope {
             }
         };
         let _late_answers_change_nothing = noted;
+        if result.is_err() && self.desk.sabotage == Some(Sabotage::ForgetsFailedCalls) {
+            let _is_known = ledger.discard(call);
+            return (Some(call), Ok(()));
+        }
         (Some(call), result)
     }
 
