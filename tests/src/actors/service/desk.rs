@@ -30,6 +30,9 @@ pub struct Answered {
 
 pub(super) type BoxTask = Pin<Box<dyn Future<Output = ()>>>;
 
+/// Whether the caller of an attempt still waits for it.
+pub(super) type Presence = Rc<Cell<bool>>;
+
 /// What tasks ask for; done at the end of their turn.
 #[derive(Default)]
 pub(super) struct Outgoing {
@@ -58,7 +61,7 @@ pub(super) struct Desk {
     waiting: RefCell<Waiting>,
     working: RefCell<BTreeMap<BranchId, oneshot::Sender<()>>>,
     /// Calls that are served, and whether their caller still waits.
-    served: RefCell<BTreeMap<(ActorId, u64), Rc<Cell<bool>>>>,
+    served: RefCell<BTreeMap<(ActorId, u64), Presence>>,
     next: Cell<u64>,
 }
 
@@ -207,7 +210,7 @@ impl Desk {
 
     // ---- work ----
 
-    pub(super) fn begin_serving(&self, from: ActorId, number: u64) -> Rc<Cell<bool>> {
+    pub(super) fn begin_serving(&self, from: ActorId, number: u64) -> Presence {
         let is_waiting = Rc::new(Cell::new(true));
         self.served
             .borrow_mut()
