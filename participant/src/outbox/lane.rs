@@ -23,6 +23,9 @@ use crate::resource::{Identity, ResourceError};
 /// How far one settlement moves the mark at most: above it there may be more.
 const MARK_STEP_FULL: u64 = 4096;
 
+/// How long the mark may stay before messages of other topics than the consumer's.
+const SKIP_DELAY: Duration = Duration::from_millis(500);
+
 /// What a lane tells a session.
 #[derive(Debug)]
 pub(super) enum ToSession {
@@ -49,6 +52,8 @@ struct State {
     /// What the inbox has confirmed and is not written yet.
     confirmed: Option<Position>,
     met: Option<ResourceId>,
+    /// Messages that are not this consumer's have come, and its mark may pass them.
+    has_skipped: bool,
     trouble: String,
 }
 
@@ -105,6 +110,7 @@ impl Lane {
                 session_count: 0,
                 confirmed: None,
                 met: None,
+                has_skipped: false,
                 trouble: "no relay has connected yet".to_owned(),
             }),
             started: Instant::now(),
@@ -249,6 +255,10 @@ async fn read_rows(lane: Arc<Lane>) {
     loop {
         let asked = lane.state().relay.poll_read();
         if let Some(asked) = asked {
+            let after = match asked {
+                Read::All { after, .. } => Some(after),
+                Read::Key { .. } => None,
+            };
             let reader = lane.clone();
             let found = lane
                 .store
@@ -257,6 +267,8 @@ async fn read_rows(lane: Arc<Lane>) {
             match found {
                 Ok(found) => {
                     retry = Duration::from_millis(50);
+                    lane.state().has_skipped |=
+                        found.rows.is_empty() && after.is_some_and(|after| found.up_to > after);
                     lane.step(|relay, _| relay.on_rows(&found));
                 }
                 Err(error) => {
@@ -310,6 +322,7 @@ impl Lane {
 async fn settle(lane: Arc<Lane>) {
     let mut retry = Duration::from_millis(50);
     let mut has_more = false;
+    let mut skip_at = None;
     loop {
         let (settlement, confirmed, resource) = {
             let mut state = lane.state();
@@ -320,9 +333,18 @@ async fn settle(lane: Arc<Lane>) {
             )
         };
         if settlement.is_none() && confirmed.is_none() && resource.is_none() && !has_more {
-            lane.to_settle.notified().await;
-            continue;
+            if !lane.state().has_skipped {
+                lane.to_settle.notified().await;
+                continue;
+            }
+            // Nobody waits for it: one write for all that comes until then.
+            tokio::select! {
+                () = lane.to_settle.notified() => if !lane.is_skip_due(&mut skip_at) { continue },
+                () = tokio::time::sleep(SKIP_DELAY) => {}
+            }
+            skip_at = None;
         }
+        lane.state().has_skipped = false;
         let is_polled = settlement.is_some();
         let settlement = settlement.unwrap_or_default();
         let before = lane.mark();
@@ -353,6 +375,11 @@ async fn settle(lane: Arc<Lane>) {
 }
 
 impl Lane {
+    /// Whether it is long enough since the first look, which `skip_at` remembers.
+    fn is_skip_due(&self, skip_at: &mut Option<Instant>) -> bool {
+        Instant::now() >= *skip_at.get_or_insert_with(|| Instant::now() + SKIP_DELAY)
+    }
+
     fn settle_failed(
         &self,
         is_polled: bool,

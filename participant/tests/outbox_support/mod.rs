@@ -10,7 +10,8 @@ use synod::inbox::Inbox;
 use synod::outbox::{Consumer, Message, Outbox, Relay};
 use synod::resource::redb::{RedbOptions, RedbResource};
 use synod::{BoxError, MessageId};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 
@@ -41,23 +42,23 @@ pub fn memory() -> RedbResource {
         .expect("opens")
 }
 
-/// A server on a port of its own, which is free again when this is dropped.
+/// A server in a runtime of its own, which dies with everything in it when this is dropped, as if its process had been killed.
 pub struct Serving {
     pub address: SocketAddr,
-    task: JoinHandle<()>,
+    runtime: Option<Runtime>,
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
 impl Serving {
-    /// The consumer's server dies with its streams, as if its process had been killed; what its handlers do goes on.
-    pub async fn kill(mut self) -> SocketAddr {
-        self.task.abort();
-        let _ = (&mut self.task).await;
+    /// Streams and handlers end where they are.
+    pub fn kill(self) -> SocketAddr {
         self.address
     }
 
@@ -72,24 +73,32 @@ pub async fn serve(inbox: &Inbox) -> Serving {
 
 pub async fn serve_at(inbox: &Inbox, address: SocketAddr) -> Serving {
     let listener = loop {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_reuseaddr(true).expect("settable");
-        match socket.bind(address).and_then(|()| socket.listen(64)) {
+        match std::net::TcpListener::bind(address) {
             Ok(listener) => break listener,
             // The one before is still closing.
             Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     };
-    serve_on(inbox, listener)
-}
-
-fn serve_on(inbox: &Inbox, listener: TcpListener) -> Serving {
     let address = listener.local_addr().expect("bound");
-    let server = tonic::transport::Server::builder()
-        .add_service(inbox.server())
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    let task = tokio::spawn(async move { server.await.expect("serves") });
-    Serving { address, task }
+    listener.set_nonblocking(true).expect("settable");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let service = inbox.server();
+    runtime.spawn(async move {
+        let listener = TcpListener::from_std(listener).expect("a listener");
+        let server = tonic::transport::Server::builder().add_service(service);
+        server
+            .serve_with_incoming(TcpListenerStream::new(listener))
+            .await
+            .expect("serves");
+    });
+    Serving {
+        address,
+        runtime: Some(runtime),
+    }
 }
 
 /// The consumer's effect: appends the body to a list per key, and counts what it has seen.

@@ -423,7 +423,7 @@ fn keys_take_turns() {
     assert_eq!(order, [1, 3, 4, 2]);
 }
 
-/// A consumer that has fallen silent is left, one that answers slowly is not.
+/// H15: a consumer that has fallen silent is left, one that answers slowly is not.
 #[test]
 fn a_silent_session_is_given_up() {
     let mut relay = relay(options());
