@@ -204,7 +204,7 @@ async fn send(
         }
         match other {
             Some(ToSession::LowWater(low_water)) => {
-                frames.send(RelayFrame::LowWater(low_water).into()).await?
+                frames.send(RelayFrame::LowWater(low_water).into()).await?;
             }
             Some(ToSession::Close) => return Err("the consumer has answered nothing for too long".into()),
             Some(ToSession::Send(_)) | None => {}

@@ -214,7 +214,7 @@ impl World {
         let key = self.below(KEY_COUNT);
         self.store.keys.push(key);
         if self.below(6) == 0 {
-            let count = self.below(5) as u32 + 1;
+            let count = u32::try_from(self.below(5)).unwrap() + 1;
             self.poison.insert(self.store.keys.len() as u64, count);
         }
         self.relay.on_published();
@@ -481,11 +481,7 @@ impl World {
             78 => self.operate(),
             79 => self.arrive_late(),
             80..90 => self.publish(),
-            90..92 => {
-                if !self.streams.is_empty() {
-                    self.break_stream(0);
-                }
-            }
+            90..92 if !self.streams.is_empty() => self.break_stream(0),
             92 => self.crash_relay(),
             93 => self.crash_consumer(),
             94..97 => self.arrive_late(),
