@@ -1,9 +1,9 @@
 //! The command line. The hidden sub-commands are how the driver starts its processes: each is this same executable.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use synod_examples::replica::ReplicaArgs;
 
 /// The most orders at a time: each holds a prepared branch in both services, and each service bounds those.
 const IN_FLIGHT_MAX: u16 = 1024;
@@ -74,17 +74,6 @@ pub(crate) enum Role {
     /// The service *inventory*
     #[command(hide = true)]
     InventoryService(ServiceArgs),
-}
-
-/// How the driver starts a replica.
-#[derive(Debug, Args)]
-pub(crate) struct ReplicaArgs {
-    #[arg(long)]
-    pub(crate) replica: u8,
-    #[arg(long)]
-    pub(crate) data: PathBuf,
-    #[arg(long)]
-    pub(crate) listen: SocketAddr,
 }
 
 /// How the driver starts a service.

@@ -11,14 +11,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit::Audit;
 use crate::cli::Run;
-use crate::cluster::{Cluster, ClusterError};
 use crate::failover::{Failover, Turn};
 use crate::input::{self, Input};
 use crate::measure::{latency, longest_gap, millis, per_second};
-use crate::process::{self, Process, ProcessError};
 use crate::report::{Kill, Summary};
 use crate::services::{self, Services};
 use crate::workload::{Shop, Workload, WorkloadError};
+use synod_examples::cluster::{Cluster, ClusterError};
+use synod_examples::process::{self, Process, ProcessError};
 
 /// The exit codes beside success; they are part of the help text.
 const EXIT_FAILED: u8 = 1;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 use tokio::sync::{SetOnce, watch};
 
-use crate::cluster::{Cluster, ClusterError};
+use synod_examples::cluster::{Cluster, ClusterError};
 
 /// What the workload and the killer know of each other.
 #[derive(Debug)]

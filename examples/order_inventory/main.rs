@@ -12,7 +12,7 @@
 //! leader among the replicas gets SIGKILL. At the end the initiator opens the services' own files and counts.
 //!
 //! Where to look: [`services`] is what a service looks like, [`workload`] what an initiator looks like. The rest is
-//! scenery: [`input`] the CSV files, [`process`], [`cluster`], [`replica`] and [`failover`] the processes and the kill, [`audit`] the
+//! scenery: [`input`] the CSV files, [`synod_examples`] and [`failover`] the processes and the kill, [`audit`] the
 //! count, [`measure`] and [`report`] the figures, [`driver`] the order in which all of it happens.
 //!
 //! # What `--keep DIR` leaves
@@ -55,25 +55,26 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use synod_examples::replica;
 
 mod audit;
 mod cli;
-mod cluster;
 mod driver;
 mod failover;
 mod input;
 mod measure;
-mod process;
-mod replica;
 mod report;
 mod services;
 mod workload;
+
+/// The cluster's name: only replicas of the same cluster talk to each other.
+const CLUSTER: &str = "order-inventory";
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let result = match cli.role {
         None => return driver::main(&cli.run),
-        Some(cli::Role::Replica(args)) => replica::main(&args),
+        Some(cli::Role::Replica(args)) => replica::main(CLUSTER, &args),
         Some(cli::Role::OrdersService(args)) => services::main(args, services::orders::run),
         Some(cli::Role::InventoryService(args)) => services::main(args, services::inventory::run),
     };

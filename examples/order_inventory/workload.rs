@@ -11,13 +11,13 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::audit::{Verdict, row};
-use crate::cluster::endpoint;
 use crate::failover::Turn;
 use crate::input::{Order, Stock};
 use crate::services::shop::inventory::inventory_client::InventoryClient;
 use crate::services::shop::inventory::{FillRequest, ReserveRequest, StockItem};
 use crate::services::shop::orders::PlaceRequest;
 use crate::services::shop::orders::orders_client::OrdersClient;
+use synod_examples::cluster::endpoint;
 
 /// An attempt fails only by a lock conflict or an outage. This many outlast an election many times over.
 const ATTEMPT_COUNT_MAX: u32 = 50;

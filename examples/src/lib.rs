@@ -1,5 +1,11 @@
-//! The examples' own documentation lies in their programs. This library only makes the compiler read the README, whose
-//! code is thereby always code that compiles.
+//! What the examples share: a coordinator of three replicas as processes, which can be killed, and processes in general.
+//! The examples' own documentation lies in their programs.
+//!
+//! The library also makes the compiler read the README, whose code is thereby always code that compiles.
+
+pub mod cluster;
+pub mod process;
+pub mod replica;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::shop::inventory::inventory_server::{Inventory, InventoryServer};
 use super::shop::inventory::{FillReply, FillRequest, ReserveReply, ReserveRequest, StockItem};
 use crate::cli::ServiceArgs;
-use crate::process;
+use synod_examples::process;
 
 /// Sku to quantity, as `put_u64` stores it.
 pub(super) const STOCK: &str = "stock";

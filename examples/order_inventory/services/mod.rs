@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Ledger;
 use crate::cli::ServiceArgs;
-use crate::process::{self, Process, ProcessError};
+use synod_examples::process::{self, Process, ProcessError};
 
 pub(crate) mod inventory;
 pub(crate) mod orders;

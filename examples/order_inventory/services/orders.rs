@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::shop::orders::orders_server::{Orders, OrdersServer};
 use super::shop::orders::{PlaceReply, PlaceRequest};
 use crate::cli::ServiceArgs;
-use crate::process;
+use synod_examples::process;
 
 /// Order id to encoded `Order`.
 pub(super) const ORDERS: &str = "orders";

@@ -3,29 +3,45 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use synod_coordinator::config::Settings;
 use synod_proto::ids::ReplicaId;
 
-use crate::cli::ReplicaArgs;
 use crate::process;
-
-/// The cluster's name: only replicas of the same cluster talk to each other.
-const CLUSTER: &str = "order-inventory";
 
 /// How long a restarted replica waits for its old port.
 const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs until the driver ends it.
-pub(crate) fn main(args: &ReplicaArgs) -> Result<(), Box<dyn Error>> {
+/// How [`Cluster`](crate::cluster::Cluster) starts a replica: the arguments of a hidden sub-command `replica`, which every
+/// example has.
+#[derive(Debug, Args)]
+pub struct ReplicaArgs {
+    /// Its number.
+    #[arg(long)]
+    pub replica: u8,
+    /// Its directory.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Where it listens; port 0 for any.
+    #[arg(long)]
+    pub listen: SocketAddr,
+}
+
+/// Runs until the driver ends it. Only replicas of a cluster of the same name talk to each other.
+///
+/// # Errors
+/// What `synod start` would say.
+pub fn main(cluster: &str, args: &ReplicaArgs) -> Result<(), Box<dyn Error>> {
     process::start_trace(std::io::stderr);
     let listener = bind(args.listen)?;
     listener.set_nonblocking(true)?;
     process::announce(listener.local_addr()?)?;
     let peers = parse_peers(&process::told()?)?;
     let settings = Settings::new(
-        CLUSTER.parse()?,
+        cluster.parse()?,
         ReplicaId(args.replica),
         peers,
         args.data.clone(),

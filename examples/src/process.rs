@@ -32,7 +32,7 @@ const TRACE_LINE_COUNT: usize = 12;
 /// A process did not do what it should; says so with the end of its trace.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} {what}\n{trace}")]
-pub(crate) struct ProcessError {
+pub struct ProcessError {
     name: String,
     what: String,
     trace: String,
@@ -40,10 +40,13 @@ pub(crate) struct ProcessError {
 
 /// A running process. Dropping it kills it.
 #[derive(Debug)]
-pub(crate) struct Process {
-    pub(crate) name: String,
-    pub(crate) address: SocketAddr,
-    pub(crate) id: u32,
+pub struct Process {
+    /// What it is called in messages.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The operating system's number of it.
+    pub id: u32,
     child: Child,
     stdin: Option<ChildStdin>,
     trace: PathBuf,
@@ -52,7 +55,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts this executable with a hidden sub-command and waits for its address. Its stderr goes to a file in
     /// `traces`.
-    pub(crate) async fn start(name: &str, args: Vec<OsString>, traces: &Path) -> Result<Self, ProcessError> {
+    pub async fn start(name: &str, args: Vec<OsString>, traces: &Path) -> Result<Self, ProcessError> {
         let trace = traces.join(format!("{}.txt", name.replace(' ', "-")));
         let fail = |what: String| ProcessError {
             name: name.to_owned(),
@@ -99,7 +102,7 @@ impl Process {
     }
 
     /// Sends a line to the process.
-    pub(crate) async fn tell(&mut self, line: &str) -> Result<(), ProcessError> {
+    pub async fn tell(&mut self, line: &str) -> Result<(), ProcessError> {
         let Some(stdin) = self.stdin.as_mut() else {
             return Err(self.error("was stopped already".into()));
         };
@@ -110,14 +113,14 @@ impl Process {
     }
 
     /// Sends SIGKILL: the process gets no chance to do anything.
-    pub(crate) fn send_kill(&mut self) -> Result<(), ProcessError> {
+    pub fn send_kill(&mut self) -> Result<(), ProcessError> {
         self.child
             .start_kill()
             .map_err(|error| self.error(format!("could not be killed: {error}")))
     }
 
     /// Waits for the end of a process that must not end by itself.
-    pub(crate) async fn unexpected_end(&mut self) -> ProcessError {
+    pub async fn unexpected_end(&mut self) -> ProcessError {
         let status = self.child.wait().await;
         self.error(format!(
             "ended unexpectedly: {}",
@@ -126,7 +129,7 @@ impl Process {
     }
 
     /// Waits until a killed process is gone, so that its port is free.
-    pub(crate) async fn gone(&mut self) -> Result<(), ProcessError> {
+    pub async fn gone(&mut self) -> Result<(), ProcessError> {
         match tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(self.error(error.to_string())),
@@ -135,7 +138,7 @@ impl Process {
     }
 
     /// Closes the pipe, waits for the graceful end, and takes nothing but success.
-    pub(crate) async fn stop(&mut self) -> Result<(), ProcessError> {
+    pub async fn stop(&mut self) -> Result<(), ProcessError> {
         self.stdin = None;
         match tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
@@ -146,7 +149,7 @@ impl Process {
     }
 
     /// What went wrong with this process, with the end of its trace.
-    pub(crate) fn error(&self, what: String) -> ProcessError {
+    pub fn error(&self, what: String) -> ProcessError {
         ProcessError {
             name: self.name.clone(),
             what,
@@ -181,14 +184,14 @@ fn last_lines(trace: &Path) -> String {
 }
 
 /// In the process: says the address to the driver.
-pub(crate) fn announce(address: SocketAddr) -> std::io::Result<()> {
+pub fn announce(address: SocketAddr) -> std::io::Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{address}")?;
     stdout.flush()
 }
 
 /// In the process: waits for a line from the driver.
-pub(crate) fn told() -> std::io::Result<String> {
+pub fn told() -> std::io::Result<String> {
     let mut line = String::new();
     if std::io::stdin().lock().read_line(&mut line)? == 0 {
         return Err(std::io::Error::new(
@@ -201,7 +204,7 @@ pub(crate) fn told() -> std::io::Result<String> {
 
 /// In the process: cancelled when the driver closes the pipe, or is gone. A process that is not gone after a while then
 /// ends the hard way.
-pub(crate) fn until_driver_ends() -> CancellationToken {
+pub fn until_driver_ends() -> CancellationToken {
     let token = CancellationToken::new();
     let ended = token.clone();
     std::thread::spawn(move || {
@@ -217,7 +220,7 @@ pub(crate) fn until_driver_ends() -> CancellationToken {
 
 /// Lets this process's trace go somewhere: a process's own to stderr, which the driver leads into a file. `SYNOD_TRACE` filters
 /// it, in the syntax of `tracing-subscriber`; `info` by default.
-pub(crate) fn start_trace(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+pub fn start_trace(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
     let filter = EnvFilter::try_from_env("SYNOD_TRACE").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)

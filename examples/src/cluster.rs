@@ -27,16 +27,23 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The coordinator cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClusterError {
+pub enum ClusterError {
+    /// A replica did not do what it should.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// The replicas did not.
     #[error("{waited_for} did not happen within {LEADER_TIMEOUT:?}\n{traces}")]
-    Timeout { waited_for: String, traces: String },
+    Timeout {
+        /// What should have happened.
+        waited_for: String,
+        /// The ends of their traces.
+        traces: String,
+    },
 }
 
 /// The three replicas. Dropping them kills them.
 #[derive(Debug)]
-pub(crate) struct Cluster {
+pub struct Cluster {
     replicas: Vec<Replica>,
     data: PathBuf,
     traces: PathBuf,
@@ -51,7 +58,7 @@ struct Replica {
 
 impl Cluster {
     /// Starts the replicas, each with a directory in `data`, and waits until one of them leads.
-    pub(crate) async fn start(data: &Path, traces: &Path) -> Result<Self, ClusterError> {
+    pub async fn start(data: &Path, traces: &Path) -> Result<Self, ClusterError> {
         let mut cluster = Self {
             replicas: Vec::new(),
             data: data.to_owned(),
@@ -102,12 +109,12 @@ impl Cluster {
     }
 
     /// The processes, for the user.
-    pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
         self.replicas.iter().map(|replica| &replica.process)
     }
 
     /// The addresses that a participant is given.
-    pub(crate) fn coordinators(&self) -> Vec<String> {
+    pub fn coordinators(&self) -> Vec<String> {
         self.replicas
             .iter()
             .map(|replica| format!("http://{}", replica.process.address))
@@ -136,21 +143,26 @@ impl Cluster {
     }
 
     /// Waits until a replica leads, other than `except`.
-    pub(crate) async fn await_leader(&self, except: Option<u8>) -> Result<(u8, StatusReply), ClusterError> {
+    pub async fn await_leader(&self, except: Option<u8>) -> Result<(u8, StatusReply), ClusterError> {
         self.poll("the election of a leader", async || self.leader(except).await)
             .await
     }
 
     /// Finds the leader and sends it SIGKILL. Returns its number and the instant of the signal.
-    pub(crate) async fn kill_leader(&mut self) -> Result<(u8, Instant), ClusterError> {
+    pub async fn kill_leader(&mut self) -> Result<(u8, Instant), ClusterError> {
         let (leader, _) = self.await_leader(None).await?;
         let killed_at = Instant::now();
         self.replica(leader).process.send_kill()?;
         Ok((leader, killed_at))
     }
 
+    /// Sends SIGKILL to this replica.
+    pub fn kill(&mut self, id: u8) -> Result<(), ClusterError> {
+        Ok(self.replica(id).process.send_kill()?)
+    }
+
     /// Starts a killed replica again, on the same address and with the same directory.
-    pub(crate) async fn restart(&mut self, id: u8) -> Result<(), ClusterError> {
+    pub async fn restart(&mut self, id: u8) -> Result<(), ClusterError> {
         self.replica(id).process.gone().await?;
         let address = self.replica(id).process.address;
         let mut process = self.start_process(id, address).await?;
@@ -160,7 +172,7 @@ impl Cluster {
     }
 
     /// Waits until a replica has applied everything that the leader has applied by now.
-    pub(crate) async fn await_caught_up(&self, id: u8) -> Result<(), ClusterError> {
+    pub async fn await_caught_up(&self, id: u8) -> Result<(), ClusterError> {
         let (_, leader) = self.await_leader(None).await?;
         let Some(replica) = self.replicas.iter().find(|replica| replica.id == id) else {
             return Ok(());
@@ -177,7 +189,7 @@ impl Cluster {
 
     /// Committed transactions of which the log does not say that every branch acknowledged. The acknowledgements are told to
     /// whoever waits for them before they are in the log, so this gives the leader a moment to get to zero.
-    pub(crate) async fn unfinished(&self) -> Result<u64, ClusterError> {
+    pub async fn unfinished(&self) -> Result<u64, ClusterError> {
         let settled = self.poll("the leader's last word on deliveries", async || {
             self.leader(None)
                 .await
@@ -190,7 +202,7 @@ impl Cluster {
     }
 
     /// Stops every replica gracefully.
-    pub(crate) async fn stop(mut self) -> Result<(), ClusterError> {
+    pub async fn stop(mut self) -> Result<(), ClusterError> {
         for replica in &mut self.replicas {
             replica.process.stop().await?;
         }
@@ -238,7 +250,7 @@ impl Replica {
 }
 
 /// Where to reach a process.
-pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
+pub fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint::from_shared(format!("http://{address}"))
         .expect("a socket address makes a valid URI")
         .tcp_nodelay(true)
