@@ -88,7 +88,13 @@ pub fn topology(links: &[(u8, u8)]) -> BTreeSet<(ReplicaId, ReplicaId)> {
 /// Draws a plan. Each seed enables its own mix of kinds (swarm testing: Groce et al., ISSTA 2012), since a kind that is
 /// always there can keep another from ever mattering.
 #[must_use]
-pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[ActorId], length: Micros) -> Plan {
+pub fn draw(
+    random: &mut Random,
+    replicas: &BTreeSet<ReplicaId>,
+    actors: &[ActorId],
+    length: Micros,
+    gap_us_max: Micros,
+) -> Plan {
     let all: Vec<ReplicaId> = replicas.iter().copied().collect();
     let enabled: Vec<bool> = (0..13).map(|_| random.between(0, 2) > 0).collect();
     // Faults that destroy what was synced strike one replica only: more than a minority of them is beyond any log.
@@ -98,7 +104,7 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, actors: &[Actor
     let mut plan = Vec::new();
     let mut at = 500_000;
     loop {
-        at += random.between(50_000, 3_000_000);
+        at += random.between(50_000, gap_us_max);
         if at >= length {
             break;
         }

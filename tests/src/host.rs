@@ -203,14 +203,16 @@ impl Host {
         }
     }
 
-    /// Puts an input where the process finds it at its next turn.
-    pub fn post(&mut self, input: Input) {
-        if let Some(process) = &mut self.process {
-            if let Input::Request { session, .. } = &input {
-                process.sessions.insert(*session);
-            }
-            process.inbox.push(input);
+    /// Puts an input where the process finds it at its next turn. Returns how many wait there now.
+    pub fn post(&mut self, input: Input) -> usize {
+        let Some(process) = &mut self.process else {
+            return 0;
+        };
+        if let Input::Request { session, .. } = &input {
+            process.sessions.insert(*session);
         }
+        process.inbox.push(input);
+        process.inbox.len()
     }
 
     /// The process takes its mail.

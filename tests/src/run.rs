@@ -2,6 +2,7 @@
 
 use crate::actors::ActorId;
 use crate::chance::{place, place_of, small};
+use crate::checkers::queues::Waited;
 use crate::checkers::{Check, Violation, require};
 use crate::faults;
 use crate::network::Weather;
@@ -23,6 +24,13 @@ pub const CONVERGENCE_US: Micros = 90_000_000;
 
 /// A healed cluster settles on one leader: more ballots a minute than this is a livelock.
 pub const BALLOTS_PER_MINUTE_MAX: usize = 10;
+
+/// One of so many seeds has a long phase of faults, with work in it from the beginning to the end: longer than the
+/// watermark's lag, so that it passes what is finished while everything goes on.
+const LONG_EVERY: u64 = 8;
+
+/// One of so many seeds is watched, at rest, until the watermark has passed everything.
+const OUTLIVED_EVERY: u64 = 64;
 
 /// The lengths of the log's segments among which runs differ.
 const SEGMENT_BYTES: [u64; 4] = [8 << 10, 32 << 10, 128 << 10, 512 << 10];
@@ -49,6 +57,8 @@ pub struct Draw {
     pub transaction_count: u64,
     /// How many services with a real store the bank has; 0: there is no bank.
     pub service_count: u32,
+    /// The shortest and the longest pause of an initiator between two begins.
+    pub pause_us: (Micros, Micros),
     /// The replicas' bounds.
     pub limits: Limits,
     /// Whether the world is watched until the watermark has passed everything.
@@ -62,7 +72,11 @@ impl Draw {
         let mut random = Random::new(seed);
         let replica_count = if random.between(0, 3) == 0 { 5 } else { 3 };
         let (participant_count, initiator_count) = (small(&mut random, 1, 4), small(&mut random, 1, 3));
-        let faults_us = random.between(5, 40) * 1_000_000;
+        let is_long_lasting = random.between(1, LONG_EVERY) == 1;
+        let faults_us = match is_long_lasting {
+            true => random.between(12 * 60, 24 * 60) * 1_000_000,
+            false => random.between(5, 40) * 1_000_000,
+        };
         let is_lossy = random.between(0, 1) == 0;
         let setup = Setup {
             seed,
@@ -78,7 +92,9 @@ impl Draw {
         };
         let replicas: BTreeSet<ReplicaId> = (1..=replica_count).map(ReplicaId).collect();
         let actors: Vec<ActorId> = (0..participant_count + initiator_count).map(ActorId).collect();
-        let mut plan = faults::draw(&mut random, &replicas, &actors, faults_us);
+        // Each start reads the whole log: a long run with as many crashes as a short one would do nothing else.
+        let gap_us_max = if is_long_lasting { 20_000_000 } else { 3_000_000 };
+        let mut plan = faults::draw(&mut random, &replicas, &actors, faults_us, gap_us_max);
         // A directory that is wiped or put back needs calm around it (L10).
         if !plan
             .iter()
@@ -95,7 +111,12 @@ impl Draw {
         let first = participant_count + initiator_count;
         plan.extend(Bank::new(seed, service_count).faults(first, faults_us));
         plan.sort_by_key(|(at, _)| *at);
-        let transaction_count = random.between(5, 60);
+        let (transaction_count, pause_us) = match is_long_lasting {
+            true => spread(random.between(300, 1_000), faults_us),
+            // A burst, or as much for the whole time.
+            false if random.between(0, 1) == 0 => (random.between(5, 60), (10_000, 400_000)),
+            false => spread(random.between(5, 60), faults_us),
+        };
         let limits = Limits {
             pipeline_depth: 1 + place(&mut random, 12),
             // So little that a lagging peer is served from the disk at once.
@@ -104,9 +125,15 @@ impl Draw {
             } else {
                 Limits::default().retained_bytes_max
             },
+            // So few that some are refused as overloaded.
+            queue_count_max: if random.between(0, 3) == 0 {
+                1 + place(&mut random, 3)
+            } else {
+                Limits::default().queue_count_max
+            },
             ..Limits::default()
         };
-        let is_long = random.between(0, 15) == 0;
+        let is_long = random.between(1, OUTLIVED_EVERY) == 1;
         Self {
             seed,
             setup,
@@ -116,10 +143,16 @@ impl Draw {
             initiator_count,
             transaction_count,
             service_count,
+            pause_us,
             limits,
             is_long,
         }
     }
+}
+
+/// So many transactions, and the pauses between them that make them last for `length`.
+fn spread(count: u64, length: Micros) -> (u64, (Micros, Micros)) {
+    (count, (10_000, 2 * length / count))
 }
 
 /// What a run came to.
@@ -139,6 +172,10 @@ pub struct Report {
     pub told_count: u64,
     /// Ballots in which a leader began to serve.
     pub led_count: usize,
+    /// Ballots that were begun in the minute after the healing.
+    pub ballots_after_healing: usize,
+    /// The most that ever waited anywhere.
+    pub waited: Waited,
 }
 
 /// Runs what was drawn.
@@ -203,7 +240,6 @@ pub fn converge(world: &mut World) -> Check {
 pub fn converge_after(world: &mut World, watch_us: Micros) -> Check {
     world.heal()?;
     world.rest();
-    let healed_at = world.now();
     world.run_for(watch_us)?;
     let is_at_rest =
         |world: &World| world.is_idle() && world.databases.prepared().next().is_none() && is_settled(world);
@@ -216,13 +252,15 @@ pub fn converge_after(world: &mut World, watch_us: Micros) -> Check {
     world.run_for(1_000_000)?;
     world.run_while_not(1_000_000, "a world at rest stays at rest", is_at_rest)?;
     check_final(world)?;
-    let ballots = world
-        .checkers
-        .ballots
-        .begun_between(healed_at, healed_at + 60_000_000);
+    let ballots = world.healed_at().map_or(0, |at| ballots_after(world, at));
     require(ballots <= BALLOTS_PER_MINUTE_MAX, || {
         format!("{ballots} ballots in the minute after healing")
     })
+}
+
+/// How many ballots began in the minute after a moment.
+fn ballots_after(world: &World, at: Micros) -> usize {
+    world.checkers.ballots.begun_between(at, at + 60_000_000)
 }
 
 /// T9: once the watermark has passed everything, the register of an idle world is empty.
@@ -281,5 +319,7 @@ pub fn report(world: &World) -> Report {
         effect_count: world.databases.committed_count(),
         told_count: world.checkers.outcomes.told_count(),
         led_count: world.checkers.ballots.led_count(),
+        ballots_after_healing: world.healed_at().map_or(0, |at| ballots_after(world, at)),
+        waited: world.checkers.queues.most(),
     }
 }

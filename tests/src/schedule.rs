@@ -10,7 +10,8 @@ pub type Micros = u64;
 pub struct Schedule<E> {
     now: Micros,
     sequence: u64,
-    queue: BTreeMap<(Micros, u64), E>,
+    /// Boxed: the tree moves its entries about, and events are large.
+    queue: BTreeMap<(Micros, u64), Box<E>>,
 }
 
 impl<E> Default for Schedule<E> {
@@ -33,12 +34,19 @@ impl<E> Schedule<E> {
     /// Adds an event at a time, at the earliest now.
     pub fn at(&mut self, at: Micros, event: E) {
         self.sequence += 1;
-        self.queue.insert((at.max(self.now), self.sequence), event);
+        self.queue
+            .insert((at.max(self.now), self.sequence), Box::new(event));
     }
 
     /// Adds an event `delay` from now.
     pub fn after(&mut self, delay: Micros, event: E) {
         self.at(self.now.saturating_add(delay), event);
+    }
+
+    /// How many events are to come.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.queue.len()
     }
 
     /// When the next event is due.
@@ -51,7 +59,7 @@ impl<E> Schedule<E> {
     pub fn pop(&mut self) -> Option<E> {
         let ((at, _), event) = self.queue.pop_first()?;
         self.now = at;
-        Some(event)
+        Some(*event)
     }
 
     /// Moves the time on to `at`, if no event is due before.

@@ -173,6 +173,7 @@ pub struct World {
     swapped: Option<(ReplicaId, ReplicaId)>,
     /// How long a machine stays down that stops as planned.
     down_us: BTreeMap<ReplicaId, Micros>,
+    healed_at: Option<Micros>,
     /// How often slots were read from a disk for a lagging replica.
     pub fetch_count: u64,
     /// Sessions that the coordinator ended, for tests that ask.
@@ -217,6 +218,7 @@ impl World {
             awaiting_refusal: BTreeSet::new(),
             swapped: None,
             down_us: BTreeMap::new(),
+            healed_at: None,
             fetch_count: 0,
             ended_sessions: BTreeSet::new(),
         };
@@ -301,6 +303,12 @@ impl World {
     #[must_use]
     pub fn event_count(&self) -> u64 {
         self.event_count
+    }
+
+    /// When every fault was last ended, if that has happened.
+    #[must_use]
+    pub fn healed_at(&self) -> Option<Micros> {
+        self.healed_at
     }
 
     /// The replicas' ids.

@@ -94,6 +94,7 @@ fn small_plan(faults: Vec<(u64, Fault)>) -> Plan {
     plan.draw.service_count = 0;
     plan.draw.setup.replica_count = 3;
     plan.draw.setup.lines.loss_ppm = 0;
+    plan.draw.pause_us = (10_000, 400_000);
     plan.draw.is_long = false;
     plan.draw.faults_us = 4_000_000;
     plan.draw.plan = faults;
@@ -127,6 +128,8 @@ fn the_form_of_a_plan() {
     plan.draw.setup.sync_us = 50;
     plan.draw.limits.pipeline_depth = 4;
     plan.draw.limits.retained_bytes_max = 300;
+    plan.draw.limits.queue_count_max = 16;
+    plan.draw.pause_us = (10, 20);
     plan.violation = Some("two \"values\"".to_string());
     let text = r#"{
   "about": "a test",
@@ -138,6 +141,10 @@ fn the_form_of_a_plan() {
     "initiator_count": 1,
     "transaction_count": 2,
     "service_count": 0,
+    "pause_us": [
+      10,
+      20
+    ],
     "faults_us": 4000000,
     "weather": {
       "delay_us": [
@@ -159,6 +166,7 @@ fn the_form_of_a_plan() {
     "sync_us": 50,
     "pipeline_depth": 4,
     "retained_bytes_max": 300,
+    "queue_count_max": 16,
     "is_long": false
   },
   "faults": [

@@ -7,6 +7,7 @@ pub mod linearizability;
 pub mod log;
 pub mod outcomes;
 pub mod points;
+pub mod queues;
 
 use crate::actors::databases::Databases;
 use crate::host::{Host, Output};
@@ -64,6 +65,8 @@ pub struct Checkers {
     pub outcomes: outcomes::OutcomeChecker,
     /// What services are told, against what they asked.
     pub histories: linearizability::HistoryChecker,
+    /// What waits.
+    pub queues: queues::QueueChecker,
     /// How often the run came past each named point.
     pub points: points::Points,
 }
@@ -93,6 +96,7 @@ impl Checkers {
         self.ballots
             .after_turn(now, host, output)
             .map_err(by("ballots"))?;
+        self.queues.after_turn(host).map_err(by("queues"))?;
         for told in &output.told {
             self.histories.on_told(told);
             self.outcomes

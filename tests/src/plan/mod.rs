@@ -109,6 +109,9 @@ struct WorldForm {
     /// Of the bank, over the real library. Plans from before it have none.
     #[serde(default)]
     service_count: u32,
+    /// Between two begins of an initiator.
+    #[serde(default = "pause_us")]
+    pause_us: (u64, u64),
     /// Everything is healed then.
     faults_us: u64,
     weather: WeatherForm,
@@ -117,8 +120,19 @@ struct WorldForm {
     sync_us: u64,
     pipeline_depth: usize,
     retained_bytes_max: usize,
+    #[serde(default = "queue_count_max")]
+    queue_count_max: usize,
     #[serde(default)]
     is_long: bool,
+}
+
+/// What plans of before mean, which do not say it.
+fn pause_us() -> (u64, u64) {
+    (10_000, 400_000)
+}
+
+fn queue_count_max() -> usize {
+    Limits::default().queue_count_max
 }
 
 /// Between services, and between services and replicas.
@@ -262,6 +276,11 @@ impl PlanForm {
             format!("delays of {:?} us", world.weather.delay_us),
         )?;
         require(
+            is_ordered(world.pause_us),
+            format!("pauses of {:?} us", world.pause_us),
+        )?;
+        require(world.queue_count_max > 0, "a queue of no command".to_string())?;
+        require(
             is_ordered(world.lines.delay_us),
             format!("delays of {:?} us", world.lines.delay_us),
         )?;
@@ -317,6 +336,7 @@ impl WorldForm {
             initiator_count: draw.initiator_count,
             transaction_count: draw.transaction_count,
             service_count: draw.service_count,
+            pause_us: draw.pause_us,
             faults_us: draw.faults_us,
             weather: weather.into(),
             lines: LinesForm {
@@ -327,6 +347,7 @@ impl WorldForm {
             sync_us,
             pipeline_depth: draw.limits.pipeline_depth,
             retained_bytes_max: draw.limits.retained_bytes_max,
+            queue_count_max: draw.limits.queue_count_max,
             is_long: draw.is_long,
         }
     }
@@ -353,9 +374,11 @@ impl WorldForm {
             initiator_count: self.initiator_count,
             transaction_count: self.transaction_count,
             service_count: self.service_count,
+            pause_us: self.pause_us,
             limits: Limits {
                 pipeline_depth: self.pipeline_depth,
                 retained_bytes_max: self.retained_bytes_max,
+                queue_count_max: self.queue_count_max,
                 ..Limits::default()
             },
             is_long: self.is_long,

@@ -138,10 +138,12 @@ impl Workload for Bank {
         let mut random = stream(self.seed, 2);
         let enabled: Vec<bool> = (0..7).map(|_| random.between(0, 2) > 0).collect();
         let uses_hand = random.between(0, 3) == 0;
+        // A long run is one of long quiet times, too: each start of a service reads its whole store.
+        let gap_us_max = if length > 60_000_000 { 30_000_000 } else { 4_000_000 };
         let mut plan = Vec::new();
         let mut at = 0;
         loop {
-            at += random.between(50_000, 4_000_000);
+            at += random.between(50_000, gap_us_max);
             if at >= length {
                 return plan;
             }

@@ -47,6 +47,7 @@ pub fn of(draw: &Draw) -> Vec<Box<dyn Workload>> {
         participant_count: draw.participant_count,
         initiator_count: draw.initiator_count,
         transaction_count: draw.transaction_count,
+        pause_us: draw.pause_us,
     })];
     if draw.service_count > 0 {
         workloads.push(Box::new(bank::Bank::new(draw.seed, draw.service_count)));

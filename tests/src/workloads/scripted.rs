@@ -5,6 +5,7 @@ use super::Workload;
 use crate::actors::ActorId;
 use crate::actors::initiator::{self, Initiator};
 use crate::actors::participant::{self, Participant};
+use crate::schedule::Micros;
 use crate::world::World;
 use synod_proto::ids::ResourceId;
 
@@ -17,6 +18,8 @@ pub struct Scripted {
     pub initiator_count: u32,
     /// How many transactions each of them begins.
     pub transaction_count: u64,
+    /// The shortest and the longest pause between two begins of an initiator.
+    pub pause_us: (Micros, Micros),
 }
 
 impl Workload for Scripted {
@@ -25,7 +28,10 @@ impl Workload for Scripted {
     }
 
     fn populate(&mut self, world: &mut World) {
-        let habits = initiator::Habits::mixed(self.transaction_count);
+        let habits = initiator::Habits {
+            pause_us: self.pause_us,
+            ..initiator::Habits::mixed(self.transaction_count)
+        };
         let participants = (self.participant_count, participant::Habits::MIXED);
         populate(world, participants, (self.initiator_count, &habits));
     }

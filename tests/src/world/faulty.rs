@@ -135,6 +135,7 @@ impl World {
     /// # Errors
     /// A checker found something.
     pub fn heal(&mut self) -> Check {
+        self.healed_at = Some(self.now());
         self.on_fault(Fault::Mend)?;
         self.network.weather = crate::network::Weather::CALM;
         self.setup.lines.loss_ppm = 0;

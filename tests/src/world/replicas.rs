@@ -45,7 +45,8 @@ impl World {
         let host = self.hosts.get_mut(&id).expect("a replica of this world");
         let Some(process) = &host.process else { return };
         let delay = self.random.between(0, process.mail_us_max);
-        host.post(input);
+        let mail_count = host.post(input);
+        self.checkers.queues.on_mail(mail_count);
         self.arrange_wake(id, now + delay);
     }
 

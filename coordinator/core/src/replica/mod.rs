@@ -17,7 +17,7 @@ mod status;
 mod tests;
 
 pub use config::{Config, Limits, Timing};
-pub use status::{RoleName, Status};
+pub use status::{Queues, RoleName, Status};
 
 use crate::durable::Recovered;
 use crate::effects::{Effects, Fetch, Notice, Unsynced};

@@ -56,7 +56,32 @@ pub enum RoleName {
     Serving,
 }
 
+/// How much waits at a replica. Each has its bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queues {
+    /// Commands that wait to enter the log: at most [`queue_count_max`](super::Limits::queue_count_max).
+    pub command_count: usize,
+    /// Their bytes: at most [`queue_bytes_max`](super::Limits::queue_bytes_max).
+    pub command_bytes: usize,
+    /// Requests that wait for a new leader to serve.
+    pub parked_count: usize,
+    /// Entries in flight: no new one above [`pipeline_depth`](super::Limits::pipeline_depth), but what phase 1 brought.
+    pub in_flight_count: usize,
+}
+
 impl Replica {
+    /// What waits.
+    #[must_use]
+    pub fn queues(&self) -> Queues {
+        match &self.role {
+            Role::Leader(leader) => Queues {
+                in_flight_count: leader.in_flight.len(),
+                ..leader.leading.queues()
+            },
+            Role::Follower { .. } | Role::Candidate(_) => Queues::default(),
+        }
+    }
+
     /// What the replica says of itself.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -7,6 +7,7 @@ pub(crate) mod deliveries;
 pub(crate) mod preparing;
 
 use crate::effects::{Effects, Unsynced};
+use crate::replica::Queues;
 use crate::time::Timestamp;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::{String, ToString};
@@ -193,6 +194,16 @@ impl Leading {
 
     pub(crate) fn queue_count(&self) -> usize {
         self.queue.len()
+    }
+
+    /// What waits here.
+    pub(crate) fn queues(&self) -> Queues {
+        Queues {
+            command_count: self.queue.len(),
+            command_bytes: self.queue_bytes,
+            parked_count: self.parked.len(),
+            in_flight_count: 0,
+        }
     }
 
     /// The next entry's commands with their origins. Finished deliveries ride along with other commands, and make an
