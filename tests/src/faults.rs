@@ -86,7 +86,7 @@ pub fn topology(links: &[(u8, u8)]) -> BTreeSet<(ReplicaId, ReplicaId)> {
 }
 
 /// Draws a plan. Each seed enables its own mix of kinds (swarm testing: Groce et al., ISSTA 2012), since a kind that is
-/// always there can keep another from ever mattering.
+/// always there can keep another from ever mattering. Between two faults lie at most `gap_us_max`.
 #[must_use]
 pub fn draw(
     random: &mut Random,
