@@ -3,6 +3,8 @@
 use super::play::Ending;
 use super::{FAULT_KINDS, Plan, fault_kind};
 use crate::checkers::points::Points;
+use crate::checkers::queues::Waited;
+use crate::run::BALLOTS_PER_MINUTE_MAX;
 use crate::schedule::Micros;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -30,6 +32,10 @@ pub struct Figures {
     pub told_count: u64,
     /// Faults that were planned to happen, by kind.
     pub faults: BTreeMap<&'static str, u64>,
+    /// The most ballots that any run began in the minute after its healing.
+    pub ballots_after_healing_max: usize,
+    /// The most that ever waited.
+    pub waited: Waited,
     /// How often each named point was reached.
     pub points: Points,
 }
@@ -45,6 +51,9 @@ impl Figures {
                 self.outcome_count += report.outcome_count as u64;
                 self.effect_count += report.effect_count as u64;
                 self.told_count += report.told_count;
+                self.ballots_after_healing_max =
+                    self.ballots_after_healing_max.max(report.ballots_after_healing);
+                self.waited.raise(&report.waited);
             }
             Err(_) => self.failed_count += 1,
         }
@@ -63,6 +72,10 @@ impl Figures {
         self.outcome_count += other.outcome_count;
         self.effect_count += other.effect_count;
         self.told_count += other.told_count;
+        self.ballots_after_healing_max = self
+            .ballots_after_healing_max
+            .max(other.ballots_after_healing_max);
+        self.waited.raise(&other.waited);
         for (kind, count) in &other.faults {
             *self.faults.entry(kind).or_default() += count;
         }
@@ -107,6 +120,13 @@ impl Figures {
         line(self.outcome_count, "outcomes");
         line(self.effect_count, "branches took effect");
         line(self.told_count, "answers and deliveries compared with the log");
+        line(
+            self.ballots_after_healing_max as u64,
+            &format!("ballots in the minute after healing, at most; {BALLOTS_PER_MINUTE_MAX} allowed"),
+        );
+        for (what, count) in self.waited.named() {
+            line(count as u64, &format!("{what}, at most"));
+        }
         let mut text = format!(
             "{:>12.1}  simulated hours\n{text}\nfaults\n",
             self.simulated_hours()
@@ -147,6 +167,8 @@ impl Figures {
             "outcomes": self.outcome_count,
             "effects": self.effect_count,
             "answers_compared": self.told_count,
+            "ballots_after_healing_max": self.ballots_after_healing_max,
+            "waited_max": self.waited.named().into_iter().collect::<BTreeMap<_, _>>(),
             "faults": faults,
             "points": points,
         })

@@ -33,10 +33,28 @@ pub(crate) struct Caught {
     pub(crate) failures: Vec<(Plan, Failure)>,
 }
 
-/// Seeds from a first one on.
+/// Which seeds run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seeds {
+    /// So many from 1 on: the same in every hunt.
+    pub(crate) fixed_count: u64,
+    /// The others, from this one on.
+    pub(crate) first: u64,
+}
+
+impl Seeds {
+    fn at(self, place: u64) -> u64 {
+        match place.checked_sub(self.fixed_count) {
+            None => place + 1,
+            Some(further) => self.first.wrapping_add(further),
+        }
+    }
+}
+
+/// Many seeds, on several threads.
 #[derive(Debug)]
 pub(crate) struct Hunt {
-    first: u64,
+    seeds: Seeds,
     until: Until,
     began_at: Instant,
     next: AtomicU64,
@@ -47,9 +65,9 @@ pub(crate) struct Hunt {
 }
 
 impl Hunt {
-    pub(crate) fn new(first: u64, until: Until) -> Self {
+    pub(crate) fn new(seeds: Seeds, until: Until) -> Self {
         Self {
-            first,
+            seeds,
             until,
             began_at: Instant::now(),
             next: AtomicU64::new(0),
@@ -60,7 +78,7 @@ impl Hunt {
         }
     }
 
-    /// Runs them all. The failures are in the order of their seeds.
+    /// Runs them all.
     pub(crate) fn run(self, thread_count: usize, progress: impl Fn(&Figures, Duration)) -> Caught {
         thread::scope(|scope| {
             for _ in 0..thread_count {
@@ -88,9 +106,8 @@ impl Hunt {
             }
         });
         let mut caught = self.caught.into_inner().unwrap_or_else(PoisonError::into_inner);
-        caught
-            .failures
-            .sort_by_key(|(plan, _)| plan.draw.seed.wrapping_sub(self.first));
+        // The quickest to replay comes first.
+        caught.failures.sort_by_key(|(plan, _)| plan.draw.faults_us);
         caught
     }
 
@@ -116,6 +133,6 @@ impl Hunt {
             Until::Elapsed(length) => self.began_at.elapsed() < length,
         };
         let is_over = self.is_over.load(Ordering::Relaxed);
-        (is_wanted && !is_over).then(|| self.first.wrapping_add(place))
+        (is_wanted && !is_over).then(|| self.seeds.at(place))
     }
 }

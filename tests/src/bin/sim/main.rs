@@ -7,23 +7,27 @@
 mod hunt;
 
 use clap::Parser;
-use hunt::{Hunt, Until};
+use hunt::{Hunt, Seeds, Until};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use synod_tests::plan::Plan;
 use synod_tests::plan::figures::Figures;
 use synod_tests::plan::play::{Failure, run};
 use synod_tests::plan::seed::parse_seed;
-use synod_tests::plan::shrink::shrink;
+use synod_tests::plan::shrink::shrink_by;
 use synod_tests::trace::Detail;
 
 /// How many seeds run when nothing else is asked for.
 const SEED_COUNT_DEFAULT: u64 = 200;
 
-/// The most runs that shrinking one plan may take.
+/// The most runs that shrinking one plan may take, and the longest time: a long run takes seconds.
 const SHRINK_RUNS_MAX: u64 = 2_000;
+const SHRINK_TIME_MAX: Duration = Duration::from_secs(90);
+
+/// How many failures of one hunt are shrunk; most are the same bug.
+const SHRUNK_COUNT_MAX: usize = 2;
 
 /// Seeded runs of whole clusters in virtual time.
 #[derive(Debug, Parser)]
@@ -38,6 +42,9 @@ struct Arguments {
     /// Run seeds for so long, from --seed on, or from a random one.
     #[arg(long, value_name = "N", conflicts_with = "plan")]
     minutes: Option<f64>,
+    /// How many of them are seeds 1, 2, 3 and so on instead, the same in every hunt.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    fixed: u64,
     /// Run this plan instead of what a seed draws.
     #[arg(long, value_name = "FILE", conflicts_with = "seed")]
     plan: Option<PathBuf>,
@@ -120,7 +127,7 @@ fn run_one(arguments: &Arguments, plan: Plan) -> ExitCode {
     let found = ending
         .result
         .err()
-        .map(|failure| report_failure(arguments, plan, failure));
+        .map(|failure| report_failure(arguments, plan, failure, true));
     finish(arguments, &figures, found.as_slice())
 }
 
@@ -148,14 +155,24 @@ fn run_many(arguments: &Arguments) -> ExitCode {
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let thread_count = arguments.threads.unwrap_or(cores).max(1);
-    eprintln!("seeds from {first} on, {thread_count} threads");
+    let fixed_count = arguments.fixed;
+    let fixed = match fixed_count {
+        0 => String::new(),
+        count => format!("1 to {count}, then "),
+    };
+    eprintln!("seeds {fixed}from {first} on, {thread_count} threads");
     silence_runs();
-    let result = Hunt::new(first, until).run(thread_count, show_progress);
+    let began_at = Instant::now();
+    let result = Hunt::new(Seeds { fixed_count, first }, until).run(thread_count, show_progress);
     end_progress();
+    eprintln!("{:.0} s on {thread_count} threads", began_at.elapsed().as_secs_f64());
     let found: Vec<Found> = result
         .failures
         .into_iter()
-        .map(|(plan, failure)| report_failure(arguments, plan, failure))
+        .enumerate()
+        .map(|(place, (plan, failure))| {
+            report_failure(arguments, plan, failure, place < SHRUNK_COUNT_MAX)
+        })
         .collect();
     finish(arguments, &result.figures, &found)
 }
@@ -187,7 +204,7 @@ fn end_progress() {
 }
 
 /// Writes the plan of a failure, shrinks it if that is asked for, and says how to replay it.
-fn report_failure(arguments: &Arguments, mut plan: Plan, failure: Failure) -> Found {
+fn report_failure(arguments: &Arguments, mut plan: Plan, failure: Failure, may_shrink: bool) -> Found {
     let commit = commit();
     let suffix = commit
         .as_ref()
@@ -205,8 +222,7 @@ fn report_failure(arguments: &Arguments, mut plan: Plan, failure: Failure) -> Fo
         true => None,
         false => write_plan(&arguments.plans, &format!("seed-{seed}.json"), &plan),
     };
-    let shrunk = arguments
-        .shrink
+    let shrunk = (arguments.shrink && may_shrink)
         .then(|| shrink_one(arguments, &plan, &failure))
         .flatten();
     Found {
@@ -221,10 +237,16 @@ fn shrink_one(arguments: &Arguments, plan: &Plan, failure: &Failure) -> Option<(
     let shrunk = std::thread::scope(|scope| {
         // In a thread of the runs' name: its panics are findings too.
         let work = || {
-            shrink(plan, failure, SHRINK_RUNS_MAX, |plan, run_count| {
+            let began_at = Instant::now();
+            let fails = |plan: &Plan| {
+                let is_in_time = began_at.elapsed() < SHRINK_TIME_MAX;
+                is_in_time.then(|| run(plan, Detail::Hash).result.err()).flatten()
+            };
+            let progress = |plan: &Plan, run_count| {
                 let (seconds, count) = (plan.draw.faults_us as f64 / 1e6, plan.draw.plan.len());
                 eprint!("\rshrinking: {count} faults in {seconds:.1} s after {run_count} runs   ");
-            })
+            };
+            shrink_by(plan, failure, SHRINK_RUNS_MAX, fails, progress)
         };
         silence_runs();
         let thread = std::thread::Builder::new()
