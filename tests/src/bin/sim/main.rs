@@ -124,6 +124,9 @@ fn run_one(arguments: &Arguments, plan: Plan) -> ExitCode {
     }
     let mut figures = Figures::default();
     figures.add(&plan, &ending);
+    if let Ok(report) = &ending.result {
+        eprintln!("trace hash {:016x}", report.trace_hash);
+    }
     let found = ending
         .result
         .err()
