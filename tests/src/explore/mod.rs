@@ -13,7 +13,7 @@
 //! | [`transaction`] | the second world: one transaction |
 //! | [`worlds`] | what is explored, within which bounds |
 //!
-//! `cargo run --release -p synod-tests --bin explore` explores them all.
+//! `cargo run -p synod-tests --bin explore` explores them all.
 
 pub mod fingerprint;
 pub mod paxos;

@@ -13,9 +13,12 @@
 //!
 //! `SYNOD_TURMOIL_SEED=17` runs one seed, `SYNOD_TURMOIL_SEED=1000..2000` many; `RUST_LOG` says what is traced.
 //!
-//! A seed fixes the plan, to the millisecond, and turmoil's latencies; it does not fix every byte: tokio's `select!`, the ids
-//! that the product makes and the hash maps of the gRPC stack draw from the operating system, which nothing in safe Rust can
-//! replace. A failure that needs one interleaving may take several runs of its seed.
+//! A seed fixes the plan, to the millisecond, and turmoil's latencies; it does not fix every byte, so no trace hash is compared
+//! here as it is for `cargo sim`: turmoil builds a tokio runtime for each host, whose `select!` begins with a random branch
+//! (only `tokio_unstable` lets it be seeded), and the ids that the product makes, the hash maps of the gRPC stack and HTTP/2's
+//! own draws come from the operating system, which nothing in safe Rust can replace. A failure that needs one interleaving
+//! may take several runs of its seed. What must be replayed to the byte is tested in `cargo sim`, where the drivers are
+//! the simulator's own.
 #![forbid(unsafe_code)]
 #![allow(unreachable_pub, reason = "the modules of one test")]
 

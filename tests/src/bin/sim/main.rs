@@ -2,7 +2,8 @@
 //!
 //! A run that fails leaves its plan as a file, and one line on standard output that replays it. Figures go to standard
 //! output, progress to standard error. Exit code 0: nothing was found. 1: something was, or a point that so many seeds
-//! have to reach was not. 2: the command line or a plan cannot be used.
+//! have to reach was not, or they came to fewer simulated hours than asked for. 2: the command line or a plan cannot be
+//! used.
 
 mod hunt;
 
@@ -45,6 +46,9 @@ struct Arguments {
     /// How many of them are seeds 1, 2, 3 and so on instead, the same in every hunt.
     #[arg(long, value_name = "N", default_value_t = 0)]
     fixed: u64,
+    /// Fails if they come to fewer simulated hours.
+    #[arg(long, value_name = "N", default_value_t = 0.0)]
+    hours_min: f64,
     /// Run this plan instead of what a seed draws.
     #[arg(long, value_name = "FILE", conflicts_with = "seed")]
     plan: Option<PathBuf>,
@@ -326,7 +330,15 @@ fn finish(arguments: &Arguments, figures: &Figures, found: &[Found]) -> ExitCode
             figures.points.missing()
         );
     }
-    if found.is_empty() && is_complete {
+    let is_short = figures.simulated_hours() < arguments.hours_min;
+    if is_short {
+        eprintln!(
+            "{:.1} simulated hours, fewer than {}",
+            figures.simulated_hours(),
+            arguments.hours_min
+        );
+    }
+    if found.is_empty() && is_complete && !is_short {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
