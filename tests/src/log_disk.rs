@@ -443,11 +443,18 @@ impl LogDisk {
         self.replace_disk(self.disk.crash_to(point.image));
     }
 
-    /// Opens the log, through every crash that is planned for that.
+    /// Opens the log, through every crash and every failure that is planned for that.
     fn open_through(&mut self) -> Result<Opened<MemoryDisk>, Violation> {
         loop {
-            let before = self.operation_count();
+            let (before, failed_before) = (self.operation_count(), self.disk.failed_count());
             let opened = self.open();
+            if opened.is_err() && !self.has_halted() && self.disk.failed_count() > failed_before {
+                // L9: the disk failed in the repair, and the process did not start. Somebody looks after the disk, and
+                // starts it again.
+                self.disk.mend();
+                self.arm();
+                continue;
+            }
             if opened.is_err() && self.has_halted() {
                 self.planned_crash_count.1 += 1;
                 self.lose_power_as_planned();
