@@ -217,7 +217,11 @@ pub fn play_with(draw: &Draw, workloads: Vec<Box<dyn Workload>>) -> (Check, Opti
         world.plan(*at, fault.clone());
     }
     // Some are watched for the whole minute in which ballots are counted.
-    let watch_us = if draw.seed.is_multiple_of(8) { MINUTE_US } else { WATCH_US };
+    let watch_us = if draw.seed.is_multiple_of(8) {
+        MINUTE_US
+    } else {
+        WATCH_US
+    };
     let result = world
         .run_until(draw.faults_us)
         .and_then(|()| converge_after(&mut world, watch_us).map_err(|violation| violation.by("convergence")))

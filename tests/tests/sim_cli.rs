@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use synod_proto::ids::ReplicaId;
 use synod_tests::faults::Fault;
 use synod_tests::plan::Plan;
-use synod_proto::ids::ReplicaId;
 
 fn sim(directory: &Path, arguments: &[&str]) -> Output {
     let output = Command::new(env!("CARGO_BIN_EXE_sim"))
@@ -55,7 +55,11 @@ fn a_commit_hash_is_a_seed_and_the_same_one_leaves_the_same_trace() {
     let first = sim(folder.path(), &["--seed", commit, "--trace", "100000"]);
     let second = sim(folder.path(), &["--seed", commit, "--trace", "100000"]);
     assert!(first.status.success(), "{}", text(&first.stderr));
-    assert_eq!(text(&first.stderr), text(&second.stderr), "every event is the same");
+    assert_eq!(
+        text(&first.stderr),
+        text(&second.stderr),
+        "every event is the same"
+    );
     assert_eq!(first.stdout, second.stdout);
     // The first sixteen digits are the seed.
     let as_number = 0x91b2_8896_5713_1c2e_u64.to_string();
@@ -68,7 +72,14 @@ fn a_commit_hash_is_a_seed_and_the_same_one_leaves_the_same_trace() {
 #[test]
 fn a_hunt_prints_its_figures_and_runs_fixed_seeds_beside_those_of_a_commit() {
     let folder = tempfile::tempdir().expect("a folder");
-    let arguments = ["--fixed", "2", "--seed", "fb8f17e566947560e15ffd6018263acce235b612", "--seeds", "4"];
+    let arguments = [
+        "--fixed",
+        "2",
+        "--seed",
+        "fb8f17e566947560e15ffd6018263acce235b612",
+        "--seeds",
+        "4",
+    ];
     let output = sim(folder.path(), &arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let (figures, progress) = (text(&output.stdout), text(&output.stderr));
@@ -105,11 +116,23 @@ fn a_failure_prints_the_line_that_replays_it_and_leaves_a_smaller_plan() {
     let output = sim(folder.path(), &["--plan", "lost.json", "--shrink"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
     let printed = text(&output.stdout);
-    assert!(printed.lines().any(|line| line.starts_with("cargo sim --plan lost.json")), "{printed}");
+    assert!(
+        printed
+            .lines()
+            .any(|line| line.starts_with("cargo sim --plan lost.json")),
+        "{printed}"
+    );
     let shrunk = folder.path().join("target/sim/seed-26.shrunk.json");
-    assert!(printed.contains("target/sim/seed-26.shrunk.json # 2 faults"), "{printed}");
+    assert!(
+        printed.contains("target/sim/seed-26.shrunk.json # 2 faults"),
+        "{printed}"
+    );
     let small = Plan::read(&shrunk).expect("the shrunk plan");
-    assert_eq!(small.draw.plan.len(), 2, "the session that broke was not the cause");
+    assert_eq!(
+        small.draw.plan.len(),
+        2,
+        "the session that broke was not the cause"
+    );
     assert!(small.violation.is_some());
     let again = sim(folder.path(), &["--plan", "target/sim/seed-26.shrunk.json"]);
     assert_eq!(again.status.code(), Some(1));
@@ -136,6 +159,10 @@ fn what_cannot_be_run_is_refused_with_its_reason() {
     ] {
         let output = sim(folder.path(), &arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(text(&output.stderr).contains(reason), "{arguments:?}: {}", text(&output.stderr));
+        assert!(
+            text(&output.stderr).contains(reason),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
     }
 }

@@ -75,8 +75,7 @@ fn main() -> ExitCode {
             eprintln!("{}: {violation}\nbounds: {:?}", world.name, world.bounds);
         }
         let is_enough = report.is_complete
-            || world.width_max.is_some()
-                && report.state_count >= CUT_OFF_STATES_MIN.min(arguments.states);
+            || world.width_max.is_some() && report.state_count >= CUT_OFF_STATES_MIN.min(arguments.states);
         is_clean &= report.violation.is_none() && is_enough;
     }
     if is_clean {

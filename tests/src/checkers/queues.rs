@@ -71,7 +71,10 @@ impl QueueChecker {
         let is_bounded =
             queues.command_count <= limits.queue_count_max && queues.command_bytes <= limits.queue_bytes_max;
         require(is_bounded, || {
-            format!("replica {}: more waits than may: {queues:?}, {limits:?}", host.id())
+            format!(
+                "replica {}: more waits than may: {queues:?}, {limits:?}",
+                host.id()
+            )
         })?;
         self.most.raise(&Waited {
             command_count: queues.command_count,

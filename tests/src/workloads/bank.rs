@@ -139,7 +139,11 @@ impl Workload for Bank {
         let enabled: Vec<bool> = (0..7).map(|_| random.between(0, 2) > 0).collect();
         let uses_hand = random.between(0, 3) == 0;
         // A long run is one of long quiet times, too: each start of a service reads its whole store.
-        let gap_us_max = if length > 60_000_000 { 30_000_000 } else { 4_000_000 };
+        let gap_us_max = if length > 60_000_000 {
+            30_000_000
+        } else {
+            4_000_000
+        };
         let mut plan = Vec::new();
         let mut at = 0;
         loop {

@@ -172,14 +172,15 @@ fn run_many(arguments: &Arguments) -> ExitCode {
     let began_at = Instant::now();
     let result = Hunt::new(Seeds { fixed_count, first }, until).run(thread_count, show_progress);
     end_progress();
-    eprintln!("{:.0} s on {thread_count} threads", began_at.elapsed().as_secs_f64());
+    eprintln!(
+        "{:.0} s on {thread_count} threads",
+        began_at.elapsed().as_secs_f64()
+    );
     let found: Vec<Found> = result
         .failures
         .into_iter()
         .enumerate()
-        .map(|(place, (plan, failure))| {
-            report_failure(arguments, plan, failure, place < SHRUNK_COUNT_MAX)
-        })
+        .map(|(place, (plan, failure))| report_failure(arguments, plan, failure, place < SHRUNK_COUNT_MAX))
         .collect();
     finish(arguments, &result.figures, &found)
 }
