@@ -67,7 +67,7 @@ macro_rules! bugs {
                 }
             }
 
-            /// Within how many seeds of whole clusters it must be found.
+            /// Within how many seeds of whole clusters it must be found; 0 while none was seen to find it.
             #[must_use]
             pub const fn seed_count_max(self) -> u64 {
                 match self {
@@ -84,44 +84,44 @@ bugs! {
     ReplyBeforeSync: "L2", "what rests on a write leaves before the write is synced", 20;
     PromiseNotPersisted: "L2", "a promise is given and not written", 20;
     AcceptedNotPersisted: "L2", "a value is accepted and not written", 20;
-    BallotReusedAfterRestart: "L1", "a replica that starts again counts the same start again", 100;
-    AcceptedBelowPromise: "P1a", "a value is accepted in a ballot below the promised one", 100;
+    BallotReusedAfterRestart: "L1", "a replica that starts again counts the same start again", 20;
+    AcceptedBelowPromise: "P1a", "a value is accepted in a ballot below the promised one", 60;
     AcceptsCountedOverBallots: "P2b", "what was accepted in one ballot is counted for another", 300;
-    MinorityDecides: "P2b", "one acceptance less than a quorum decides", 100;
-    HighestNotProposedAgain: "P2c", "a new leader puts a no-op where it heard of an accepted value", 200;
-    LowestProposedAgain: "P2c", "a new leader proposes the accepted value of the lowest ballot again", 300;
-    NoopOverUnreadable: "L3", "a new leader puts a no-op over a slot of which too few reports can be read", 300;
-    LowerValueOverUnreadable: "L3", "a new leader proposes what it heard of a slot of which too few reports can be read", 300;
-    UnreadableReportedEmpty: "L3", "an unreadable slot is reported as one in which nothing was accepted", 300;
-    StaleValueTakenAsDecided: "L4", "a leader's word of a decided prefix is believed of a value of another ballot", 300;
-    CandidateDoesNotCatchUp: "L5", "a candidate proposes in slots that one of its promises calls decided", 200;
-    WipedReplicaVotes: "L10", "a wiped or older directory votes, though a peer contradicts it", 100;
-    MajorityAdmitsNewDirectory: "L10", "a directory that was never admitted votes on the word of a majority", 300;
+    MinorityDecides: "P2b", "one acceptance less than a quorum decides", 20;
+    HighestNotProposedAgain: "P2c", "a new leader puts a no-op where it heard of an accepted value", 60;
+    LowestProposedAgain: "P2c", "a new leader proposes the accepted value of the lowest ballot again", 500;
+    NoopOverUnreadable: "L3", "a new leader puts a no-op over a slot of which too few reports can be read", 500;
+    LowerValueOverUnreadable: "L3", "a new leader proposes what it heard of a slot of which too few reports can be read", 0;
+    UnreadableReportedEmpty: "L3", "an unreadable slot is reported as one in which nothing was accepted", 0;
+    StaleValueTakenAsDecided: "L4", "a leader's word of a decided prefix is believed of a value of another ballot", 60;
+    CandidateDoesNotCatchUp: "L5", "a candidate proposes in slots that one of its promises calls decided", 300;
+    WipedReplicaVotes: "L10", "a wiped or older directory votes, though a peer contradicts it", 500;
+    MajorityAdmitsNewDirectory: "L10", "a directory that was never admitted votes on the word of a majority", 0;
     // The log on disk.
-    TruncatedAtFirstBad: "L7", "the log is cut at the first bad record, whatever follows it", 100;
-    ChecksumNotChecked: "L7", "a record is taken whatever its checksum says", 100;
-    SyncRetried: "L9", "a sync that failed is tried again", 100;
+    TruncatedAtFirstBad: "L7", "the log is cut at the first bad record, whatever follows it", 200;
+    ChecksumNotChecked: "L7", "a record is taken whatever its checksum says", 40;
+    SyncRetried: "L9", "a sync that failed is tried again", 40;
     // The coordinator.
-    SecondOutcomeOverwrites: "T9", "a second outcome takes the place of the first", 50;
-    WatermarkNotChecked: "T9", "an outcome is taken for a gtid below the watermark", 300;
-    UnfinishedForgotten: "T9", "a commit with an unacknowledged branch is forgotten below the watermark", 300;
-    MarkAskedBeforeRecord: "T9", "below the watermark a branch is told aborted before its record is looked up", 300;
-    AbortToldBeforeDecided: "T6", "a branch is told aborted when an abort is proposed", 100;
-    AnsweredPerGtid: "T5", "a branch is told what became of its gtid, whether or not the record names it", 50;
-    MismatchToldCommitted: "T5", "a commit of other branches than the recorded ones is called committed", 100;
-    UndecidedToldUnconfirmed: "T10", "a leader says that there is no outcome without asking a quorum", 300;
-    ServesBeforeBarrier: "A4", "a new leader serves before it has applied all that was chosen before it", 300;
+    SecondOutcomeOverwrites: "T9", "a second outcome takes the place of the first", 100;
+    WatermarkNotChecked: "T9", "an outcome is taken for a gtid below the watermark", 200;
+    UnfinishedForgotten: "T9", "a commit with an unacknowledged branch is forgotten below the watermark", 0;
+    MarkAskedBeforeRecord: "T9", "below the watermark a branch is told aborted before its record is looked up", 0;
+    AbortToldBeforeDecided: "T6", "a branch is told aborted when an abort is proposed", 20;
+    AnsweredPerGtid: "T5", "a branch is told what became of its gtid, whether or not the record names it", 20;
+    MismatchToldCommitted: "T5", "a commit of other branches than the recorded ones is called committed", 20;
+    UndecidedToldUnconfirmed: "T10", "a leader says that there is no outcome without asking a quorum", 0;
+    ServesBeforeBarrier: "A4", "a new leader serves before it has applied all that was chosen before it", 0;
     DeliveryForgottenEarly: "B10", "a delivery is forgotten once one branch has acknowledged", 20;
-    DeliveryToldOnce: "T8", "a delivery is not repeated", 100;
+    DeliveryToldOnce: "T8", "a delivery is not repeated", 20;
     // The participant.
-    UnknownAcknowledged: "T8", "a store that does not know a branch is taken as having committed it", 100;
-    AcknowledgedBeforeEffect: "T8", "a commit is acknowledged before it has happened", 50;
-    RecoveryRollsBack: "C2", "a process that starts rolls back what it finds prepared", 50;
-    UndecidedTakenAsAborted: "T6", "a branch that is told that there is no outcome yet rolls back", 50;
-    RolledBackAtDeadline: "T8", "a branch in doubt rolls back at its deadline", 100;
-    CommitWithCallUnanswered: "T4", "a commit is proposed while a call is unanswered", 50;
-    RepeatRunsUnderSameId: "T2", "a repeated request runs under the same branch id", 100;
-    StoreAnswersBeforeSync: "C1", "the store says prepared or committed before its write is synced", 50;
-    ProofNotWritten: "T8", "a commit leaves no proof of itself in the store", 100;
-    LateWorkPrepared: "C3", "work is prepared after its branch was rolled back", 300;
+    UnknownAcknowledged: "T8", "a store that does not know a branch is taken as having committed it", 60;
+    AcknowledgedBeforeEffect: "T8", "a commit is acknowledged before it has happened", 20;
+    RecoveryRollsBack: "C2", "a process that starts rolls back what it finds prepared", 20;
+    UndecidedTakenAsAborted: "T6", "a branch that is told that there is no outcome yet rolls back", 20;
+    RolledBackAtDeadline: "T8", "a branch in doubt rolls back at its deadline", 20;
+    CommitWithCallUnanswered: "T4", "a commit is proposed while a call is unanswered", 0;
+    RepeatRunsUnderSameId: "T2", "a repeated request runs under the same branch id", 0;
+    StoreAnswersBeforeSync: "C1", "the store says prepared or committed before its write is synced", 20;
+    ProofNotWritten: "T8", "a commit leaves no proof of itself in the store", 20;
+    LateWorkPrepared: "C3", "work is prepared after its branch was rolled back", 0;
 }

@@ -5,9 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
+use synod_proto::planted::Bug;
+use synod_tests::explore::paxos::{self, PaxosWorld};
+use synod_tests::explore::{search, worlds};
 use synod_tests::plan::Plan;
 use synod_tests::plan::play::{Failure, run};
 use synod_tests::trace::Detail;
+
+/// Far above what the explored worlds hold.
+const STATE_COUNT_MAX: usize = 2_000_000;
 
 /// What came of the search for one bug; children hand it to their parent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +56,36 @@ impl Found {
             text: text.to_string(),
         }
     }
+}
+
+/// Explores the world in which the bug lies near, for one that seeds are not expected to come to.
+pub(crate) fn explore(bug: Bug) -> Option<Outcome> {
+    let bounds = match bug {
+        // One replica that stands again after a crash, while answers to its former ballot are still on their way.
+        Bug::AcceptsCountedOverBallots => paxos::Bounds {
+            stand_count: [1, 0, 0],
+            crash_count: 1,
+            ..worlds::TAKE_OVER
+        },
+        _ => return None,
+    };
+    let began_at = Instant::now();
+    let report = search::explore(
+        &mut PaxosWorld::new(bounds),
+        search::Bound::states(STATE_COUNT_MAX),
+    );
+    let text = report.violation?.to_string();
+    let checker = format!("exploration of three replicas ({} states)", report.state_count);
+    Some(Outcome {
+        bug: bug.name().to_string(),
+        seed_count: 0,
+        found: Some(Found {
+            seed: 0,
+            checker,
+            text,
+        }),
+        seconds: began_at.elapsed().as_secs_f64(),
+    })
 }
 
 /// Runs up to `seed_count_max` seeds from `first` on, until one of them shows something. Of those that do, the first
