@@ -19,6 +19,19 @@ pub struct PeerSeen {
     pub process: ProcessNonce,
 }
 
+impl PeerSeen {
+    /// Stands under a replica's own id for a directory that was found to have lost what it acknowledged: the peer that
+    /// remembers may have forgotten it by the next start.
+    #[must_use]
+    pub fn lost(incarnation: Incarnation, process: ProcessNonce) -> Self {
+        Self {
+            incarnation,
+            start: u64::MAX,
+            process,
+        }
+    }
+}
+
 /// The small part of a replica's durable state. The latest one on disk counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Meta {
@@ -36,6 +49,14 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// Whether this directory was found to have lost what it acknowledged, in a former life.
+    #[must_use]
+    pub fn has_lost(&self, own: ReplicaId, incarnation: Incarnation) -> bool {
+        self.peers
+            .get(&own)
+            .is_some_and(|seen| seen.incarnation == incarnation && seen.start == u64::MAX)
+    }
+
     /// Whether this directory was ever admitted, in this life or a former one.
     #[must_use]
     pub fn was_admitted(&self, own: ReplicaId, incarnation: Incarnation) -> bool {

@@ -236,6 +236,8 @@ impl Replica {
         }
         let Acknowledged { ballot, slot } = acknowledged;
         let has_lost = meta.promised < ballot || meta.accepted_up_to < slot;
+        // Only that peer's memory knows it; a contradiction of its own it has on disk.
+        let is_known_in_memory_only = contradiction.is_none() && has_lost;
         let contradiction = contradiction.or_else(|| {
             has_lost.then(|| {
                 format!(
@@ -252,6 +254,10 @@ impl Replica {
                 contradiction: contradiction.clone(),
             });
             self.admission = Admission::Refused { contradiction };
+            if is_known_in_memory_only && self.is_writable() {
+                let own = PeerSeen::lost(self.config.incarnation, self.process);
+                self.acceptor.note_peer(self.config.replica, own);
+            }
             return;
         }
         // A directory that was never admitted may be a wiped one, and what was wiped was acknowledged to *some* quorum:

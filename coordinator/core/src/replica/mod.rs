@@ -197,12 +197,20 @@ impl Replica {
         let mut random = Random::new(seed);
         let election = Election::new(&mut random, recovered.meta.promised.round);
         let known_from_disk_up_to = recovered.meta.decided_up_to;
+        let admission = match recovered.meta.has_lost(config.replica, config.incarnation) {
+            true => Admission::Refused {
+                contradiction: "in a former start this directory was found to have lost what was synced: give this \
+                                replica an empty one, and have it admitted again"
+                    .into(),
+            },
+            false => Admission::Pending {
+                consistent: BTreeSet::from([config.replica]),
+            },
+        };
         let mut acceptor = Acceptor::new(recovered);
         acceptor.set_decided_at_start(Slot::ZERO);
         Self {
-            admission: Admission::Pending {
-                consistent: BTreeSet::from([config.replica]),
-            },
+            admission,
             config,
             random,
             acceptor,

@@ -267,6 +267,31 @@ fn a_directory_that_forgot_what_it_acknowledged_takes_no_part_any_more() {
     }
 }
 
+/// The peer that remembers may restart, and forget: what was found out once is on disk, and the next start knows it.
+#[test]
+fn l10_a_directory_that_has_lost_something_stays_refused_after_a_restart() {
+    let mut bench = Bench::fresh(3);
+    bench.serve();
+    let reminder = Message::HelloAnswer {
+        start: 1,
+        process: PROCESS,
+        contradiction: None,
+        ballot: Ballot::ZERO,
+        slot: Slot(5),
+    };
+    let batch = bench.hear(3, reminder).batch.expect("the finding is written");
+    let recovered = Recovered {
+        meta: batch.meta,
+        ..Recovered::default()
+    };
+    let (mut bench, _) = Bench::started(3, recovered, vec![]);
+    for peer in [2, 3] {
+        bench.hear(peer, answer(2, None));
+    }
+    let admission = bench.replica.status().admission;
+    assert!(matches!(admission, Admission::Refused { .. }), "{admission:?}");
+}
+
 /// What this replica's directory looks like on disk once it has been admitted.
 fn admitted_before() -> Recovered {
     let own = PeerSeen {
