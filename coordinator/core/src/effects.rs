@@ -68,9 +68,19 @@ use crate::paxos::{Envelope, Slot};
 use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};
 use core::marker::PhantomData;
-use synod_proto::ids::{ReplicaId, SessionId};
+use synod_proto::ids::{ProcessNonce, ReplicaId, SessionId};
 use synod_proto::planted;
 use synod_proto::session::Response;
+
+/// Which steps of which process effects come from. What a step leaves may rest on what the steps before it write, so all of
+/// them must go through one gate, in order; this is how the gate notices that one did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StepId {
+    pub(crate) replica: ReplicaId,
+    pub(crate) process: ProcessNonce,
+    /// Counts the process's steps, from 1.
+    pub(crate) number: u64,
+}
 
 /// Something rests on a write that is not known to be on disk.
 #[derive(Clone, Debug)]
@@ -156,6 +166,8 @@ pub enum Notice {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Effects<S> {
+    /// `None`: made by no step, and empty.
+    step: Option<StepId>,
     batch: Option<Batch>,
     early: Vec<Envelope>,
     gated: Vec<Envelope>,
@@ -169,6 +181,7 @@ pub struct Effects<S> {
 impl<S> Default for Effects<S> {
     fn default() -> Self {
         Self {
+            step: None,
             batch: None,
             early: Vec::new(),
             gated: Vec::new(),
@@ -217,6 +230,13 @@ impl<S> Effects<S> {
 }
 
 impl Effects<Unsynced> {
+    pub(crate) fn of_step(step: StepId) -> Self {
+        Self {
+            step: Some(step),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn write(&mut self, batch: Batch) {
         match &mut self.batch {
             None => self.batch = Some(batch),
@@ -258,7 +278,7 @@ impl Effects<Unsynced> {
     }
 
     /// Adds what a later step asks for.
-    pub fn merge(&mut self, later: Self) {
+    fn merge(&mut self, later: Self) {
         if let Some(batch) = later.batch {
             self.write(batch);
         }
@@ -276,12 +296,20 @@ impl Effects<Unsynced> {
         self.batch.as_ref()
     }
 
+    #[cfg(test)]
+    pub(crate) fn pretend_process(&mut self, process: ProcessNonce) {
+        if let Some(step) = &mut self.step {
+            step.process = process;
+        }
+    }
+
     fn is_gated(&self) -> bool {
         self.batch.is_some() || !self.gated.is_empty() || !self.fetches.is_empty()
     }
 
     fn into_synced(self) -> Effects<Synced> {
         Effects {
+            step: self.step,
             batch: None,
             early: self.early,
             gated: self.gated,
@@ -313,18 +341,49 @@ impl Effects<Synced> {
 ///
 /// The driver's loop: [`push`](Self::push) the effects of every step (after taking the free lanes), start a write with
 /// [`next_write`](Self::next_write) whenever none is under way, and report it with [`on_synced`](Self::on_synced).
-/// Every replica has one, and it takes the effects of every step: those without a batch rest on the batches before them,
-/// and this is what knows of them. A failed write is never reported: the driver calls [`Input::WriteFailed`](crate::replica::Input::WriteFailed), and
+/// Every process of a replica has one, and it takes the effects of every step: those without a batch rest on the batches
+/// before them, and this is what knows of them. Steps are numbered, and [`push`](Self::push) refuses to go on when one is
+/// missing: with a second `GroupCommit` beside this one, either of them misses steps, whichever way they are shared out.
+/// A failed write is never reported: the driver calls [`Input::WriteFailed`](crate::replica::Input::WriteFailed), and
 /// what waited here is dropped for ever (L9).
-#[derive(Clone, Debug, Default, Hash)]
+#[derive(Clone, Debug, Default)]
 pub struct GroupCommit {
     under_way: Option<Effects<Unsynced>>,
     waiting: Option<Effects<Unsynced>>,
+    pushed_up_to: Option<StepId>,
+}
+
+/// For checkers: what waits. The count of steps is no state of the protocol.
+impl Hash for GroupCommit {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self {
+            under_way,
+            waiting,
+            pushed_up_to: _,
+        } = self;
+        (under_way, waiting).hash(state);
+    }
 }
 
 impl GroupCommit {
     /// Takes a step's effects. Returns them as synced at once if they rest on no write.
+    ///
+    /// # Panics
+    /// They are not those of the step after the last one pushed, or of the process's first: what they rest on went elsewhere,
+    /// and nobody could say whether it is on disk (L2). A bug in the driver.
     pub fn push(&mut self, mut effects: Effects<Unsynced>) -> Option<Effects<Synced>> {
+        if let Some(step) = effects.step {
+            let expected = self.pushed_up_to.map_or(1, |last| last.number + 1);
+            assert!(
+                step.number == expected
+                    && self
+                        .pushed_up_to
+                        .is_none_or(|last| (last.replica, last.process) == (step.replica, step.process)),
+                "the effects of all steps of one process go through one gate, in order: {step:?} came after {:?}",
+                self.pushed_up_to
+            );
+            self.pushed_up_to = Some(step);
+        }
         if !effects.is_gated() {
             return Some(effects.into_synced());
         }
@@ -377,6 +436,19 @@ impl GroupCommit {
             ready.extend(self.waiting.take().map(Effects::into_synced));
         }
         ready
+    }
+
+    /// A gate that every step before the one with these effects went through, and none of them left anything to wait for.
+    #[cfg(test)]
+    pub(crate) fn just_before(effects: &Effects<Unsynced>) -> Self {
+        let before = |step: StepId| StepId {
+            number: step.number - 1,
+            ..step
+        };
+        Self {
+            pushed_up_to: effects.step.map(before).filter(|step| step.number > 0),
+            ..Self::default()
+        }
     }
 
     /// Whether nothing waits for the disk.

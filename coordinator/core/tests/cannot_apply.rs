@@ -21,13 +21,17 @@ fn at(ms: u64) -> Now {
 }
 
 /// Syncs what the effects ask for and hands the replica its own messages, until nothing is left.
-fn settle(replica: &mut Replica, now: Now, first: Effects<Unsynced>) -> (Vec<Notice>, Vec<Told>) {
+fn settle(
+    replica: &mut Replica,
+    group: &mut GroupCommit,
+    now: Now,
+    first: Effects<Unsynced>,
+) -> (Vec<Notice>, Vec<Told>) {
     let (mut notices, mut told) = (Vec::new(), Vec::new());
     let mut next = Some(first);
     while let Some(mut effects) = next.take() {
         notices.extend(effects.take_notices());
         told.extend(effects.take_told());
-        let mut group = GroupCommit::default();
         let mut ready: Vec<_> = group.push(effects).into_iter().collect();
         while group.next_write().is_some() {
             ready.extend(group.on_synced());
@@ -69,11 +73,12 @@ fn a8_a_leader_that_cannot_apply_steps_down_and_serves_nobody() {
         ballot,
         value: unreadable_here,
     });
+    let mut group = GroupCommit::default();
     let started = replica.start(at(0));
-    settle(&mut replica, at(0), started);
+    settle(&mut replica, &mut group, at(0), started);
 
     let elected = replica.step(at(600), Input::Tick);
-    let (notices, _) = settle(&mut replica, at(600), elected);
+    let (notices, _) = settle(&mut replica, &mut group, at(600), elected);
     let reason = "a decided entry cannot be applied";
     assert!(
         matches!(
@@ -93,7 +98,7 @@ fn a8_a_leader_that_cannot_apply_steps_down_and_serves_nobody() {
             },
         };
         let asked = replica.step_many(now, [question, Input::Tick]);
-        let (notices, told) = settle(&mut replica, now, asked);
+        let (notices, told) = settle(&mut replica, &mut group, now, asked);
         let refused = Told {
             session: SessionId(1),
             response: Response::Refused {

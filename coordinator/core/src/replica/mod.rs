@@ -20,7 +20,7 @@ pub use config::{Config, Limits, Timing};
 pub use status::{Queues, RoleName, Status};
 
 use crate::durable::Recovered;
-use crate::effects::{Effects, Fetch, Notice, Unsynced};
+use crate::effects::{Effects, Fetch, Notice, StepId, Unsynced};
 use crate::machine::Machine;
 use crate::paxos::acceptor::Acceptor;
 use crate::paxos::election::Election;
@@ -137,6 +137,8 @@ pub struct Replica {
     hello_at: Timestamp,
     /// Of this very process; drawn anew by the next one.
     process: ProcessNonce,
+    /// Counts the steps of this process, its start included: see [`GroupCommit`](crate::effects::GroupCommit).
+    step_count: u64,
     acknowledged: BTreeMap<ReplicaId, Acknowledged>,
     /// The process of each peer that was last contradicted, so that it is told to the trace once.
     contradicted: BTreeMap<ReplicaId, ProcessNonce>,
@@ -219,6 +221,7 @@ impl Replica {
             role: Role::Follower { leader: None },
             hello_at: Timestamp(0),
             process,
+            step_count: 0,
             acknowledged: BTreeMap::new(),
             contradicted: BTreeMap::new(),
             connected: BTreeSet::new(),
@@ -248,7 +251,7 @@ impl Replica {
     pub fn start(&mut self, now: Now) -> Effects<Unsynced> {
         assert!(self.loading, "a replica starts once");
         self.loading = false;
-        let mut effects = Effects::default();
+        let mut effects = self.begin_step();
         self.acceptor.begin_start();
         self.election
             .rest(now.monotonic, &self.config.timing, &mut self.random);
@@ -277,7 +280,7 @@ impl Replica {
     pub fn step_many(&mut self, now: Now, inputs: impl IntoIterator<Item = Input>) -> Effects<Unsynced> {
         assert!(!self.loading, "a replica starts before it steps");
         self.ignored.clear();
-        let mut effects = Effects::default();
+        let mut effects = self.begin_step();
         for input in inputs {
             self.on_input(now, input, &mut effects);
         }
@@ -450,6 +453,15 @@ impl Replica {
         effects.drop_gated();
         // Nothing that this step says may rest on the lost write, so the resignation is by silence.
         self.become_follower(None, "the log cannot be written", effects);
+    }
+
+    fn begin_step(&mut self) -> Effects<Unsynced> {
+        self.step_count += 1;
+        Effects::of_step(StepId {
+            replica: self.config.replica,
+            process: self.process,
+            number: self.step_count,
+        })
     }
 
     /// Every step ends here: what the acceptor changed goes into the step's batch.

@@ -8,6 +8,7 @@ mod attacks;
 mod bounds;
 mod coordinator;
 mod deliveries;
+mod gate;
 mod group_member;
 mod handshake;
 mod log;
@@ -55,7 +56,7 @@ fn open(mut effects: Effects<Unsynced>) -> Out {
         notices: effects.take_notices(),
         gated: Vec::new(),
     };
-    let mut group = GroupCommit::default();
+    let mut group = GroupCommit::just_before(&effects);
     let synced = match group.push(effects) {
         Some(synced) => vec![synced],
         None => {

@@ -181,9 +181,10 @@ impl Host {
         if self.plant != Some(Plant::SendBeforeSync) {
             return;
         }
-        let mut gate = GroupCommit::default();
+        // A copy of the gate, for which every write ends at once.
+        let mut gate = self.group.clone();
         let mut open: Vec<Effects<Synced>> = gate.push(effects.clone()).into_iter().collect();
-        if gate.next_write().is_some() {
+        while gate.is_writing() || gate.next_write().is_some() {
             open.extend(gate.on_synced());
         }
         for synced in open {
