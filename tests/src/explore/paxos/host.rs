@@ -324,6 +324,8 @@ impl Host {
                     Message::PreVote { attempt } => Some(attempt),
                     _ => None,
                 });
+            // A greeting that is repeated meanwhile is lost; what is to be written is not.
+            drop(self.group.push(effects));
             if let Some(attempt) = asked {
                 let message = Message::PreVoteAnswer {
                     attempt,
