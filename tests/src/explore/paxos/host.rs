@@ -181,8 +181,11 @@ impl Host {
         if self.plant != Some(Plant::SendBeforeSync) {
             return;
         }
-        // A copy of the gate, for which every write ends at once.
+        // A copy of the gate, for which every write ends at once. What waits in it has left in earlier steps.
         let mut gate = self.group.clone();
+        while gate.is_writing() || gate.next_write().is_some() {
+            drop(gate.on_synced());
+        }
         let mut open: Vec<Effects<Synced>> = gate.push(effects.clone()).into_iter().collect();
         while gate.is_writing() || gate.next_write().is_some() {
             open.extend(gate.on_synced());
