@@ -201,9 +201,10 @@ impl Replica {
         let known_from_disk_up_to = recovered.meta.decided_up_to;
         let admission = match recovered.meta.has_lost(config.replica, config.incarnation) {
             true => Admission::Refused {
-                contradiction: "in a former start this directory was found to have lost what was synced: give this \
+                contradiction:
+                    "in a former start this directory was found to have lost what was synced: give this \
                                 replica an empty one, and have it admitted again"
-                    .into(),
+                        .into(),
             },
             false => Admission::Pending {
                 consistent: BTreeSet::from([config.replica]),
