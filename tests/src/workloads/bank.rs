@@ -182,7 +182,8 @@ fn draw_offset(random: &mut Random) -> i64 {
 /// What the tables hold in the end, against what was asked for and what the log decided.
 fn check_money(books: &Books, world: &World) -> Check {
     let mut done: BTreeMap<Gtid, Vec<Leg>> = BTreeMap::new();
-    let mut calls: BTreeSet<(Gtid, u64)> = BTreeSet::new();
+    let mut executions: BTreeMap<(Gtid, u64), u64> = BTreeMap::new();
+    let mut numbers: BTreeSet<(Gtid, u32)> = BTreeSet::new();
     for (resource, redb) in &books.stores {
         let readable = |error: ResourceError| Violation(format!("{resource} cannot be read: {error}"));
         let snapshot = redb.snapshot().map_err(readable)?;
@@ -190,11 +191,11 @@ fn check_money(books: &Books, world: &World) -> Check {
         check_balances(*resource, &snapshot, &rows)?;
         for (branch, leg) in rows {
             // T2: an id runs once, and of a call's executions one takes effect.
-            require(calls.insert((branch.gtid, branch.call.0)), || {
-                format!(
-                    "two executions of call {} of {} took effect",
-                    branch.call.0, branch.gtid
-                )
+            let key = (branch.gtid, branch.call.0);
+            let first = *executions.entry(key).or_insert(branch.execution.0);
+            let is_once = first == branch.execution.0 && numbers.insert((branch.gtid, leg.number));
+            require(is_once, || {
+                format!("call {} of {} took effect twice", branch.call.0, branch.gtid)
             })?;
             done.entry(branch.gtid).or_default().push(leg);
         }

@@ -87,6 +87,8 @@ pub struct Work {
     pub below: Vec<(ActorId, Work, bool)>,
     /// Whether it ends with an error after all was done.
     pub fails: bool,
+    /// Whether its own branch is the one that its transaction has open there, to be prepared with the commit.
+    pub is_open: bool,
 }
 
 impl Work {
@@ -155,7 +157,8 @@ pub(super) fn open_accounts(redb: &RedbResource) {
     });
 }
 
-fn row_key(branch: BranchId) -> Vec<u8> {
+/// A branch that several calls share leaves a row for each of their legs.
+fn row_key(branch: BranchId, leg: Leg) -> Vec<u8> {
     let BranchId {
         gtid,
         call,
@@ -165,6 +168,7 @@ fn row_key(branch: BranchId) -> Vec<u8> {
         &gtid.to_bytes()[..],
         &call.0.to_be_bytes(),
         &execution.0.to_be_bytes(),
+        &leg.number.to_be_bytes(),
     ]
     .concat()
 }
@@ -234,7 +238,7 @@ async fn do_leg(tx: &mut RedbTransaction, branch: BranchId, leg: Leg) -> Result<
             return locked.map(drop).map_err(text);
         }
     }
-    tx.put(JOURNAL, row_key(branch), row_value(leg))
+    tx.put(JOURNAL, row_key(branch, leg), row_value(leg))
         .await
         .map_err(text)
 }
@@ -282,23 +286,34 @@ pub(super) fn serve(process: &Process, from: ActorId, number: u64, context: &Cal
 }
 
 async fn do_work(scope: &Rc<Scope>, work: &Work) -> (Option<CallId>, Result<(), String>) {
-    let worked = scope.branch(async |tx, branch| {
-        do_leg(tx, branch, work.leg).await?;
-        for (to, below, is_discarded) in &work.below {
-            let (call, result) = scope.call(*to, below, draw_patience(&scope.desk)).await;
-            match call {
-                Some(call) if *is_discarded => {
-                    let _is_known = scope.ledger.borrow_mut().discard(call);
-                }
-                _ => result?,
-            }
-        }
-        match work.fails {
-            true => Err("the work fails, as it was told".to_string()),
-            false => Ok(()),
-        }
-    });
+    if work.is_open {
+        return scope.open_branch(work).await;
+    }
+    let worked = scope.branch(async |tx, branch| do_in(scope, work, tx, branch).await);
     worked.await
+}
+
+/// A call's work in a local transaction.
+pub(super) async fn do_in(
+    scope: &Rc<Scope>,
+    work: &Work,
+    tx: &mut RedbTransaction,
+    branch: BranchId,
+) -> Result<(), String> {
+    do_leg(tx, branch, work.leg).await?;
+    for (to, below, is_discarded) in &work.below {
+        let (call, result) = scope.call(*to, below, draw_patience(&scope.desk)).await;
+        match call {
+            Some(call) if *is_discarded => {
+                let _is_known = scope.ledger.borrow_mut().discard(call);
+            }
+            _ => result?,
+        }
+    }
+    match work.fails {
+        true => Err("the work fails, as it was told".to_string()),
+        false => Ok(()),
+    }
 }
 
 fn draw_patience(desk: &Desk) -> Patience {
@@ -463,7 +478,7 @@ impl Shape {
             next: 0,
         };
         let amount = i64::try_from(draft.random.between(2, 120)).expect("small");
-        let mut parts = match draft.random.between(0, 9) {
+        let mut parts = match draft.random.between(0, 13) {
             0 | 1 => vec![draft.part(-amount), draft.part(amount)],
             2 | 3 => vec![draft.nested(amount)],
             4 => {
@@ -504,6 +519,7 @@ impl Shape {
                 failing.is_optional = draft.random.between(0, 2) > 0;
                 vec![draft.part(-amount), draft.part(amount), failing]
             }
+            9..=12 => draft.open_parts(amount, has_own),
             _ => (0..draft.random.between(2, 4))
                 .flat_map(|_| [draft.part(-amount), draft.part(amount)])
                 .collect(),
@@ -547,6 +563,7 @@ impl Draft<'_> {
             },
             below: Vec::new(),
             fails: false,
+            is_open: false,
         }
     }
 
@@ -555,6 +572,46 @@ impl Draft<'_> {
         Part {
             to: Some(to),
             work: self.work(delta),
+            is_optional: false,
+        }
+    }
+
+    /// Both sides in two calls each, of which each pair shares a branch that stays open; or one such side. Now and then a
+    /// look besides, or a call that the transaction tries to do without, which an open branch does not allow (T4).
+    fn open_parts(&mut self, amount: i64, has_own: bool) -> Vec<Part> {
+        let (from, to) = (self.bank().0, self.bank().0);
+        let from = (!has_own || self.random.between(0, 2) > 0).then_some(from);
+        let third = amount / 3;
+        let mut parts: Vec<Part> = [-third, third - amount]
+            .into_iter()
+            .map(|delta| self.open_part(from, delta))
+            .collect();
+        if self.random.between(0, 1) == 0 {
+            parts.push(self.part(amount));
+        } else {
+            for delta in [third, amount - third] {
+                parts.push(self.open_part(Some(to), delta));
+            }
+        }
+        match self.random.between(0, 7) {
+            0 | 1 => {
+                let (looked_at, account) = (self.bank().0, self.account());
+                let mut look = self.open_part(Some(looked_at), 0);
+                look.work.leg.kind = LegKind::Read { account };
+                parts.push(look);
+            }
+            2 => parts[0].is_optional = true,
+            _ => {}
+        }
+        parts
+    }
+
+    fn open_part(&mut self, to: Option<ActorId>, delta: i64) -> Part {
+        let mut work = self.work(delta);
+        work.is_open = true;
+        Part {
+            to,
+            work,
             is_optional: false,
         }
     }

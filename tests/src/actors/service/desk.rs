@@ -1,5 +1,6 @@
 //! What the tasks of one process share: its clock, its session, its store, and who waits for what.
 
+use super::open::Opens;
 use super::process::{Waiting, to_service};
 use super::store::Store;
 use super::tasks::Clock;
@@ -17,7 +18,7 @@ use synod_coordinator_core::random::Random;
 use synod_participant_core::arrival::CallContext;
 use synod_participant_core::session::{Input, Question, Reply, Session, Ticket};
 use synod_participant_core::transaction;
-use synod_proto::ids::{BranchId, ExecutionId, Lineage};
+use synod_proto::ids::{BranchId, ExecutionId, InstanceId, Lineage};
 
 /// How a call was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +64,8 @@ pub(super) struct Desk {
     /// Calls that are served, and whether their caller still waits.
     served: RefCell<BTreeMap<(ActorId, u64), Presence>>,
     next: Cell<u64>,
+    /// The branches that calls have left open here.
+    pub(super) opens: Opens,
 }
 
 impl fmt::Debug for Desk {
@@ -82,6 +85,8 @@ impl Desk {
         setup: &super::Setup,
         seed: u64,
     ) -> Self {
+        let mut random = Random::new(seed);
+        let instance = InstanceId(random.bytes16());
         Self {
             own,
             clock,
@@ -93,7 +98,7 @@ impl Desk {
             is_attached: Cell::new(false),
             disk_us_max: Cell::new(1_000),
             active_count: Cell::new(0),
-            random: RefCell::new(Random::new(seed)),
+            random: RefCell::new(random),
             outgoing: RefCell::default(),
             answers: RefCell::default(),
             waiting: RefCell::default(),
@@ -101,6 +106,7 @@ impl Desk {
             served: RefCell::default(),
             // Numbers of an earlier life must not be taken for those of this one.
             next: Cell::new(seed >> 1),
+            opens: Opens::new(instance),
         }
     }
 
@@ -111,7 +117,7 @@ impl Desk {
 
     /// Whether nothing was begun here that is not over.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.active_count.get() == 0 && self.served.borrow().is_empty()
+        self.active_count.get() == 0 && self.served.borrow().is_empty() && self.opens.open_count() == 0
     }
 
     pub(super) fn random<T>(&self, draw: impl FnOnce(&mut Random) -> T) -> T {

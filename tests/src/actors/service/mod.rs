@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `process` | `session/driver.rs`: one life of the process |
 //! | `desk` | `session/handle.rs`: what tasks ask for |
+//! | `open` | `session/open.rs`, `open.rs`: branches that stay open between calls |
 //! | `scope` | `scope.rs`, `branch.rs`, `transaction.rs` |
 //! | `store` | a store's opening, and the look at its tables |
 //! | `tasks` | tokio, in virtual time |
@@ -12,6 +13,7 @@
 
 mod bank;
 mod desk;
+mod open;
 mod process;
 mod scope;
 mod store;

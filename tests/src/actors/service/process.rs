@@ -132,7 +132,7 @@ impl Process {
         };
         for round in 0.. {
             assert!(round < ROUNDS_MAX, "a service never comes to rest");
-            let mut has_run = self.tasks.poll();
+            let mut has_run = self.tasks.poll() | self.desk.opens.on_time(&self.desk);
             let Outgoing {
                 inputs,
                 says,
@@ -171,7 +171,12 @@ impl Process {
 
     fn arrange_wake(&mut self, scene: &mut Scene<'_>) {
         let core = self.desk.core.borrow().next_timeout().map(|at| at.0);
-        let next = core.into_iter().chain(self.desk.clock.next_wake()).min();
+        let open = self.desk.opens.next_timeout();
+        let next = core
+            .into_iter()
+            .chain(open)
+            .chain(self.desk.clock.next_wake())
+            .min();
         if let Some(next) = next
             && self.wake_at.is_none_or(|at| next < at)
         {
@@ -236,11 +241,15 @@ impl Process {
                 }
             }
             Effect::Registered { .. } => self.desk.is_attached.set(true),
-            // No service here leaves a branch open.
-            Effect::Prepare { branch, .. } => {
-                self.violations
-                    .push(format!("{branch} is to be prepared, and was never left open"));
-            }
+            Effect::Prepare {
+                branch,
+                resource,
+                token,
+                call_count,
+            } => self
+                .desk
+                .opens
+                .prepare(&self.desk, branch, resource, (token, call_count)),
             Effect::Notice(Notice::Hazard { .. }) => self.desk.count("a hazard noticed"),
             Effect::Notice(Notice::Contradiction { branch, first }) => {
                 self.violations.push(format!(

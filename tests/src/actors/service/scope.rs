@@ -30,11 +30,11 @@ pub(super) struct Scope {
     pub(super) desk: Rc<Desk>,
     pub(super) gtid: Gtid,
     pub(super) deadline: UnixMillis,
-    lineage: Lineage,
+    pub(super) lineage: Lineage,
     pub(super) ledger: RefCell<Ledger>,
     /// Of the call that arrived here; `None` at the initiator.
     execution: RefCell<Option<Execution>>,
-    caller_waits: Rc<Cell<bool>>,
+    pub(super) caller_waits: Rc<Cell<bool>>,
 }
 
 /// How a call is made.
@@ -211,6 +211,62 @@ impl Scope {
             };
             let _is_first = self.ledger.borrow_mut().on_reply(call, reply);
         }
+        (Some(call), result)
+    }
+
+    /// A call's work in the open branch of its transaction on this process's own database (T3).
+    pub(super) async fn open_branch(self: &Rc<Self>, work: &Work) -> (Option<CallId>, Result<(), String>) {
+        let own = self
+            .execution
+            .borrow_mut()
+            .as_mut()
+            .and_then(Execution::begin_own);
+        let (call, execution) = match own {
+            Some(ids) => ids,
+            None => match self.ledger.borrow_mut().call() {
+                Ok(call) => (call, self.desk.execution()),
+                Err(refused) => return (None, Err(refused.to_string())),
+            },
+        };
+        let Some(store) = &self.desk.store else {
+            return (Some(call), Err("this service has no database".to_string()));
+        };
+        let ids = (call, execution);
+        let called = self.desk.opens.call(self, ids, store.resource, work).await;
+        let mut reply = Reply {
+            execution,
+            votes: Vec::new(),
+            dooms: Vec::new(),
+            open: Vec::new(),
+            unnamed: Vec::new(),
+        };
+        let mut arrived = self.execution.borrow_mut();
+        let own = arrived.as_mut().filter(|_| own.is_some());
+        let result = match called {
+            Ok(calls) => {
+                if let Some(own) = own {
+                    own.on_own_left_open(calls);
+                    return (Some(call), Ok(()));
+                }
+                reply.open.push(calls);
+                Ok(())
+            }
+            Err(text) => {
+                let branch = BranchId {
+                    gtid: self.gtid,
+                    call,
+                    execution,
+                };
+                let voted = Branch::new(branch, store.resource).rolled_back(text.clone());
+                if let Some(own) = own {
+                    own.on_own_vote(voted.vote().clone());
+                    return (Some(call), Err(text));
+                }
+                reply.votes.push(voted.vote().clone());
+                Err(text)
+            }
+        };
+        let _is_first = self.ledger.borrow_mut().on_reply(call, reply);
         (Some(call), result)
     }
 
