@@ -98,7 +98,8 @@
 //! - Streaming calls under a transaction: a client-streaming method does not compile as a transactional one,
 //!   a streamed reply is cut off.
 //! - Messages other than protobuf in a transactional method, and more than 64 branches in one transaction.
-//! - Two branches of one transaction on the same rows: the second one is refused, give the two one branch.
+//! - Two branches of one transaction on the same rows: the second one is refused, give the two one branch. Calls
+//!   that belong together share one by [`Resource::open_branch`], which stays open until the commit.
 //! - Any promise if a machine's clock is wrong by more than ten seconds, except safety: its work may be
 //!   refused.
 //!

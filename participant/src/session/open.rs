@@ -130,7 +130,7 @@ impl OpenHost {
     /// The coordinator asks for the branch's vote.
     pub(super) fn prepare(&self, branch: BranchId, resource: ResourceId, token: OpenToken, call_count: u32) {
         self.change(|core, now, effects| {
-            core.on_prepare(now, branch, resource, (token, call_count), effects)
+            core.on_prepare(now, branch, resource, (token, call_count), effects);
         });
     }
 
