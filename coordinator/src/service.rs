@@ -167,6 +167,15 @@ impl Coordinator for Service {
         self.list_call(request.into_inner()).await.map(Response::new)
     }
 
+    async fn list_in_doubt(
+        &self,
+        request: Request<v1::ListInDoubtRequest>,
+    ) -> Result<Response<v1::ListInDoubtReply>, Status> {
+        self.list_in_doubt_call(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,

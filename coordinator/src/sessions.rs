@@ -198,6 +198,7 @@ fn is_answer(response: &Response) -> bool {
         | Response::Status { .. }
         | Response::Delivered { .. }
         | Response::Listed { .. }
+        | Response::ListedInDoubt { .. }
         | Response::Refused { .. } => true,
         Response::Answered { .. }
         | Response::Deliver { .. }

@@ -246,6 +246,16 @@ pub enum Request {
         /// The longest page.
         count_max: u32,
     },
+    /// What keeps databases waiting: unfinished commits, and transactions that prepared branches inquired for and that
+    /// have no outcome. A page in the order of their gtids, from the leader, after a quorum round (T10).
+    ListInDoubt {
+        /// The number that the answer carries.
+        request: RequestId,
+        /// Only gtids above this one.
+        after: Option<Gtid>,
+        /// The longest page, in transactions.
+        count_max: u32,
+    },
 }
 
 /// What the coordinator says to a session.
@@ -323,6 +333,13 @@ pub enum Response {
         request: RequestId,
         /// The page.
         transactions: Vec<TransactionSummary>,
+    },
+    /// To `ListInDoubt`.
+    ListedInDoubt {
+        /// The request's number.
+        request: RequestId,
+        /// The page.
+        page: InDoubtPage,
     },
     /// To any request with a number, instead of its answer.
     Refused {
@@ -443,4 +460,57 @@ pub struct TransactionSummary {
     pub status: TransactionStatus,
     /// The stamp of the log entry that decided it.
     pub decided_at: UnixMillis,
+}
+
+/// A page of [`Request::ListInDoubt`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct InDoubtPage {
+    /// The transactions. An empty page is the end of the list.
+    pub transactions: Vec<InDoubt>,
+    /// Since when this leader remembers inquiries, by its own clock. Unfinished commits come from the log; inquiries are
+    /// in one leader's memory, and the next leader begins with none.
+    pub inquiries_since: UnixMillis,
+    /// How many inquiries the leader had no room to remember.
+    pub inquiries_dropped_count: u64,
+}
+
+/// A transaction that keeps databases waiting.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct InDoubt {
+    /// The transaction.
+    pub gtid: Gtid,
+    /// What is waited for.
+    pub state: InDoubtState,
+}
+
+/// What databases wait for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum InDoubtState {
+    /// Committed, says the log; these branches have not acknowledged it.
+    Unfinished {
+        /// The stamp of the log entry that decided it.
+        decided_at: UnixMillis,
+        /// The branches that are still told, at least one.
+        branches: Vec<BranchStatus>,
+    },
+    /// No outcome is in the log; these prepared branches inquired for one.
+    Undecided {
+        /// When the first of them asked this leader, by its own clock.
+        inquired_since: UnixMillis,
+        /// The earliest deadline that they named: an inquiry after it has the transaction aborted (T6).
+        deadline: UnixMillis,
+        /// The branches, at least one.
+        branches: Vec<InquiringBranch>,
+    },
+}
+
+/// A prepared branch that asks for its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InquiringBranch {
+    /// The call.
+    pub call: CallId,
+    /// The execution.
+    pub execution: ExecutionId,
+    /// The database.
+    pub resource: ResourceId,
 }

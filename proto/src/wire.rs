@@ -13,6 +13,7 @@
 //!
 //! The submodule `session` holds the stream, `message` what relays and inboxes say, `status` what both ways share, `unary` the single calls.
 
+mod in_doubt;
 mod message;
 mod open;
 mod session;
@@ -26,6 +27,7 @@ use crate::v1;
 use bytes::Bytes;
 use std::fmt;
 
+pub use in_doubt::ListInDoubt;
 pub use session::{request_number, response};
 pub use status::{leader_address, refusal};
 pub use unary::{List, Resolve, ResolveAction};

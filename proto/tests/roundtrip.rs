@@ -7,14 +7,16 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
 use strategies::{
-    command, decide, decision, gtid, lineage, list, refusal, request, request_number, resolve, response,
-    status, summaries,
+    command, decide, decision, gtid, in_doubt_page, lineage, list, refusal, request, request_number, resolve,
+    response, status, summaries,
 };
 use synod_proto::command::{Command, Decide, Proposal};
 use synod_proto::ids::{Gtid, ReplicaId, RequestId};
-use synod_proto::session::{Decision, Refusal, Request, Response, TransactionStatus, TransactionSummary};
+use synod_proto::session::{
+    Decision, InDoubtPage, Refusal, Request, Response, TransactionStatus, TransactionSummary,
+};
 use synod_proto::v1;
-use synod_proto::wire::{self, List, Malformed, Resolve, ResolveAction};
+use synod_proto::wire::{self, List, ListInDoubt, Malformed, Resolve, ResolveAction};
 
 /// Through the bytes of a message: what leaves as `W` arrives as `W`.
 fn over_the_wire<W: Message + Default>(wire: &W) -> W {
@@ -88,6 +90,13 @@ proptest! {
     }
 
     #[test]
+    fn pages_in_doubt(page in in_doubt_page(), list in list()) {
+        prop_assert_eq!(there_and_back::<v1::ListInDoubtReply, InDoubtPage>(page.clone()), Ok(page));
+        let list = ListInDoubt { after: list.after, count_max: list.count_max };
+        prop_assert_eq!(there_and_back::<v1::ListInDoubtRequest, _>(list), Ok(list));
+    }
+
+    #[test]
     fn questions(gtid in gtid(), list in list(), resolve in resolve()) {
         prop_assert_eq!(there_and_back::<v1::OutcomeRequest, _>(gtid), Ok(gtid));
         prop_assert_eq!(there_and_back::<v1::ListRequest, _>(list), Ok(list));
@@ -123,7 +132,8 @@ proptest! {
             | Request::Outcome { request, .. }
             | Request::AwaitDelivery { request, .. }
             | Request::Settle { request, .. }
-            | Request::List { request, .. } => Some(*request),
+            | Request::List { request, .. }
+            | Request::ListInDoubt { request, .. } => Some(*request),
             Request::Inquire { .. }
             | Request::Acknowledge { .. }
             | Request::Hazard { .. }
@@ -207,6 +217,7 @@ proptest! {
         is_refused_or_stable::<v1::SessionResponse, Response>(&bytes)?;
         is_refused_or_stable::<v1::ResolveRequest, Resolve>(&bytes)?;
         is_refused_or_stable::<v1::ListRequest, List>(&bytes)?;
+        is_refused_or_stable::<v1::ListInDoubtRequest, ListInDoubt>(&bytes)?;
         is_refused_or_stable::<v1::OutcomeRequest, Gtid>(&bytes)?;
         let _ = v1::CommitRequest::decode(&bytes[..]).map(Decide::try_from);
         let _ = v1::AbortRequest::decode(&bytes[..]).map(Decide::try_from);

@@ -8,6 +8,7 @@
 //! | `synod status [--endpoints LIST] [--json]` | what every replica says of itself |
 //! | `synod txn get GTID [--json]` | what became of a transaction |
 //! | `synod txn list [--unfinished] [--after GTID] [--count N] [--json]` | the transactions in the register, by begin |
+//! | `synod txn list --in-doubt [--after GTID] [--count N] [--json]` | what keeps databases waiting, by begin: unfinished commits from the log, undecided transactions that prepared branches inquired for from the leader's memory |
 //! | `synod txn resolve GTID (--abort \| --settle CALL/EXECUTION) --author A --reason R [--json]` | an operator's hand, entered in the log |
 //! | `synod bench [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--warm-up S] [--rate PER_SECOND] [--unary] [--json]` | a load generator |
 //!
@@ -39,6 +40,7 @@
 //! | `status` | a list of `address`, `reachable`, `error`, and if reachable: `cluster`, `replica`, `incarnation`, `lineage`, `role` (`leader`, `candidate`, `follower`), `leader`, `ballot` {`round`, `replica`, `start`}, `decided_up_to`, `applied_up_to`, `stamp_unix_ms`, `mark_unix_ms` (both null before the first entry), `outcome_count`, `unfinished_count`, `hazard_count`, `session_count`, `admission` (`admitted`, `pending`, `refused`), `admission_text` (null if admitted, else whom it waits for or what contradicts its directory), `read_only` (null, or why its log cannot be written), `peers` [{`replica`, `address`, `connected`}], `version`, `process_id`, `log_write_count` (writes to its log since its start, each with a sync) |
 //! | `txn get` | `gtid`, `began_at_unix_ms`, `status` (`committed`, `aborted`, `undecided`, `expired`), `branches` [{`call`, `execution`, `resource`, `delivery` (`pending`, `acknowledged`, `hazard`, `settled`), `hazard`}], `read_only_count`, `cause` {`kind`, `call`, `execution`, `text`} |
 //! | `txn list` | a list of the same, each with `decided_at_unix_ms` |
+//! | `txn list --in-doubt` | `transactions` [{`gtid`, `began_at_unix_ms`, `state` (`unfinished`, `undecided`), `since_unix_ms` (decided; first inquired for at this leader), `deadline_unix_ms` (null if unfinished), `branches` [{`call`, `execution`, `resource`, `waits_for` (`acknowledgement`, `outcome`), `hazard`}]}], `inquiries_since_unix_ms` (since when the leader remembers inquiries), `inquiries_dropped_count` (inquiries that it had no room for) |
 //! | `txn resolve` | `gtid`, `decision` (`committed`, `aborted`, `mismatch`, `expired`, `settled`), `cause` |
 //! | `bench` | `sessions`, `in_flight`, `branches`, `transport` (`session`, `unary`), `rate_asked`, `seconds`, `transactions`, `per_second`, `latency_us` {`p50`, `p90`, `p99`, `p99_9`, `max`}, `gap_ms_max`, `aborted`, `overloaded`, `resent`, `drained`, `unfinished`; for each transaction `cpu_us`, `syncs`, `written_bytes` (of all replicas), `generator_cpu_us`; `replicas` [{`address`, `role`, `version`, `cpu_us`, `syncs`, `written_bytes`}], `not_measured` (why something is null) |
 

@@ -48,9 +48,40 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// This machine's clock, in milliseconds since 1970.
+pub(super) fn now_unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since
+        .ok()
+        .and_then(|since| u64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
+}
+
+/// How long ago, for people: the two largest units. The other machine's clock may be a little ahead of this one's.
+pub(super) fn age(now_unix_ms: u64, then_unix_ms: u64) -> String {
+    let seconds = now_unix_ms.saturating_sub(then_unix_ms) / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    if days > 0 {
+        format!("{days}d {}h ago", hours % 24)
+    } else if hours > 0 {
+        format!("{hours}h {}m ago", minutes % 60)
+    } else if minutes > 0 {
+        format!("{minutes}m {}s ago", seconds % 60)
+    } else {
+        format!("{seconds}s ago")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_age_has_two_units_at_most() {
+        let ages = [0, 59_999, 60_000, 3_661_000, 90_000_000].map(|ms| age(ms + 7, 7));
+        assert_eq!(ages, ["0s ago", "59s ago", "1m 0s ago", "1h 1m ago", "1d 1h ago"]);
+        assert_eq!(age(5, 7), "0s ago");
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

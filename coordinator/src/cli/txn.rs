@@ -1,5 +1,7 @@
 //! `synod txn`: look at transactions, and resolve them by hand.
 
+mod in_doubt;
+
 use super::client::{self, Endpoints};
 use super::exit::{Exit, Failure};
 use super::output::{print, print_json, table};
@@ -32,6 +34,10 @@ pub(super) enum Verb {
         /// Only committed transactions with an unacknowledged branch.
         #[arg(long)]
         unfinished: bool,
+        /// What keeps databases waiting: commits that a branch has not acknowledged, from the log; and transactions that
+        /// prepared branches inquired for and that have no outcome, from the leader's memory.
+        #[arg(long, conflicts_with = "unfinished")]
+        in_doubt: bool,
         /// Only transactions after this one.
         #[arg(long, value_name = "GTID")]
         after: Option<Gtid>,
@@ -127,7 +133,16 @@ pub(super) fn run(verb: Verb) -> Result<Exit, Failure> {
             json,
         } => get(gtid, &endpoints, json),
         Verb::List {
+            unfinished: _,
+            in_doubt: true,
+            after,
+            count,
+            endpoints,
+            json,
+        } => in_doubt::list(after, count, &endpoints, json),
+        Verb::List {
             unfinished,
+            in_doubt: false,
             after,
             count,
             endpoints,
@@ -194,13 +209,10 @@ fn list(
         let mut found: Vec<TransactionSummary> = Vec::new();
         while found.len() < count {
             let after = found.last().map(|summary| summary.gtid).or(after);
-            let count_max = u32::try_from(count - found.len())
-                .unwrap_or(PAGE_COUNT)
-                .min(PAGE_COUNT);
             let page = List {
                 after,
                 unfinished_only,
-                count_max,
+                count_max: page_length(count - found.len()),
             };
             let reply = client::at_leader(endpoints, async |client| {
                 client
@@ -246,6 +258,11 @@ fn list(
         &listed.iter().map(row).collect::<Vec<_>>(),
     ))?;
     Ok(Exit::Success)
+}
+
+/// How long a page to ask for when so many more are wanted.
+fn page_length(wanted: usize) -> u32 {
+    u32::try_from(wanted).unwrap_or(PAGE_COUNT).min(PAGE_COUNT)
 }
 
 fn resolve(resolve: Resolve, endpoints: &Endpoints, json: bool) -> Result<Exit, Failure> {

@@ -149,7 +149,7 @@ impl Stream for ResponseStream {
 }
 
 fn is_page(response: &Response) -> bool {
-    matches!(response, Response::Listed { .. })
+    matches!(response, Response::Listed { .. } | Response::ListedInDoubt { .. })
 }
 
 fn fit(mut response: Response) -> Response {

@@ -7,7 +7,7 @@ use synod_proto::command::Decide;
 use synod_proto::ids::{Gtid, RequestId, SessionId};
 use synod_proto::session::{Decision, Request, Response, TransactionSummary};
 use synod_proto::v1;
-use synod_proto::wire::{List, Malformed, Resolve};
+use synod_proto::wire::{List, ListInDoubt, Malformed, Resolve};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
@@ -85,6 +85,17 @@ impl Service {
                 stream::fit_page(&mut transactions);
                 Ok(Vec::<TransactionSummary>::into(transactions))
             }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) async fn list_in_doubt_call(
+        &self,
+        call: v1::ListInDoubtRequest,
+    ) -> Result<v1::ListInDoubtReply, Status> {
+        let list = ListInDoubt::try_from(call).map_err(malformed)?;
+        match self.call(list.into_request(REQUEST)).await? {
+            Response::ListedInDoubt { page, .. } => Ok(page.into()),
             other => Err(unexpected(&other)),
         }
     }

@@ -209,7 +209,7 @@ impl State {
             Request::PrepareAndDecide { .. } | Request::Introduce { .. } | Request::Voted { .. } => {
                 unimplemented!("open branches are tested with a real coordinator")
             }
-            Request::Settle { .. } | Request::List { .. } => {}
+            Request::Settle { .. } | Request::List { .. } | Request::ListInDoubt { .. } => {}
         }
     }
 
@@ -426,6 +426,13 @@ impl Coordinator for TestCoordinator {
         &self,
         _: tonic::Request<v1::ListRequest>,
     ) -> Result<tonic::Response<v1::ListReply>, Status> {
+        Err(Status::unimplemented("the library uses the session"))
+    }
+
+    async fn list_in_doubt(
+        &self,
+        _: tonic::Request<v1::ListInDoubtRequest>,
+    ) -> Result<tonic::Response<v1::ListInDoubtReply>, Status> {
         Err(Status::unimplemented("the library uses the session"))
     }
 

@@ -24,6 +24,7 @@ pub fn request_number(wire: &v1::SessionRequest) -> Option<RequestId> {
         WireRequest::AwaitDelivery(delivery) => Some(RequestId(delivery.request)),
         WireRequest::Settle(settle) => Some(RequestId(settle.request)),
         WireRequest::List(list) => Some(RequestId(list.request)),
+        WireRequest::ListInDoubt(list) => Some(RequestId(list.request)),
         WireRequest::PrepareAndDecide(decide) => Some(RequestId(decide.request)),
         WireRequest::Inquire(_)
         | WireRequest::Acknowledge(_)
@@ -124,6 +125,15 @@ impl From<Request> for v1::SessionRequest {
                 unfinished_only,
                 count_max,
             }),
+            Request::ListInDoubt {
+                request,
+                after,
+                count_max,
+            } => WireRequest::ListInDoubt(v1::ListTransactionsInDoubt {
+                request: request.0,
+                after: after.map(gtid_bytes),
+                count_max,
+            }),
         };
         Self {
             request: Some(request),
@@ -222,6 +232,14 @@ impl TryFrom<v1::SessionRequest> for Request {
                 unfinished_only: wire.unfinished_only,
                 count_max: unary::page_length("ListTransactions.count_max", wire.count_max)?,
             },
+            WireRequest::ListInDoubt(wire) => Self::ListInDoubt {
+                request: RequestId(wire.request),
+                after: wire
+                    .after
+                    .map(|id| gtid("ListTransactionsInDoubt.after", &id))
+                    .transpose()?,
+                count_max: unary::page_length("ListTransactionsInDoubt.count_max", wire.count_max)?,
+            },
         })
     }
 }
@@ -285,6 +303,10 @@ pub fn response(response: Response, address: impl Fn(ReplicaId) -> Option<String
         } => WireResponse::Listed(v1::Listed {
             request: request.0,
             transactions: transactions.into_iter().map(Into::into).collect(),
+        }),
+        Response::ListedInDoubt { request, page } => WireResponse::ListedInDoubt(v1::ListedInDoubt {
+            request: request.0,
+            page: Some(page.into()),
         }),
         Response::Refused { request, refusal } => WireResponse::Refused(v1::Refused {
             request: request.0,
@@ -359,6 +381,10 @@ impl TryFrom<v1::SessionResponse> for Response {
             WireResponse::Listed(wire) => Self::Listed {
                 request: RequestId(wire.request),
                 transactions: unary::page("Listed.transactions", wire.transactions)?,
+            },
+            WireResponse::ListedInDoubt(wire) => Self::ListedInDoubt {
+                request: RequestId(wire.request),
+                page: present("ListedInDoubt.page", wire.page)?.try_into()?,
             },
             WireResponse::Refused(wire) => Self::Refused {
                 request: RequestId(wire.request),

@@ -15,8 +15,9 @@ use synod_proto::limits::{
     GUARD_NAME_BYTES_MAX, LIST_COUNT_MAX, RESOURCE_COUNT_MAX, TEXT_BYTES_MAX,
 };
 use synod_proto::session::{
-    AbortCause, AbortKind, Answer, AskedVote, BranchStatus, Decision, DeliveryStatus, OpenBranch, Outcome,
-    Refusal, Request, Response, TransactionStatus, TransactionSummary, Vote,
+    AbortCause, AbortKind, Answer, AskedVote, BranchStatus, Decision, DeliveryStatus, InDoubt, InDoubtPage,
+    InDoubtState, InquiringBranch, OpenBranch, Outcome, Refusal, Request, Response, TransactionStatus,
+    TransactionSummary, Vote,
 };
 use synod_proto::wire::{List, Resolve, ResolveAction};
 
@@ -243,6 +244,11 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
             }
         }),
         (request_number(), list()).prop_map(|(request, list)| list.into_request(request)),
+        (request_number(), list()).prop_map(|(request, list)| Request::ListInDoubt {
+            request,
+            after: list.after,
+            count_max: list.count_max
+        }),
     ]
 }
 
@@ -390,6 +396,34 @@ pub(crate) fn summaries() -> impl Strategy<Value = Vec<TransactionSummary>> {
     vec(summary, 0..4)
 }
 
+pub(crate) fn in_doubt_page() -> impl Strategy<Value = InDoubtPage> {
+    let inquiring =
+        (call(), execution(), resource()).prop_map(|(call, execution, resource)| InquiringBranch {
+            call,
+            execution,
+            resource,
+        });
+    let state = prop_oneof![
+        (millis(), vec(branch_status(), 0..=BRANCH_COUNT_MAX))
+            .prop_map(|(decided_at, branches)| { InDoubtState::Unfinished { decided_at, branches } }),
+        (millis(), millis(), vec(inquiring, 0..=BRANCH_COUNT_MAX)).prop_map(
+            |(inquired_since, deadline, branches)| InDoubtState::Undecided {
+                inquired_since,
+                deadline,
+                branches,
+            }
+        ),
+    ];
+    let transaction = (gtid(), state).prop_map(|(gtid, state)| InDoubt { gtid, state });
+    (vec(transaction, 0..4), millis(), any::<u64>()).prop_map(
+        |(transactions, inquiries_since, inquiries_dropped_count)| InDoubtPage {
+            transactions,
+            inquiries_since,
+            inquiries_dropped_count,
+        },
+    )
+}
+
 pub(crate) fn response() -> impl Strategy<Value = Response> {
     let answer = prop::sample::select(&[Answer::Committed, Answer::Aborted, Answer::Undecided]);
     let outcome = prop::sample::select(&[Outcome::Committed, Outcome::Aborted]);
@@ -425,6 +459,8 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
             request,
             transactions
         }),
+        (request_number(), in_doubt_page())
+            .prop_map(|(request, page)| Response::ListedInDoubt { request, page }),
         (request_number(), refusal()).prop_map(|(request, refusal)| Response::Refused { request, refusal }),
     ]
 }

@@ -68,7 +68,8 @@ impl HistoryChecker {
             | Request::Introduce { .. }
             | Request::Voted { .. }
             | Request::Settle { .. }
-            | Request::List { .. } => {}
+            | Request::List { .. }
+            | Request::ListInDoubt { .. } => {}
         }
     }
 

@@ -50,7 +50,8 @@ impl OutcomeChecker {
             | Request::Outcome { request, .. }
             | Request::AwaitDelivery { request, .. }
             | Request::Settle { request, .. }
-            | Request::List { request, .. } => *request,
+            | Request::List { request, .. }
+            | Request::ListInDoubt { request, .. } => *request,
             Request::Inquire { .. }
             | Request::Acknowledge { .. }
             | Request::Hazard { .. }

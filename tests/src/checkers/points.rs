@@ -202,6 +202,7 @@ fn name_of_response(response: &Response) -> &'static str {
         },
         Response::Delivered { .. } => "delivered",
         Response::Listed { .. } => "listed",
+        Response::ListedInDoubt { .. } => "listed in doubt",
         Response::Refused { refusal, .. } => match refusal {
             Refusal::NotLeader { .. } => "refused: not the leader",
             Refusal::Overloaded { .. } => "refused: overloaded",

@@ -158,6 +158,13 @@ impl Outcomes {
         self.unfinished.iter().map(|(gtid, record)| (*gtid, record))
     }
 
+    /// Those above `after`.
+    pub fn unfinished_above(&self, after: Option<Gtid>) -> impl Iterator<Item = (Gtid, &Record)> {
+        use core::ops::Bound::{Excluded, Unbounded};
+        let range = (after.map_or(Unbounded, Excluded), Unbounded);
+        self.unfinished.range(range).map(|(gtid, record)| (*gtid, record))
+    }
+
     /// Whether the gtid is a commit with an unacknowledged branch.
     #[must_use]
     pub fn is_unfinished(&self, gtid: Gtid) -> bool {

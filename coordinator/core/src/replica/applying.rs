@@ -59,6 +59,7 @@ impl Replica {
                         }
                     }
                 }
+                leading.inquiring.forget(decide.gtid);
                 self.conclude_preparing(decide.gtid, &decision, effects);
                 match origin {
                     Origin::Session(session, request) => {
@@ -143,6 +144,7 @@ impl Replica {
             return;
         }
         let parked = leader.leading.begin_serving();
+        leader.leading.inquiring.begin(now.wall);
         for (gtid, record) in self.machine.outcomes().unfinished() {
             if let Verdict::Committed {
                 branches, settled, ..

@@ -5,12 +5,14 @@ use super::{Replica, Role};
 use crate::effects::{Effects, Unsynced};
 use crate::machine::outcomes::{Record, Verdict};
 use crate::time::Now;
-use crate::transaction::Read;
+use crate::transaction::{Question, Read};
+use alloc::vec::Vec;
 use synod_proto::ids::{BranchId, Gtid, RequestId, SessionId};
 use synod_proto::limits::{LIST_COUNT_DEFAULT, LIST_COUNT_MAX};
 use synod_proto::planted;
 use synod_proto::session::{
-    Answer, BranchStatus, DeliveryStatus, Request, Response, TransactionStatus, TransactionSummary,
+    Answer, BranchStatus, DeliveryStatus, InDoubt, InDoubtPage, InDoubtState, Request, Response,
+    TransactionStatus, TransactionSummary,
 };
 
 /// The most branches in one page of a list, beyond its first transaction: a page fits a message of 1 MiB even where
@@ -62,15 +64,10 @@ impl Replica {
                 unfinished_only,
                 count_max,
             } => {
-                let count_max = if *count_max == 0 {
-                    LIST_COUNT_DEFAULT
-                } else {
-                    (*count_max).min(LIST_COUNT_MAX)
-                };
                 let page = self
                     .machine
                     .outcomes()
-                    .page(*after, *unfinished_only, count_max as usize);
+                    .page(*after, *unfinished_only, page_length(*count_max));
                 let mut branch_count = 0;
                 let transactions = page
                     .into_iter()
@@ -152,7 +149,7 @@ impl Replica {
         now: Now,
         session: SessionId,
         request: RequestId,
-        gtid: Gtid,
+        question: Question,
         effects: &mut Effects<Unsynced>,
     ) {
         let settled_before = self.latest_clock(now).minus(self.config.watermark_lag_ms);
@@ -161,7 +158,9 @@ impl Replica {
         };
         // The watermark of an idle log stands still; an entry moves it over what is past all deadlines, so that whoever
         // asks again is told that it expired.
-        if gtid.began_at() < settled_before {
+        if let Question::Outcome(gtid) = question
+            && gtid.began_at() < settled_before
+        {
             leader.leading.push_noop();
         }
         let is_first = !leader.leading.has_reads();
@@ -169,7 +168,7 @@ impl Replica {
             sequence: leader.sequence + 1,
             session,
             request,
-            gtid,
+            question,
         });
         if is_first {
             self.send_heartbeats(now, effects);
@@ -198,16 +197,79 @@ impl Replica {
         }
         let confirmed = leader.confirmed_sequence(quorum_count);
         for read in leader.leading.take_confirmed_reads(confirmed) {
-            let status = self
-                .known_status(read.gtid)
-                .unwrap_or(TransactionStatus::Undecided);
-            effects.tell(
-                read.session,
-                Response::Status {
-                    request: read.request,
-                    status,
+            let request = read.request;
+            let response = match read.question {
+                Question::Outcome(gtid) => Response::Status {
+                    request,
+                    status: self.known_status(gtid).unwrap_or(TransactionStatus::Undecided),
                 },
-            );
+                Question::InDoubt { after, count_max } => Response::ListedInDoubt {
+                    request,
+                    page: self.page_in_doubt(after, count_max),
+                },
+            };
+            effects.tell(read.session, response);
         }
     }
+
+    /// What keeps databases waiting: from the log, what is not acknowledged; from this leader's memory, what was inquired
+    /// for in vain.
+    fn page_in_doubt(&self, after: Option<Gtid>, count_max: usize) -> InDoubtPage {
+        let Role::Leader(leader) = &self.role else {
+            unreachable!("only a leader's reads are confirmed");
+        };
+        let inquiring = &leader.leading.inquiring;
+        let unfinished = self
+            .machine
+            .outcomes()
+            .unfinished_above(after)
+            .filter_map(|(gtid, record)| Some((gtid, self.unfinished_state(gtid, record)?)));
+        let undecided = inquiring.above(after).filter(|(gtid, _)| {
+            self.machine.outcomes().record(*gtid).is_none() && !self.machine.is_below_mark(*gtid)
+        });
+        let mut transactions: Vec<InDoubt> = unfinished
+            .take(count_max)
+            .chain(undecided.take(count_max))
+            .map(|(gtid, state)| InDoubt { gtid, state })
+            .collect();
+        transactions.sort_by_key(|one| one.gtid);
+        transactions.truncate(count_max);
+        let mut branch_count = 0;
+        let fitting = transactions.iter().take_while(|one| {
+            let fits = branch_count < LIST_BRANCH_COUNT_MAX;
+            branch_count += match &one.state {
+                InDoubtState::Unfinished { branches, .. } => branches.len(),
+                InDoubtState::Undecided { branches, .. } => branches.len(),
+            };
+            fits
+        });
+        let fitting_count = fitting.count();
+        transactions.truncate(fitting_count);
+        InDoubtPage {
+            transactions,
+            inquiries_since: inquiring.since(),
+            inquiries_dropped_count: inquiring.dropped_count(),
+        }
+    }
+
+    /// `None` where every branch has acknowledged and only the log does not say so yet.
+    fn unfinished_state(&self, gtid: Gtid, record: &Record) -> Option<InDoubtState> {
+        let TransactionStatus::Committed { mut branches, .. } = self.status_of(gtid, record) else {
+            return None;
+        };
+        branches.retain(|one| matches!(one.delivery, DeliveryStatus::Pending | DeliveryStatus::Hazard(_)));
+        (!branches.is_empty()).then_some(InDoubtState::Unfinished {
+            decided_at: record.decided_at,
+            branches,
+        })
+    }
+}
+
+/// The length of a page; 0 takes the default.
+pub(super) fn page_length(count_max: u32) -> usize {
+    let count_max = match count_max {
+        0 => LIST_COUNT_DEFAULT,
+        count_max => count_max.min(LIST_COUNT_MAX),
+    };
+    count_max as usize
 }

@@ -1,10 +1,11 @@
 //! What sessions ask of a leader. Reads are in `reading.rs`; commits with open branches in `preparing.rs`; what is told once a proposal is applied, in `applying.rs`.
 
+use super::reading::page_length;
 use super::{Ignored, Replica, Role};
 use crate::effects::{Effects, Notice, Unsynced};
 use crate::machine::outcomes::Verdict;
 use crate::time::Now;
-use crate::transaction::{Inquired, Origin, invalid, request_id};
+use crate::transaction::{Inquired, Origin, Question, invalid, request_id};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -83,11 +84,11 @@ impl Replica {
             }
             Request::Inquire {
                 branch,
+                resource,
                 lineage,
                 deadline,
-                ..
             } => {
-                self.on_inquire(now, session, branch, lineage, deadline, effects);
+                self.on_inquire(now, session, (branch, resource), lineage, deadline, effects);
                 Ok(())
             }
             Request::Acknowledge { branch, resource } => {
@@ -104,7 +105,22 @@ impl Replica {
             }
             Request::Outcome { request, gtid } => {
                 self.check_begun(now, gtid)?;
-                self.read_confirmed(now, session, request, gtid, effects);
+                self.read_confirmed(now, session, request, Question::Outcome(gtid), effects);
+                Ok(())
+            }
+            Request::ListInDoubt {
+                request,
+                after,
+                count_max,
+            } => {
+                let count_max = page_length(count_max);
+                self.read_confirmed(
+                    now,
+                    session,
+                    request,
+                    Question::InDoubt { after, count_max },
+                    effects,
+                );
                 Ok(())
             }
             Request::AwaitDelivery { request, gtid } => {
@@ -264,7 +280,7 @@ impl Replica {
         &mut self,
         now: Now,
         session: SessionId,
-        branch: BranchId,
+        (branch, resource): (BranchId, ResourceId),
         lineage: Lineage,
         deadline: UnixMillis,
         effects: &mut Effects<Unsynced>,
@@ -277,6 +293,13 @@ impl Replica {
         // abort of a gtid of the far future into the register, where no watermark frees it for years.
         let began_at = branch.gtid.began_at();
         let deadline = deadline.clamp(began_at, began_at.plus(DEADLINE_MS_MAX));
+        let mark = self.machine.mark();
+        if let Role::Leader(leader) = &mut self.role {
+            leader
+                .leading
+                .inquiring
+                .note(now.wall, mark, branch, resource, deadline);
+        }
         if self.deadline_clock(now) < deadline {
             return effects.tell(
                 session,

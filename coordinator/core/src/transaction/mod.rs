@@ -4,6 +4,7 @@
 //! register and from what sessions say again.
 
 pub(crate) mod deliveries;
+pub(crate) mod inquiring;
 pub(crate) mod preparing;
 
 use crate::effects::{Effects, Unsynced};
@@ -15,6 +16,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
 use deliveries::Deliveries;
+use inquiring::Inquiring;
 use preparing::Preparing;
 use synod_proto::command::{Command, DELIVERED_COUNT_MAX};
 use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId};
@@ -53,7 +55,16 @@ pub(crate) struct Read {
     pub(crate) sequence: u64,
     pub(crate) session: SessionId,
     pub(crate) request: RequestId,
-    pub(crate) gtid: Gtid,
+    pub(crate) question: Question,
+}
+
+/// What a [`Read`] asks.
+#[derive(Clone, Copy, Debug, Hash)]
+pub(crate) enum Question {
+    /// What became of this transaction.
+    Outcome(Gtid),
+    /// What keeps databases waiting, above this gtid.
+    InDoubt { after: Option<Gtid>, count_max: usize },
 }
 
 /// For checkers: the order of reads is kept by whoever holds them, the count of heartbeats says nothing by itself.
@@ -63,9 +74,9 @@ impl Hash for Read {
             sequence: _,
             session,
             request,
-            gtid,
+            question,
         } = self;
-        (session, request, gtid).hash(state);
+        (session, request, question).hash(state);
     }
 }
 
@@ -97,6 +108,7 @@ pub(crate) struct Leading {
     delivered_is_due: bool,
     pub(crate) deliveries: Deliveries,
     pub(crate) preparing: Preparing,
+    pub(crate) inquiring: Inquiring,
 }
 
 impl Leading {
@@ -114,6 +126,7 @@ impl Leading {
             delivered_is_due: false,
             deliveries: Deliveries::new(seed),
             preparing: Preparing::default(),
+            inquiring: Inquiring::default(),
         }
     }
 
@@ -373,7 +386,8 @@ pub(crate) fn request_id(request: &Request) -> Option<RequestId> {
         | Request::Outcome { request, .. }
         | Request::AwaitDelivery { request, .. }
         | Request::Settle { request, .. }
-        | Request::List { request, .. } => Some(*request),
+        | Request::List { request, .. }
+        | Request::ListInDoubt { request, .. } => Some(*request),
         Request::Inquire { .. }
         | Request::Acknowledge { .. }
         | Request::Hazard { .. }

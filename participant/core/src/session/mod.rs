@@ -243,7 +243,9 @@ impl Session {
                 call_count,
             }),
             // This session never asks for lists.
-            Response::Listed { .. } => effects.push(Effect::Ignored(Ignored::UnknownRequest)),
+            Response::Listed { .. } | Response::ListedInDoubt { .. } => {
+                effects.push(Effect::Ignored(Ignored::UnknownRequest));
+            }
         }
     }
 

@@ -240,6 +240,13 @@ impl Coordinator for Service {
         Err(unused())
     }
 
+    async fn list_in_doubt(
+        &self,
+        _: tonic::Request<v1::ListInDoubtRequest>,
+    ) -> Result<tonic::Response<v1::ListInDoubtReply>, Status> {
+        Err(unused())
+    }
+
     async fn status(
         &self,
         _: tonic::Request<v1::StatusRequest>,

@@ -208,7 +208,7 @@ fn any_request(random: &mut Random) -> Request {
         },
         _ => commit(&[1]).proposal,
     };
-    match random.between(0, 8) {
+    match random.between(0, 9) {
         0 => Request::Register {
             request,
             lineage: Some(lineage),
@@ -250,6 +250,11 @@ fn any_request(random: &mut Random) -> Request {
             branch,
             author: "o".to_string(),
             reason: "r".to_string(),
+        },
+        8 => Request::ListInDoubt {
+            request,
+            after: None,
+            count_max: 0,
         },
         _ => Request::List {
             request,

@@ -14,7 +14,8 @@ use synod_proto::ids::{
     BranchId, CallId, ExecutionId, Gtid, Lineage, ReplicaId, RequestId, ResourceId, SessionId,
 };
 use synod_proto::session::{
-    AbortCause, AbortKind, Answer, Decision, Outcome, Refusal, Request, Response, TransactionStatus,
+    AbortCause, AbortKind, Answer, Decision, InDoubt, InDoubtState, InquiringBranch, Outcome, Refusal,
+    Request, Response, TransactionStatus,
 };
 
 pub(super) const SESSION: SessionId = SessionId(5);
@@ -583,6 +584,169 @@ fn t10_questions_that_come_during_a_quorum_round_share_the_next_one_at_once() {
         ..Out::default()
     };
     assert_eq!(out, expected, "nobody waits: no third round");
+}
+
+/// T10, A5: what keeps databases waiting is told after a quorum round. An inquiry leaves a line until the outcome comes, and a
+/// commit until its branch acknowledges.
+#[test]
+fn t10_what_is_in_doubt_is_told_after_a_quorum_round_and_until_it_is_resolved() {
+    let mut bench = Bench::fresh(3);
+    let own = bench.serve();
+    let lineage = bench_lineage(&bench);
+    let began_at = bench.now.wall;
+    let inquire = Request::Inquire {
+        branch: branch(1),
+        resource: DATABASE,
+        lineage,
+        deadline: WALL.plus(30_000),
+    };
+    bench.ask(inquire.clone());
+    bench.wait(1_000);
+    bench.ask(inquire);
+
+    let list = Request::ListInDoubt {
+        request: RequestId(9),
+        after: None,
+        count_max: 0,
+    };
+    let out = bench.ask(list.clone());
+    assert_eq!(out.told, vec![], "not before a quorum has confirmed the leader");
+    let sequence = out
+        .early
+        .iter()
+        .find_map(|envelope| match &envelope.message {
+            Message::Heartbeat { sequence, .. } => Some(*sequence),
+            _ => None,
+        })
+        .expect("a round begins at once");
+    let confirm = |bench: &mut Bench, sequence| {
+        let wall = bench.now.wall;
+        let out = bench.hear(
+            2,
+            Message::HeartbeatAnswer {
+                ballot: own,
+                sequence,
+                wall,
+            },
+        );
+        out.told
+    };
+    let listed = |told: Vec<Told>| match &told[..] {
+        [
+            Told {
+                response: Response::ListedInDoubt { page, .. },
+                ..
+            },
+        ] => page.clone(),
+        other => panic!("{other:?}"),
+    };
+    let page = listed(confirm(&mut bench, sequence));
+    assert_eq!(
+        page.transactions,
+        vec![InDoubt {
+            gtid: gtid(),
+            state: InDoubtState::Undecided {
+                inquired_since: began_at,
+                deadline: WALL.plus(30_000),
+                branches: vec![InquiringBranch {
+                    call: CallId(1),
+                    execution: ExecutionId(101),
+                    resource: DATABASE,
+                }],
+            },
+        }],
+        "once, since the first of its inquiries"
+    );
+    assert!(page.inquiries_since <= began_at);
+    assert_eq!(page.inquiries_dropped_count, 0);
+
+    // The outcome is in the log: nothing is in doubt any more.
+    let out = bench.ask(Request::Decide {
+        request: RequestId(1),
+        command: abort_under(&lineage).encode(),
+    });
+    bench.sync(&out);
+    let slot = bench.replica.status().decided_up_to.next();
+    bench.hear(2, Message::Accepted { ballot: own, slot });
+    let out = bench.ask(list);
+    let sequence = out
+        .early
+        .iter()
+        .find_map(|envelope| match &envelope.message {
+            Message::Heartbeat { sequence, .. } => Some(*sequence),
+            _ => None,
+        })
+        .expect("a round begins at once");
+    assert_eq!(listed(confirm(&mut bench, sequence)).transactions, vec![]);
+}
+
+/// The same list shows commits that wait for an acknowledgement, from the log, and pages follow each other.
+#[test]
+fn unfinished_commits_are_in_doubt_until_acknowledged() {
+    let mut bench = serving();
+    bench.decide(1, &commit(&[1, 2]));
+    let list = |bench: &mut Bench, after| {
+        let mut out = bench.ask(Request::ListInDoubt {
+            request: RequestId(9),
+            after,
+            count_max: 1,
+        });
+        if out.told.is_empty() {
+            out = bench.wait(200_000);
+        }
+        let page = out.told.into_iter().find_map(|told| match told.response {
+            Response::ListedInDoubt { page, .. } => Some(page.transactions),
+            _ => None,
+        });
+        page.expect("alone, a replica confirms itself")
+    };
+    let waiting = |bench: &mut Bench| {
+        let branches = list(bench, None).into_iter().map(|one| match one.state {
+            InDoubtState::Unfinished { branches, .. } => branches.iter().map(|one| one.call.0).collect(),
+            other => panic!("{other:?}"),
+        });
+        branches.collect::<Vec<Vec<u64>>>()
+    };
+    assert_eq!(waiting(&mut bench), vec![vec![1, 2]]);
+    let acknowledge = |call| Request::Acknowledge {
+        branch: branch(call),
+        resource: DATABASE,
+    };
+    bench.ask(acknowledge(1));
+    assert_eq!(waiting(&mut bench), vec![vec![2]]);
+    assert_eq!(list(&mut bench, Some(gtid())), vec![], "the end of the list");
+    bench.ask(acknowledge(2));
+    assert_eq!(waiting(&mut bench), Vec::<Vec<u64>>::new());
+}
+
+/// A20: whoever inquires names any gtid; what the leader remembers for operators is bounded, and it says what it dropped.
+#[test]
+fn a20_remembered_inquiries_are_bounded_and_told_to_be() {
+    use crate::transaction::inquiring::{INQUIRING_COUNT_MAX, Inquiring};
+    let mut inquiring = Inquiring::default();
+    let note = |inquiring: &mut Inquiring, number: usize, mark| {
+        let began_at = WALL.plus(u64::try_from(number).expect("small"));
+        let gtid = Gtid::new(began_at, [3; 10]);
+        let branch = BranchId {
+            gtid,
+            call: CallId(1),
+            execution: ExecutionId(1),
+        };
+        inquiring.note(WALL, mark, branch, DATABASE, WALL);
+    };
+    for number in 0..INQUIRING_COUNT_MAX + 5 {
+        note(&mut inquiring, number, WALL);
+    }
+    assert_eq!(
+        (inquiring.above(None).count(), inquiring.dropped_count()),
+        (INQUIRING_COUNT_MAX, 5)
+    );
+    // What the watermark has passed makes room.
+    note(&mut inquiring, INQUIRING_COUNT_MAX + 5, WALL.plus(10));
+    assert_eq!(
+        (inquiring.above(None).count(), inquiring.dropped_count()),
+        (INQUIRING_COUNT_MAX - 9, 5)
+    );
 }
 
 fn bench_lineage(bench: &Bench) -> Lineage {
