@@ -116,7 +116,10 @@ impl HistoryChecker {
                     self.refused.insert(*place);
                 }
             }
-            Response::Registered { .. } | Response::LowWater { .. } | Response::Prepare { .. } => {}
+            Response::Registered { .. }
+            | Response::LowWater { .. }
+            | Response::Prepare { .. }
+            | Response::ListedInDoubt { .. } => {}
         }
     }
 

@@ -11,7 +11,8 @@ use synod_coordinator_core::machine::outcomes::{Record, Verdict};
 use synod_proto::command::{Decide, NamedBranch, Proposal};
 use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::session::{
-    Answer, Decision, DeliveryStatus, OpenBranch, Outcome, Request, Response, TransactionStatus,
+    Answer, Decision, DeliveryStatus, InDoubt, InDoubtState, OpenBranch, Outcome, Request, Response,
+    TransactionStatus,
 };
 
 /// What the log decided, remembered longer than the register does.
@@ -147,11 +148,41 @@ impl OutcomeChecker {
             Response::Listed { transactions, .. } => transactions
                 .iter()
                 .try_for_each(|one| self.check_status(now, one.gtid, now, &one.status, reference)),
+            Response::ListedInDoubt { request, page } => {
+                let (asked_at, _) = self.question(told.session, *request)?;
+                page.transactions
+                    .iter()
+                    .try_for_each(|one| self.check_in_doubt(now, one, asked_at, reference))
+            }
             Response::Registered { lineage, .. } => require(Some(*lineage) == reference.lineage(), || {
                 format!("session {} was told lineage {lineage}", told.session)
             }),
             // What it asks for decides nothing; what is answered with it shows in the outcome.
             Response::Refused { .. } | Response::Prepare { .. } => Ok(()),
+        }
+    }
+
+    /// What waits for an acknowledgement is in the log, and what waits for an outcome is not (T10).
+    fn check_in_doubt(&mut self, now: Micros, one: &InDoubt, asked_at: Micros, reference: &Machine) -> Check {
+        match &one.state {
+            InDoubtState::Unfinished { branches, .. } => require(
+                branches.iter().all(|branch| {
+                    self.names(BranchId {
+                        gtid: one.gtid,
+                        call: branch.call,
+                        execution: branch.execution,
+                    })
+                }),
+                || {
+                    format!(
+                        "{} was listed as an unfinished commit; the log says otherwise",
+                        one.gtid
+                    )
+                },
+            ),
+            InDoubtState::Undecided { .. } => {
+                self.check_status(now, one.gtid, asked_at, &TransactionStatus::Undecided, reference)
+            }
         }
     }
 
