@@ -126,7 +126,7 @@ fn main() -> ExitCode {
     };
     let result: Result<bool, BoxError> = match cli.role {
         Some(Role::Replica(args)) => of_process(replica::main("bank", &args)),
-        Some(Role::Bank(args)) => of_process(service::main(args)),
+        Some(Role::Bank(args)) => of_process(service::main(&args)),
         None => drive(&cli.run),
     };
     match result {

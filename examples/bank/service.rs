@@ -77,7 +77,7 @@ impl Bank for BankService {
 }
 
 /// In a bank's process: runs until the driver ends it, or kills it.
-pub(crate) fn main(args: BankArgs) -> Result<(), Box<dyn Error>> {
+pub(crate) fn main(args: &BankArgs) -> Result<(), Box<dyn Error>> {
     process::start_trace(std::io::stderr);
     let shutdown = process::until_driver_ends();
     tokio::runtime::Runtime::new()?.block_on(async {
