@@ -79,56 +79,57 @@ async fn script(store: &RedbResource, url: &str, told: &mut Told) -> Result<(), 
 /// order, each under its own position; what was acknowledged is there.
 #[tokio::test]
 async fn power_loss_at_every_operation_while_publishing() {
-    within(async {
-        let url = "http://127.0.0.1:1";
-        let count = {
-            let disk = formatted();
-            let before = disk.operation_count();
-            let store = open_store(&disk).unwrap();
-            script(&store, url, &mut Told::Nothing).await.unwrap();
-            drop(store);
-            disk.operation_count() - before
-        };
-        assert!(count > 40, "{count}");
-        for operation in 1..=count {
-            for power_loss in [PowerLoss::Lost, PowerLoss::Kept, PowerLoss::Torn(operation)] {
-                let disk = formatted();
-                disk.fail_from(disk.operation_count() + operation);
-                let mut told = Told::Nothing;
-                if let Ok(store) = open_store(&disk) {
-                    let _ = script(&store, url, &mut told).await;
-                }
-                disk.lose_power(power_loss);
-                let store = open_store(&disk).unwrap();
-                for in_doubt in store.in_doubt().await.unwrap() {
-                    assert_eq!(
-                        store.commit(&in_doubt.context.branch).await.unwrap(),
-                        Effect::Applied
-                    );
-                }
-                let outbox = open(&store, [consumer("billing", url.to_owned())]).await;
-                let listed = outbox.list(None, Position(0), 100).await.unwrap();
-                let rows = store.snapshot().unwrap().scan("orders", "").unwrap();
-                let context = format!("operation {operation}, {power_loss:?}, told {told:?}: {listed:?}");
-                assert_eq!(listed.len(), rows.len(), "{context}");
-                let expected_count_min = match told {
-                    Told::Nothing => 0,
-                    Told::First => 1,
-                    Told::Prepared | Told::Committed => 2,
-                    Told::Third => 3,
-                };
-                assert!(listed.len() >= expected_count_min, "{context}");
-                assert!(
-                    listed.windows(2).all(|pair| pair[0].sequence < pair[1].sequence),
-                    "{context}"
-                );
-                let keys = store.snapshot().unwrap().scan("synod:outbox_key", "").unwrap();
-                assert_eq!(keys.len(), rows.len(), "{context}");
-                publish(&outbox, &store, "9").await.unwrap();
-            }
+    let url = "http://127.0.0.1:1";
+    let count = {
+        let disk = formatted();
+        let before = disk.operation_count();
+        let store = open_store(&disk).unwrap();
+        within(script(&store, url, &mut Told::Nothing)).await.unwrap();
+        drop(store);
+        disk.operation_count() - before
+    };
+    assert!(count > 40, "{count}");
+    for operation in 1..=count {
+        for power_loss in [PowerLoss::Lost, PowerLoss::Kept, PowerLoss::Torn(operation)] {
+            within(publishing(url, operation, power_loss)).await;
         }
-    })
-    .await;
+    }
+}
+
+async fn publishing(url: &str, operation: u64, power_loss: PowerLoss) {
+    let disk = formatted();
+    disk.fail_from(disk.operation_count() + operation);
+    let mut told = Told::Nothing;
+    if let Ok(store) = open_store(&disk) {
+        let _ = script(&store, url, &mut told).await;
+    }
+    disk.lose_power(power_loss);
+    let store = open_store(&disk).unwrap();
+    for in_doubt in store.in_doubt().await.unwrap() {
+        assert_eq!(
+            store.commit(&in_doubt.context.branch).await.unwrap(),
+            Effect::Applied
+        );
+    }
+    let outbox = open(&store, [consumer("billing", url.to_owned())]).await;
+    let listed = outbox.list(None, Position(0), 100).await.unwrap();
+    let rows = store.snapshot().unwrap().scan("orders", "").unwrap();
+    let context = format!("operation {operation}, {power_loss:?}, told {told:?}: {listed:?}");
+    assert_eq!(listed.len(), rows.len(), "{context}");
+    let expected_count_min = match told {
+        Told::Nothing => 0,
+        Told::First => 1,
+        Told::Prepared | Told::Committed => 2,
+        Told::Third => 3,
+    };
+    assert!(listed.len() >= expected_count_min, "{context}");
+    assert!(
+        listed.windows(2).all(|pair| pair[0].sequence < pair[1].sequence),
+        "{context}"
+    );
+    let keys = store.snapshot().unwrap().scan("synod:outbox_key", "").unwrap();
+    assert_eq!(keys.len(), rows.len(), "{context}");
+    publish(&outbox, &store, "9").await.unwrap();
 }
 
 /// H7, H8, F5: at every operation of the sender's disk while a relay marks, and of the consumer's disk while its inbox deduplicates and
