@@ -83,7 +83,7 @@ impl Stranger {
                     self.propose(scene, session, gtid, row, abort());
                 }
                 1 if row.state == RowState::Committed => {
-                    self.propose(scene, session, gtid, row, other_commit())
+                    self.propose(scene, session, gtid, row, other_commit());
                 }
                 _ => scene.ask(session, Request::Outcome { request, gtid }),
             }
