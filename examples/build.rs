@@ -5,7 +5,13 @@ use std::error::Error;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(
-        ["proto/orders.proto", "proto/inventory.proto", "proto/bank.proto"],
+        [
+            "proto/orders.proto",
+            "proto/inventory.proto",
+            "proto/notifications.proto",
+            "proto/billing.proto",
+            "proto/bank.proto",
+        ],
         ["proto"],
     )?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use synod::resource::ResourceManager as _;
@@ -22,9 +22,6 @@ use crate::proto::{InDoubtReply, InDoubtRequest, MoveReply, MoveRequest};
 pub(crate) const ACCOUNTS: &str = "accounts";
 /// Transfer's id to cents, with its sign: this bank's half of the book.
 pub(crate) const BOOK: &str = "book";
-
-/// How long a restarted bank waits for its old port.
-const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long it waits for a coordinator that is losing its leader just now.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -90,7 +87,7 @@ pub(crate) fn main(args: &BankArgs) -> Result<(), Box<dyn Error>> {
         // a second only: a transfer the other way round may be waiting for the first one's other account.
         let store = RedbOptions::default().lock_timeout(Duration::from_secs(1));
         let database = participant.resource(store.open(&args.database)?).await?;
-        let listener = bind(args.listen).await?;
+        let listener = TcpListener::from_std(process::bind(args.listen)?)?;
         process::announce(listener.local_addr()?)?;
         Server::builder()
             .layer(participant.layer())
@@ -103,17 +100,4 @@ pub(crate) fn main(args: &BankArgs) -> Result<(), Box<dyn Error>> {
         participant.shutdown().await;
         Ok(())
     })
-}
-
-/// On a restart the kernel may take a moment to give the killed process's port free.
-async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let begun = Instant::now();
-    loop {
-        match TcpListener::bind(address).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && begun.elapsed() < PORT_TIMEOUT => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            bound => return bound,
-        }
-    }
 }

@@ -8,6 +8,8 @@ use serde::Serialize;
 use crate::input::{Input, Order, Stock};
 use crate::services::shop;
 
+mod messages;
+
 /// What the count found, whether or not it adds up.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Audit {
@@ -15,17 +17,26 @@ pub(crate) struct Audit {
     pub(crate) stock_before: u64,
     pub(crate) stock_after: u64,
     pub(crate) items_ordered: u64,
+    pub(crate) notifications: usize,
+    pub(crate) invoices: usize,
+    pub(crate) owed_cents: u64,
     pub(crate) in_doubt: usize,
 }
 
-/// The committed content of both files.
+/// The committed content of all files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Ledger {
     /// Every row of the table `orders`, by order id.
-    pub(crate) orders: BTreeMap<String, shop::orders::Order>,
+    pub(crate) orders: BTreeMap<String, shop::orders::OrderRow>,
     /// Every row of the table `stock`.
     pub(crate) stock: Stock,
-    /// Branches of both files that are prepared and do not know their outcome.
+    /// Each customer's rows of the table `notifications`, with their numbers, which rise.
+    pub(crate) notifications: BTreeMap<String, Vec<(u64, shop::notifications::Notification)>>,
+    /// The same of the table `invoices`.
+    pub(crate) invoices: BTreeMap<String, Vec<(u64, shop::billing::Invoice)>>,
+    /// Every row of the table `accounts`, by customer.
+    pub(crate) accounts: BTreeMap<String, shop::billing::Account>,
+    /// Branches of both participants' files that are prepared and do not know their outcome.
     pub(crate) in_doubt: usize,
 }
 
@@ -43,7 +54,7 @@ impl Ledger {
     pub(crate) fn check(&self, input: &Input, verdicts: &[Verdict]) -> (Audit, Vec<String>) {
         let mut problems = Vec::new();
         let mut ordered: BTreeMap<&str, u64> = BTreeMap::new();
-        for row in self.orders.values() {
+        for row in self.orders.values().filter_map(|row| row.order.as_ref()) {
             *ordered.entry(&row.sku).or_default() += u64::from(row.quantity);
         }
         let mut expected = BTreeMap::new();
@@ -58,7 +69,7 @@ impl Ledger {
                 None => problems.push(format!(
                     "order {id} was placed, but orders' file has no row for it"
                 )),
-                Some(found) if found != row => {
+                Some(found) if found.order.as_ref() != Some(row) => {
                     problems.push(format!("order {id} has another row than was placed: {found:?}"));
                 }
                 Some(_) => {}
@@ -92,6 +103,7 @@ impl Ledger {
                 .filter(|&sku| !input.stock.contains_key(sku))
                 .map(|sku| format!("inventory's file has a row for {sku}, which was never in stock")),
         );
+        self.check_messages(&mut problems);
         if self.in_doubt > 0 {
             problems.push(format!("{} branch(es) are left in doubt", self.in_doubt));
         }
@@ -99,10 +111,18 @@ impl Ledger {
             order_rows: self.orders.len(),
             stock_before: input.stock.values().sum(),
             stock_after: self.stock.values().sum(),
-            items_ordered: self.orders.values().map(|row| u64::from(row.quantity)).sum(),
+            items_ordered: self.items().sum(),
+            notifications: self.notifications.values().map(Vec::len).sum(),
+            invoices: self.invoices.values().map(Vec::len).sum(),
+            owed_cents: self.accounts.values().map(|account| account.balance_cents).sum(),
             in_doubt: self.in_doubt,
         };
         (audit, problems)
+    }
+
+    fn items(&self) -> impl Iterator<Item = u64> {
+        let orders = self.orders.values().filter_map(|row| row.order.as_ref());
+        orders.map(|order| order.quantity.into())
     }
 
     /// Stock only falls while the shop is open: what could be served at the end could have been served before.
@@ -117,7 +137,7 @@ impl Ledger {
     }
 }
 
-/// The row that a placed order leaves.
+/// An order as it is sent, and as its row says it.
 pub(crate) fn row(order: &Order) -> shop::orders::Order {
     shop::orders::Order {
         customer: order.customer.clone(),
@@ -130,6 +150,9 @@ pub(crate) fn row(order: &Order) -> shop::orders::Order {
 mod tests {
     use super::{Audit, Ledger, Verdict, row};
     use crate::input::{Input, Order, Stock};
+    use crate::services::shop::billing::{Account, Invoice};
+    use crate::services::shop::notifications::Notification;
+    use crate::services::shop::orders::OrderRow;
 
     fn order(id: &str, quantity: u32) -> Order {
         Order {
@@ -140,14 +163,34 @@ mod tests {
         }
     }
 
-    /// Five mugs; A takes two, B wanted four, C takes three.
-    fn good() -> (Input, [Verdict; 3], Ledger) {
+    /// Five mugs at 4.50; A takes two, B wanted four, C takes three.
+    pub(super) fn good() -> (Input, [Verdict; 3], Ledger) {
         let orders = vec![order("A", 2), order("B", 4), order("C", 3)];
         let ledger = Ledger {
             orders: [0, 2]
-                .map(|index: usize| (orders[index].id.clone(), row(&orders[index])))
+                .map(|index: usize| {
+                    let placed = OrderRow {
+                        order: Some(row(&orders[index])),
+                        number: index as u64 / 2 + 1,
+                    };
+                    (orders[index].id.clone(), placed)
+                })
                 .into(),
             stock: Stock::from([("MUG".into(), 0)]),
+            notifications: [("Ada".into(), vec![notification(1, "A"), notification(2, "C")])].into(),
+            invoices: [(
+                "Ada".into(),
+                vec![invoice(1, "A", 900, 900), invoice(2, "C", 1350, 2250)],
+            )]
+            .into(),
+            accounts: [(
+                "Ada".into(),
+                Account {
+                    invoice_count: 2,
+                    balance_cents: 2250,
+                },
+            )]
+            .into(),
             in_doubt: 0,
         };
         let stock = Stock::from([("MUG".into(), 5)]);
@@ -162,7 +205,21 @@ mod tests {
         )
     }
 
-    fn problems(change: impl FnOnce(&mut [Verdict; 3], &mut Ledger)) -> Vec<String> {
+    fn notification(number: u64, id: &str) -> (u64, Notification) {
+        let order_id = id.into();
+        (number, Notification { order_id })
+    }
+
+    fn invoice(number: u64, id: &str, amount_cents: u64, balance_cents: u64) -> (u64, Invoice) {
+        let invoice = Invoice {
+            order_id: id.into(),
+            amount_cents,
+            balance_cents,
+        };
+        (number, invoice)
+    }
+
+    pub(super) fn problems(change: impl FnOnce(&mut [Verdict; 3], &mut Ledger)) -> Vec<String> {
         let (input, mut verdicts, mut ledger) = good();
         change(&mut verdicts, &mut ledger);
         ledger.check(&input, &verdicts).1
@@ -176,6 +233,9 @@ mod tests {
             stock_before: 5,
             stock_after: 0,
             items_ordered: 5,
+            notifications: 2,
+            invoices: 2,
+            owed_cents: 2250,
             in_doubt: 0,
         };
         assert_eq!(ledger.check(&input, &verdicts), (audit, vec![]));
@@ -185,7 +245,7 @@ mod tests {
     #[test]
     fn half_an_order_is_found() {
         assert_eq!(
-            problems(|_, ledger| drop(ledger.orders.remove("C"))),
+            problems(|_, ledger| drop(ledger.orders.remove("C")))[..2],
             [
                 "order C was placed, but orders' file has no row for it",
                 "MUG: 5 in stock before, 0 after, but 2 ordered"
@@ -219,11 +279,11 @@ mod tests {
 
     #[test]
     fn another_row_than_was_placed_is_found() {
-        let found = problems(|_, ledger| ledger.orders.get_mut("A").expect("a row").customer = "Eve".into());
-        assert!(
-            matches!(&found[..], [problem] if problem.starts_with("order A has another row")),
-            "{found:?}"
-        );
+        let found = problems(|_, ledger| {
+            let row = ledger.orders.get_mut("A").expect("a row");
+            row.order.as_mut().expect("an order").sku = "CUP".into();
+        });
+        assert!(found[0].starts_with("order A has another row"), "{found:?}");
     }
 
     #[test]
@@ -233,7 +293,7 @@ mod tests {
             ledger.orders.remove("C");
             ledger.stock.insert("MUG".into(), 3);
         });
-        assert_eq!(found, ["order C over 3 was refused, but 3 are in stock"]);
+        assert_eq!(found[0], "order C over 3 was refused, but 3 are in stock");
     }
 
     #[test]

@@ -1,20 +1,19 @@
 //! The order in which everything happens, from the input files to the exit code.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit::Audit;
 use crate::cli::Run;
-use crate::failover::{Failover, Turn};
 use crate::input::{self, Input};
+use crate::kills::{self, KillError, Killed, Turn};
 use crate::measure::{latency, longest_gap, millis, per_second};
-use crate::report::{Kill, Summary};
+use crate::report::{Kill, ProcessKill, Summary};
 use crate::services::{self, Services};
 use crate::workload::{Shop, Workload, WorkloadError};
 use synod_examples::cluster::{Cluster, ClusterError};
@@ -39,6 +38,8 @@ enum DriverError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Process(#[from] ProcessError),
+    #[error(transparent)]
+    Kill(#[from] KillError),
     #[error(transparent)]
     Workload(#[from] WorkloadError),
     #[error("the services' files cannot be read: {0}")]
@@ -148,8 +149,10 @@ async fn in_directory(run: &Run, input: &Input) -> Result<Summary, DriverError> 
 /// What the initiator saw, before the count.
 struct Seen {
     workload: Workload,
-    failover: Option<Failover>,
+    kills: Vec<Killed>,
     delivered: usize,
+    undelivered_messages: Vec<String>,
+    settled: Duration,
     caught_up: Result<(), ClusterError>,
     unfinished: u64,
 }
@@ -160,15 +163,10 @@ async fn all(run: &Run, input: &Input, data: &Path, traces: &Path) -> Result<Sum
     cluster.processes().for_each(introduce);
     let mut services = Services::start(data, traces, &cluster.coordinators()).await?;
     services.processes().into_iter().for_each(introduce);
-    let addresses = (services.orders.address, services.inventory.address);
-    let seen = tokio::select! {
-        seen = work(run, input, &mut cluster, addresses) => seen,
-        error = services.unexpected_end() => Err(error.into()),
-    };
-    let seen = match seen {
+    let seen = match work(run, input, &mut cluster, &mut services).await {
         Ok(seen) => seen,
         // A call that failed because its service has just died: the death is the better answer.
-        Err(error) => {
+        Err(error @ DriverError::Workload(_)) => {
             return Err(
                 match tokio::time::timeout(DEATH_WAIT, services.unexpected_end()).await {
                     Ok(death) => death.into(),
@@ -176,6 +174,7 @@ async fn all(run: &Run, input: &Input, data: &Path, traces: &Path) -> Result<Sum
                 },
             );
         }
+        Err(error) => return Err(error),
     };
     services.stop().await?;
     cluster.stop().await?;
@@ -188,18 +187,27 @@ async fn work(
     run: &Run,
     input: &Input,
     cluster: &mut Cluster,
-    (orders, inventory): (SocketAddr, SocketAddr),
+    services: &mut Services,
 ) -> Result<Seen, DriverError> {
+    let (orders, inventory) = (services.orders.address, services.inventory.address);
     let shop = Shop::open(&cluster.coordinators(), orders, inventory).await?;
     shop.fill(&input.stock).await?;
-    let turn = Turn::new(input.orders.len(), !run.no_kill);
+    let victims = run.victims();
+    let turn = Turn::new(input.orders.len(), victims.len());
     let bar = progress_bar(input.orders.len());
     let place = async { Ok(shop.place_all(&input.orders, run.in_flight, &turn, &bar).await?) };
-    let kill = async { Ok::<_, DriverError>(turn.kill_leader(cluster, &bar).await?) };
-    let (workload, failover) = tokio::try_join!(place, kill)?;
+    let kill = async { Ok::<_, DriverError>(kills::run(&turn, victims, cluster, services, &bar).await?) };
+    let (workload, kills) = tokio::try_join!(place, kill)?;
     bar.finish_and_clear();
-    let delivered = shop.await_delivery(&workload).await;
-    let caught_up = match &failover {
+    let placed_at = Instant::now();
+    let settle = async { (shop.await_delivery(&workload).await, shop.await_messages().await) };
+    let (delivered, undelivered_messages) = tokio::select! {
+        settled = settle => settled,
+        error = services.unexpected_end() => return Err(error.into()),
+    };
+    let settled = placed_at.elapsed();
+    let failover = kills.iter().find_map(|killed| killed.failover);
+    let caught_up = match failover {
         Some(failover) => cluster.await_caught_up(failover.replica).await,
         None => Ok(()),
     };
@@ -207,8 +215,10 @@ async fn work(
     shop.close().await;
     Ok(Seen {
         workload,
-        failover,
+        kills,
         delivered,
+        undelivered_messages,
+        settled,
         caught_up,
         unfinished,
     })
@@ -224,8 +234,10 @@ fn summarize(
 ) -> Summary {
     let Seen {
         workload,
-        failover,
+        kills,
         delivered,
+        undelivered_messages,
+        settled,
         caught_up,
         unfinished,
     } = seen;
@@ -235,6 +247,7 @@ fn summarize(
             "{placed} placed orders, but {delivered} delivered to both services"
         ));
     }
+    problems.extend(undelivered_messages);
     if unfinished > 0 {
         problems.push(format!(
             "the coordinator has {unfinished} committed transaction(s) left to deliver"
@@ -243,7 +256,16 @@ fn summarize(
     if let Err(error) = &caught_up {
         problems.push(error.to_string());
     }
-    let gap = |since| longest_gap(&workload.commits(), since).map(millis);
+    let commits = workload.commits();
+    let kills: Vec<_> = kills
+        .iter()
+        .enumerate()
+        .map(|(index, killed)| {
+            let next = kills.get(index + 1).map(|next| next.killed_at);
+            let gap = longest_gap(&commits, Some(killed.killed_at), next);
+            (killed, gap.map(millis))
+        })
+        .collect();
     let elapsed = workload.elapsed();
     Summary {
         adds_up: problems.is_empty(),
@@ -259,14 +281,28 @@ fn summarize(
         elapsed_ms: millis(elapsed),
         orders_per_second: per_second(orders, elapsed),
         latency_ms: latency(workload.latencies()),
-        longest_gap_ms: gap(None),
-        kill: failover.map(|failover| Kill {
-            replica: failover.replica,
-            after_orders: failover.after_orders,
-            commits_stood_still_ms: gap(Some(failover.killed_at)),
-            new_leader: failover.new_leader,
-            caught_up: caught_up.is_ok(),
+        settled_ms: millis(settled),
+        longest_gap_ms: longest_gap(&commits, None, None).map(millis),
+        kill: kills.iter().find_map(|(killed, gap)| {
+            let failover = killed.failover?;
+            Some(Kill {
+                replica: failover.replica,
+                after_orders: killed.after_orders,
+                commits_stood_still_ms: *gap,
+                new_leader: failover.new_leader,
+                caught_up: caught_up.is_ok(),
+            })
         }),
+        kills: kills
+            .iter()
+            .map(|(killed, gap)| ProcessKill {
+                victim: killed.victim,
+                process: killed.process.clone(),
+                after_orders: killed.after_orders,
+                commits_stood_still_ms: *gap,
+                away_ms: millis(killed.away),
+            })
+            .collect(),
         audit,
         unfinished,
         data: run.keep.as_ref().map(|_| data.to_owned()),

@@ -60,8 +60,8 @@ use synod_examples::replica;
 mod audit;
 mod cli;
 mod driver;
-mod failover;
 mod input;
+mod kills;
 mod measure;
 mod report;
 mod services;
@@ -77,6 +77,8 @@ fn main() -> ExitCode {
         Some(cli::Role::Replica(args)) => replica::main(CLUSTER, &args),
         Some(cli::Role::OrdersService(args)) => services::main(args, services::orders::run),
         Some(cli::Role::InventoryService(args)) => services::main(args, services::inventory::run),
+        Some(cli::Role::NotificationsService(args)) => services::main(args, services::notifications::run),
+        Some(cli::Role::BillingService(args)) => services::main(args, services::billing::run),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,13 +28,19 @@ pub(crate) fn latency(mut durations: Vec<Duration>) -> Latency {
 
 /// The longest time between two consecutive commits of those gaps that end after `since`; `None` if no commit came
 /// before or none after it. With the instant of the kill, that is how long commits stood still: a reply that was
-/// already on its way when the leader died does not cut the real gap short.
-pub(crate) fn longest_gap(commits: &[Instant], since: Option<Instant>) -> Option<Duration> {
+/// already on its way when the leader died does not cut the real gap short. Gaps that begin at `until`, the next kill, or later
+/// are not this one's.
+pub(crate) fn longest_gap(
+    commits: &[Instant],
+    since: Option<Instant>,
+    until: Option<Instant>,
+) -> Option<Duration> {
     let mut commits = commits.to_vec();
     commits.sort_unstable();
     commits
         .windows(2)
         .filter(|pair| since.is_none_or(|since| pair[1] > since))
+        .filter(|pair| until.is_none_or(|until| pair[0] < until))
         .filter(|_| since.is_none_or(|since| commits[0] <= since))
         .map(|pair| pair[1] - pair[0])
         .max()
@@ -90,20 +96,28 @@ mod tests {
         // Out of order, as they arrive; a gap of 30 before the kill at 52, a stray reply at 53, then the election.
         let commits = [at(50), at(10), at(40), at(53), at(653), at(660)];
         assert_eq!(
-            longest_gap(&commits, Some(at(52))),
+            longest_gap(&commits, Some(at(52)), None),
             Some(Duration::from_millis(600))
         );
-        assert_eq!(longest_gap(&commits[..3], None), Some(Duration::from_millis(30)));
         assert_eq!(
-            longest_gap(&commits, Some(at(660))),
+            longest_gap(&commits[..3], None, None),
+            Some(Duration::from_millis(30))
+        );
+        assert_eq!(
+            longest_gap(&commits, Some(at(12)), Some(at(52))),
+            Some(Duration::from_millis(30)),
+            "the longer one belongs to the next kill"
+        );
+        assert_eq!(
+            longest_gap(&commits, Some(at(660)), None),
             None,
             "no commit after the kill"
         );
         assert_eq!(
-            longest_gap(&commits, Some(at(5))),
+            longest_gap(&commits, Some(at(5)), None),
             None,
             "no commit before the kill"
         );
-        assert_eq!(longest_gap(&[], None), None);
+        assert_eq!(longest_gap(&[], None, None), None);
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::audit::Audit;
+use crate::cli::Victim;
 use crate::measure::Latency;
 
 /// Everything that the run found out. Its fields are the JSON of `--json`, documented in the module doc of `main.rs`
@@ -25,8 +26,10 @@ pub(crate) struct Summary {
     pub(crate) elapsed_ms: f64,
     pub(crate) orders_per_second: f64,
     pub(crate) latency_ms: Latency,
+    pub(crate) settled_ms: f64,
     pub(crate) longest_gap_ms: Option<f64>,
     pub(crate) kill: Option<Kill>,
+    pub(crate) kills: Vec<ProcessKill>,
     #[serde(flatten)]
     pub(crate) audit: Audit,
     pub(crate) unfinished: u64,
@@ -41,6 +44,16 @@ pub(crate) struct Kill {
     pub(crate) commits_stood_still_ms: Option<f64>,
     pub(crate) new_leader: u8,
     pub(crate) caught_up: bool,
+}
+
+/// A death, and what followed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ProcessKill {
+    pub(crate) victim: Victim,
+    pub(crate) process: String,
+    pub(crate) after_orders: usize,
+    pub(crate) commits_stood_still_ms: Option<f64>,
+    pub(crate) away_ms: f64,
 }
 
 impl Summary {
@@ -80,36 +93,53 @@ impl fmt::Display for Summary {
         )?;
         let change = format!("{} before, {} ordered", audit.stock_before, audit.items_ordered);
         row("items in inventory's file", audit.stock_after.to_string(), change)?;
+        let once = "each once, in order for each customer".to_owned();
+        row(
+            "notifications",
+            audit.notifications.to_string(),
+            if self.adds_up { once.clone() } else { String::new() },
+        )?;
+        let owed = format!("{}.{:02} owed", audit.owed_cents / 100, audit.owed_cents % 100);
+        row(
+            "invoices",
+            audit.invoices.to_string(),
+            if self.adds_up {
+                format!("{once}; {owed}")
+            } else {
+                owed
+            },
+        )?;
         row(
             "branches left in doubt",
             audit.in_doubt.to_string(),
             String::new(),
         )?;
-        match &self.kill {
-            Some(kill) => {
-                let replica = format!("replica {}", kill.replica);
-                let when = format!(
-                    "SIGKILL after {} orders; then replica {} led",
-                    kill.after_orders, kill.new_leader
-                );
-                row("leader killed", replica.clone(), when)?;
-                let caught_up = if kill.caught_up {
-                    "caught up"
-                } else {
-                    "did NOT catch up"
-                };
-                row("started again", replica, caught_up.into())?;
-                row(
-                    "commits stood still",
-                    in_millis(kill.commits_stood_still_ms),
-                    String::new(),
-                )?;
+        for kill in &self.kills {
+            let name = match kill.victim {
+                Victim::Leader => "leader killed",
+                Victim::Inventory => "participant killed",
+                Victim::Relay => "relay killed",
+            };
+            let mut note = format!(
+                "without a commit; SIGKILL to {} after {} orders, ",
+                kill.process, kill.after_orders
+            );
+            match (&self.kill, kill.victim) {
+                (Some(failover), Victim::Leader) => {
+                    let caught_up = if failover.caught_up {
+                        "caught up"
+                    } else {
+                        "did NOT catch up"
+                    };
+                    note += &format!("then replica {} led; {caught_up}", failover.new_leader);
+                }
+                _ => note += &format!("back after {:.0} ms", kill.away_ms),
             }
-            None => row(
-                "longest gap",
-                in_millis(self.longest_gap_ms),
-                "between two commits".into(),
-            )?,
+            row(name, in_millis(kill.commits_stood_still_ms), note)?;
+        }
+        if self.kills.is_empty() {
+            let gap = in_millis(self.longest_gap_ms);
+            row("longest gap", gap, "between two commits".into())?;
         }
         let share = format!("orders, {} at a time", self.in_flight);
         row("speed", format!("{:.0} /s", self.orders_per_second), share)?;
@@ -124,7 +154,8 @@ impl fmt::Display for Summary {
         writeln!(f)?;
         if self.adds_up {
             return f.write_str(
-                "Everything adds up: each order was placed once or not at all, and no item got lost.",
+                "Everything adds up: each order was placed once or not at all, no item got lost,\n\
+                 and every message took effect once and in order.",
             );
         }
         write!(f, "This does NOT add up:")?;

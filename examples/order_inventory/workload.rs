@@ -11,19 +11,29 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::audit::{Verdict, row};
-use crate::failover::Turn;
 use crate::input::{Order, Stock};
+use crate::kills::Turn;
 use crate::services::shop::inventory::inventory_client::InventoryClient;
 use crate::services::shop::inventory::{FillRequest, ReserveRequest, StockItem};
 use crate::services::shop::orders::PlaceRequest;
 use crate::services::shop::orders::orders_client::OrdersClient;
 use synod_examples::cluster::endpoint;
+use synod_proto::v1::outbox_admin_client::OutboxAdminClient;
+use synod_proto::v1::{ConsumerStatus, OutboxStatusRequest};
 
-/// An attempt fails only by a lock conflict or an outage. This many outlast an election many times over.
-const ATTEMPT_COUNT_MAX: u32 = 50;
+/// An attempt fails only by a lock conflict or an outage. This many outlast an election, or the restart of a service, many times
+/// over.
+const ATTEMPT_COUNT_MAX: u32 = 200;
+
+/// The pauses between two attempts, at most.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// How long all effects together may take to reach the services after the last commit.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often the outbox is asked how far it is.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How many deliveries are asked for at the same time.
 const DELIVERY_COUNT: usize = 256;
@@ -134,7 +144,9 @@ impl Shop {
     async fn place(&self, index: usize, order: &Order) -> Result<Placing, WorkloadError> {
         let began_at = Instant::now();
         let (transactions, mut resolved) = (Cell::new(0), 0);
-        let options = RetryOptions::default().attempt_count_max(ATTEMPT_COUNT_MAX);
+        let options = RetryOptions::default()
+            .attempt_count_max(ATTEMPT_COUNT_MAX)
+            .pauses(PAUSE, PAUSE_MAX);
         let committed = loop {
             // Runs the closure under a new global transaction and commits it; again after a conflict or an outage. An
             // attempt that is told Aborted left nothing behind, and the order's id keeps a second row out in any case.
@@ -200,10 +212,64 @@ impl Shop {
             .await
     }
 
+    /// Waits until both consumers have confirmed every message of orders' outbox. Returns what is missing, if the time is up
+    /// before, or if there is a dead letter, which would wait for ever.
+    pub(crate) async fn await_messages(&self) -> Vec<String> {
+        let mut outbox = OutboxAdminClient::new(self.orders.clone());
+        let deadline = Instant::now() + DELIVERY_TIMEOUT;
+        loop {
+            let missing = match outbox.status(OutboxStatusRequest {}).await {
+                Ok(status) => {
+                    let status = status.into_inner();
+                    let missing = |consumer| missing(consumer, status.next_position);
+                    if status
+                        .consumers
+                        .iter()
+                        .all(|consumer| missing(consumer).is_none())
+                    {
+                        return Vec::new();
+                    }
+                    let is_dead = status.consumers.iter().any(|consumer| consumer.dead_count > 0);
+                    let missing: Vec<_> = status.consumers.iter().filter_map(missing).collect();
+                    if is_dead {
+                        return missing;
+                    }
+                    missing
+                }
+                Err(status) => vec![format!("orders' outbox cannot be asked: {status}")],
+            };
+            if Instant::now() >= deadline {
+                return missing;
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
     /// Ends the session with the coordinator.
     pub(crate) async fn close(self) {
         self.participant.shutdown().await;
     }
+}
+
+/// What a consumer has not confirmed.
+fn missing(consumer: &ConsumerStatus, next_position: u64) -> Option<String> {
+    let ConsumerStatus {
+        consumer,
+        mark,
+        dead_count,
+        trouble,
+        ..
+    } = consumer;
+    if *dead_count > 0 {
+        return Some(format!("{consumer} has {dead_count} dead letter(s)"));
+    }
+    let missing = next_position.saturating_sub(*mark);
+    let why = if trouble.is_empty() {
+        String::new()
+    } else {
+        format!(": {trouble}")
+    };
+    (missing > 0).then(|| format!("{consumer} has not confirmed the last {missing} message(s){why}"))
 }
 
 fn is_out_of_stock(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -6,11 +6,11 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -25,6 +25,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(12);
 const OWN_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const _: () = assert!(OWN_STOP_TIMEOUT.as_secs() < STOP_TIMEOUT.as_secs());
+
+/// How long a restarted process waits for its old port.
+const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many lines of a process's trace are shown when it failed.
 const TRACE_LINE_COUNT: usize = 12;
@@ -50,6 +53,7 @@ pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     trace: PathBuf,
+    is_killed: bool,
 }
 
 impl Process {
@@ -90,6 +94,7 @@ impl Process {
                     child,
                     stdin,
                     trace,
+                    is_killed: false,
                 })
             }
             (Err(_), _) => Err(fail(format!("said no address within {START_TIMEOUT:?}"))),
@@ -114,13 +119,17 @@ impl Process {
 
     /// Sends SIGKILL: the process gets no chance to do anything.
     pub fn send_kill(&mut self) -> Result<(), ProcessError> {
+        self.is_killed = true;
         self.child
             .start_kill()
             .map_err(|error| self.error(format!("could not be killed: {error}")))
     }
 
-    /// Waits for the end of a process that must not end by itself.
+    /// Waits for the end of a process that must not end by itself. The end of one that was killed is expected.
     pub async fn unexpected_end(&mut self) -> ProcessError {
+        if self.is_killed {
+            return std::future::pending().await;
+        }
         let status = self.child.wait().await;
         self.error(format!(
             "ended unexpectedly: {}",
@@ -181,6 +190,24 @@ fn last_lines(trace: &Path) -> String {
             &shown
         }
     )
+}
+
+/// In the process: listens at the address, for tokio. On a restart the kernel may take a moment to give the killed process's port
+/// free.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let begun_at = Instant::now();
+    let listener = loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse && begun_at.elapsed() < PORT_TIMEOUT =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => break bound?,
+        }
+    };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// In the process: says the address to the driver.

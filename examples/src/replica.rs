@@ -2,18 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use synod_coordinator::config::Settings;
 use synod_proto::ids::ReplicaId;
 
 use crate::process;
-
-/// How long a restarted replica waits for its old port.
-const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How [`Cluster`](crate::cluster::Cluster) starts a replica: the arguments of a hidden sub-command `replica`, which every
 /// example has.
@@ -36,8 +32,7 @@ pub struct ReplicaArgs {
 /// What `synod start` would say.
 pub fn main(cluster: &str, args: &ReplicaArgs) -> Result<(), Box<dyn Error>> {
     process::start_trace(std::io::stderr);
-    let listener = bind(args.listen)?;
-    listener.set_nonblocking(true)?;
+    let listener = process::bind(args.listen)?;
     process::announce(listener.local_addr()?)?;
     let peers = parse_peers(&process::told()?)?;
     let settings = Settings::new(
@@ -56,21 +51,6 @@ pub fn main(cluster: &str, args: &ReplicaArgs) -> Result<(), Box<dyn Error>> {
         synod_coordinator::replica_process::run(settings, listener, shutdown).await?;
         Ok(())
     })
-}
-
-/// Binds the address; on a restart the kernel may take a moment to give the killed process's port free.
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let begun_at = Instant::now();
-    loop {
-        match TcpListener::bind(address) {
-            Err(error)
-                if error.kind() == std::io::ErrorKind::AddrInUse && begun_at.elapsed() < PORT_TIMEOUT =>
-            {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            bound => return bound,
-        }
-    }
 }
 
 /// Reads `1=127.0.0.1:4001,2=127.0.0.1:4002,...`.

@@ -372,12 +372,31 @@ pub(crate) fn is_retryable_code(code: Code) -> bool {
     matches!(code, Code::Aborted | Code::Unavailable)
 }
 
+/// A conflict or an outage, as a call's status shows it. A service that dies in the middle of a call cannot say `UNAVAILABLE`: the
+/// broken connection arrives as `UNKNOWN`, `INTERNAL` or `CANCELLED`, and only the status's source says that it was no answer. A
+/// timeout that the caller set itself is none of this.
+pub(crate) fn is_retryable_status(status: &Status) -> bool {
+    if is_retryable_code(status.code()) {
+        return true;
+    }
+    let mut is_of_transport = false;
+    let mut next = status.source();
+    while let Some(error) = next {
+        if error.is::<tonic::TimeoutExpired>() {
+            return false;
+        }
+        is_of_transport |= error.is::<tonic::transport::Error>() || error.is::<hyper::Error>();
+        next = error.source();
+    }
+    is_of_transport
+}
+
 /// Walks the chain of sources for something that a new transaction may not meet again.
 pub(crate) fn is_retryable(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(status) = error.downcast_ref::<Status>() {
-            return is_retryable_code(status.code());
+            return is_retryable_status(status);
         }
         if let Some(error) = error.downcast_ref::<CommitError>() {
             return error.is_retryable();

@@ -82,8 +82,8 @@ pub enum RetryError {
 }
 
 /// Runs `work` under a new transaction and commits it; again, with a new gtid each time, after a conflict or
-/// an outage ([`CommitError::is_retryable`], a status `ABORTED` or `UNAVAILABLE` anywhere in the error's
-/// chain). The pause between two attempts is random, between nothing and a bound that doubles, so that
+/// an outage ([`CommitError::is_retryable`], a status `ABORTED` or `UNAVAILABLE` or a
+/// broken connection anywhere in the error's chain). The pause between two attempts is random, between nothing and a bound that doubles, so that
 /// rivals do not meet again (traps B19).
 ///
 /// Never again after an [`InDoubt`](CommitError::InDoubt), whose work may have taken effect, or after a

@@ -17,7 +17,7 @@ use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
 use synod_proto::session::{AbortCause, AbortKind, Decision};
 use tonic::Status;
 
-use crate::error::{BranchFailure, CommitError, UnknownCall, is_retryable_code};
+use crate::error::{BranchFailure, CommitError, UnknownCall, is_retryable_status};
 use crate::participant::{Participant, random_u64};
 
 pub(crate) struct Scope {
@@ -397,7 +397,7 @@ impl OpenCall {
     pub(crate) fn fail(mut self, status: &Status, votes: Option<Reply>) {
         self.is_settled = true;
         let text = format!("{:?}: {}", status.code(), status.message());
-        let is_retryable = is_retryable_code(status.code());
+        let is_retryable = is_retryable_status(status);
         let mut noted = self.scope.noted();
         noted.fail(
             self.id,

@@ -1,7 +1,6 @@
 //! The service *inventory*: one table, with what is left of each sku.
 
 use std::error::Error;
-use std::net::Ipv4Addr;
 
 use synod::resource::redb::RedbResource;
 use synod::{Participant, Resource};
@@ -13,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::shop::inventory::inventory_server::{Inventory, InventoryServer};
 use super::shop::inventory::{FillReply, FillRequest, ReserveReply, ReserveRequest, StockItem};
-use crate::cli::ServiceArgs;
+use crate::cli::ParticipantArgs;
 use synod_examples::process;
 
 /// Sku to quantity, as `put_u64` stores it.
@@ -58,14 +57,16 @@ impl Inventory for InventoryService {
 }
 
 /// Runs the service until `shutdown`.
-pub(crate) async fn run(args: ServiceArgs, shutdown: CancellationToken) -> Result<(), Box<dyn Error>> {
+pub(crate) async fn run(args: ParticipantArgs, shutdown: CancellationToken) -> Result<(), Box<dyn Error>> {
     let participant = Participant::builder()
         .coordinators(&args.coordinators)
+        .connect_timeout(super::CONNECT_TIMEOUT)
         .connect()
         .await?;
     // Also takes up the branches that an earlier process left in doubt.
-    let database = participant.resource(RedbResource::open(&args.database)?).await?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let database = RedbResource::open(&args.service.database)?;
+    let database = participant.resource(database).await?;
+    let listener = TcpListener::from_std(process::bind(args.service.listen)?)?;
     process::announce(listener.local_addr()?)?;
     Server::builder()
         .layer(participant.layer())
