@@ -47,7 +47,9 @@ impl Record {
         }
     }
 
-    fn is_settled(&self) -> bool {
+    /// Whether an operator took a branch of it as settled: such a record is never forgotten (traps J7).
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
         matches!(&self.verdict, Verdict::Committed { settled, .. } if !settled.is_empty())
     }
 
