@@ -15,6 +15,7 @@
 
 use crate::log::file_disk::DirectoryLock;
 use crate::log::format::segment_number;
+use crate::log::inspect::{ReadOnlyDisk, identity_of_segments};
 use crate::log::{FileDisk, Identity, Log, LogError, Opened, Options};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -58,6 +59,18 @@ pub enum DirectoryError {
     #[error("`{path}` is not a directory: name one that is empty or does not exist yet")]
     NotADirectory {
         /// The path.
+        path: PathBuf,
+    },
+    /// There is no directory to look at.
+    #[error("`{path}` is no data directory: name the one that `synod start` was given, or a copy of it")]
+    NoDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A running replica uses the directory that is to be looked at.
+    #[error("`{path}` is in use by a running replica: stop it, or copy the directory and look at the copy")]
+    Running {
+        /// The directory.
         path: PathBuf,
     },
     /// It cannot be created or written to.
@@ -270,6 +283,65 @@ impl Directory {
     #[must_use]
     pub fn is_new(&self) -> bool {
         self.is_new
+    }
+}
+
+/// A data directory that is looked at and not used: nothing in it is created, repaired or removed, and what is damaged is
+/// told in [`problems`](Self::problems) beside what is not.
+#[derive(Debug)]
+pub struct Untouched {
+    /// Its files. While this lives no replica can start here.
+    pub disk: Arc<ReadOnlyDisk>,
+    /// Whose it is: by its own word, else by its segments' headers.
+    pub identity: Option<Identity>,
+    /// The replicas that it was made for, by its own word only.
+    pub replicas: Option<BTreeSet<ReplicaId>>,
+    /// What is wrong with its identity, a sentence each.
+    pub problems: Vec<String>,
+}
+
+impl Untouched {
+    /// Looks at the directory at `path`, which may be a copy.
+    ///
+    /// # Errors
+    /// [`DirectoryError::NoDirectory`], [`DirectoryError::Running`], or [`DirectoryError::Io`] where it cannot be read at
+    /// all. Damage is no error.
+    pub fn open(path: &Path) -> Result<Self, DirectoryError> {
+        if !path.is_dir() {
+            return Err(DirectoryError::NoDirectory {
+                path: path.to_owned(),
+            });
+        }
+        let lock = match File::open(path.join(LOCK)) {
+            Ok(file) => Some(DirectoryLock::share(file).map_err(|error| match error {
+                TryLockError::WouldBlock => DirectoryError::Running {
+                    path: path.to_owned(),
+                },
+                TryLockError::Error(source) => io_error(&path.join(LOCK), source),
+            })?),
+            // A copy need not have it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(io_error(&path.join(LOCK), source)),
+        };
+        let disk = Arc::new(ReadOnlyDisk::new(path.to_owned(), lock));
+        let of_segments = |source| io_error(path, source);
+        let (identity, replicas, problems) = match read_identity(path) {
+            Ok((identity, replicas)) => (Some(identity), Some(replicas), Vec::new()),
+            Err(error) => {
+                let mut text = error.to_string();
+                if let Some(source) = std::error::Error::source(&error) {
+                    text.push_str(&format!(": {source}"));
+                }
+                let identity = identity_of_segments(&*disk).map_err(of_segments)?;
+                (identity, None, vec![text])
+            }
+        };
+        Ok(Self {
+            disk,
+            identity,
+            replicas,
+            problems,
+        })
     }
 }
 

@@ -149,6 +149,19 @@ async fn dev_serves_and_keeps_what_it_decided() {
             .collect();
         fields.sort_unstable();
         assert_eq!(fields, expected, "documented fields, stable from now on");
+        for (object, expected) in [
+            (&replica["ballot"], &["replica", "round", "start"]),
+            (&replica["peers"][0], &["address", "connected", "replica"]),
+        ] {
+            let mut fields: Vec<_> = object
+                .as_object()
+                .expect("an object")
+                .keys()
+                .map(String::as_str)
+                .collect();
+            fields.sort_unstable();
+            assert_eq!(fields, expected);
+        }
         assert_eq!(replica["cluster"], "dev");
         assert_eq!(replica["read_only"], Value::Null);
     }
@@ -249,6 +262,30 @@ async fn dev_serves_and_keeps_what_it_decided() {
         (Some(1), &Value::from(gtid))
     );
     assert!(listed[0]["decided_at_unix_ms"].is_u64());
+    let in_doubt = json(&run(&["txn", "list", "--in-doubt", "--endpoints", &addresses, "--json"]).await);
+    let mut fields: Vec<_> = in_doubt
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect();
+    fields.sort_unstable();
+    assert_eq!(
+        fields,
+        [
+            "inquiries_dropped_count",
+            "inquiries_since_unix_ms",
+            "transactions"
+        ]
+    );
+    assert_eq!(in_doubt["transactions"], Value::Array(Vec::new()));
+    assert!(in_doubt["inquiries_since_unix_ms"].as_u64() > Some(now.0));
+    let people = run(&["txn", "list", "--in-doubt", "--endpoints", &addresses]).await;
+    assert_eq!(
+        String::from_utf8_lossy(&people.stdout),
+        "GTID  STATE  SINCE  BRANCH  RESOURCE  WAITS FOR\n"
+    );
+    assert!(String::from_utf8_lossy(&people.stderr).contains("remembers inquiries since"));
     let unfinished = run(&["txn", "list", "--unfinished", "--endpoints", &addresses, "--json"]).await;
     assert_eq!(json(&unfinished), Value::Array(Vec::new()));
     assert_eq!(daemon.terminate().await, 0);
@@ -491,6 +528,44 @@ async fn a_configuration_file_is_read_or_refused_with_its_line() {
     let answer = run(&["txn", "get", gtid, "--endpoints", &address, "--json"]).await;
     assert_eq!(answer.status.code(), Some(7));
     assert_eq!(daemon.terminate().await, 0);
+}
+
+/// The same for a service's outbox.
+#[tokio::test]
+async fn an_outbox_that_does_not_answer_is_told() {
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        listener.local_addr().expect("an address").to_string()
+    };
+    let (code, text) = fails(&["outbox", "list", "--service", &closed]).await;
+    assert_eq!(
+        (code, text.contains("no service answers at")),
+        (6, true),
+        "{text}"
+    );
+    let data = directory();
+    let (daemon, addresses) = dev(data.path()).await;
+    let replica = addresses.split(',').next().expect("one");
+    let (code, text) = fails(&["outbox", "dead", "--service", replica]).await;
+    assert_eq!(
+        (code, text.contains("does not serve its outbox's admin service")),
+        (1, true),
+        "{text}"
+    );
+    assert_eq!(daemon.terminate().await, 0);
+    let (code, _) = fails(&[
+        "outbox",
+        "requeue",
+        "1",
+        "--service",
+        replica,
+        "--author",
+        "a",
+        "--reason",
+        "r",
+    ])
+    .await;
+    assert_eq!(code, 2, "no id");
 }
 
 /// What cannot be reached is told apart from what says no.

@@ -1,11 +1,13 @@
-//! `synod dev`, `synod status` and `synod txn` as their users see them: lines, fields and exit codes are stable, and
-//! pinned here.
+//! `synod status`, `synod txn` and `synod dump` as operators of a real cluster see them: what they tell of real transactions and
+//! of replicas that go away. (The fields of `status` are pinned in `coordinator/tests/cli.rs`.)
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use synod_tests::process::bank::Verdict;
-use synod_tests::process::program::{Program, command, run};
+use synod_tests::process::cluster::REPLICAS;
+use synod_tests::process::program::{command, run};
 use synod_tests::process::stage::{LONG_MS, Stage};
 use synod_tests::process::within;
 
@@ -26,89 +28,6 @@ fn fields(value: &Value) -> BTreeSet<&str> {
         .keys()
         .map(String::as_str)
         .collect()
-}
-
-const STATUS_FIELDS: [&str; 25] = [
-    "address",
-    "admission",
-    "admission_text",
-    "applied_up_to",
-    "ballot",
-    "cluster",
-    "decided_up_to",
-    "error",
-    "hazard_count",
-    "incarnation",
-    "leader",
-    "lineage",
-    "log_write_count",
-    "mark_unix_ms",
-    "outcome_count",
-    "peers",
-    "process_id",
-    "reachable",
-    "read_only",
-    "replica",
-    "role",
-    "session_count",
-    "stamp_unix_ms",
-    "unfinished_count",
-    "version",
-];
-
-/// The first minute of a new user: start, look, ask for a transaction that is none, stop.
-#[tokio::test]
-async fn dev_shows_three_replicas_and_ends_by_sigterm() {
-    within(async {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut dev = command("synod");
-        dev.args(["dev", "--ports", "0,0,0"])
-            .arg("--data")
-            .arg(directory.path().join("data"));
-        let mut dev = Program::start("dev", dev, directory.path());
-        let addresses = dev.line("listening").await;
-        assert_eq!(dev.line("ready").await, addresses);
-
-        let (code, status) = ask(&["status"], &addresses).await;
-        assert_eq!(code, Some(0));
-        let replicas = status.as_array().expect("a list");
-        let seen: Vec<_> = replicas
-            .iter()
-            .map(|replica| (&replica["replica"], &replica["cluster"]))
-            .collect();
-        assert_eq!(
-            seen,
-            [1, 2, 3]
-                .map(|id| (json!(id), json!("dev")))
-                .each_ref()
-                .map(|(id, dev)| (id, dev))
-        );
-        for replica in replicas {
-            assert_eq!(fields(replica), BTreeSet::from(STATUS_FIELDS));
-            assert_eq!(
-                fields(&replica["ballot"]),
-                BTreeSet::from(["replica", "round", "start"])
-            );
-            assert_eq!(
-                fields(&replica["peers"][0]),
-                BTreeSet::from(["address", "connected", "replica"])
-            );
-        }
-        assert_eq!(
-            replicas
-                .iter()
-                .filter(|replica| replica["role"] == "leader")
-                .count(),
-            1
-        );
-
-        // Below the watermark: 7, there is no outcome to tell.
-        let gtid = "01932f5e-7a3b-7000-8000-000000000001";
-        let (code, old) = ask(&["txn", "get", gtid], &addresses).await;
-        assert_eq!((code, &old["gtid"]), (Some(7), &json!(gtid)), "{old}");
-        assert_eq!(dev.terminate().await, Some(0));
-    })
-    .await;
 }
 
 /// A real transaction through the operator's eyes, and replicas that go away one after the other.
@@ -218,6 +137,195 @@ async fn status_and_txn_tell_what_happened() {
         let (code, status) = ask(&["status"], &addresses).await;
         assert_eq!((code, reachable(&status)), (Some(6), 0), "{status}");
         stage.close_offices().await;
+    })
+    .await;
+}
+
+/// Exit code, JSON and stderr of `synod dump`.
+async fn dump(data: &Path, arguments: &[&str]) -> (Option<i32>, Value, String) {
+    let mut verb = command("synod");
+    verb.args(["dump", "--json"])
+        .args(arguments)
+        .arg("--data")
+        .arg(data);
+    let output = run(verb).await;
+    (
+        output.status.code(),
+        serde_json::from_slice(&output.stdout).unwrap_or_default(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(directory).expect("readable");
+    entries
+        .map(|entry| {
+            let entry = entry.expect("readable");
+            let name = entry.file_name().into_string().expect("text");
+            (name, std::fs::read(entry.path()).expect("readable"))
+        })
+        .collect()
+}
+
+fn list(value: &Value) -> &Vec<Value> {
+    value.as_array().expect("a list")
+}
+
+/// A10, L3, J3: what a directory holds is shown without touching it. Where replicas have decided, their dumps agree; what is lost
+/// is named, and the rest is shown all the same.
+#[tokio::test]
+async fn dump_shows_what_replicas_agree_on_and_what_is_lost() {
+    within(async {
+        let mut stage = Stage::start("dumped").await;
+        let reply = stage
+            .transfer("t", 0, LONG_MS)
+            .await
+            .expect("no panic")
+            .expect("an answer");
+        assert_eq!(reply.verdict(), Verdict::Committed, "{}", reply.text);
+        stage.settled().await;
+
+        let (code, _, text) = dump(&stage.cluster.data(1), &[]).await;
+        assert_eq!(
+            (code, text.contains("in use by a running replica")),
+            (Some(3), true),
+            "{text}"
+        );
+        let (code, _, text) = dump(&stage.path().join("nowhere"), &[]).await;
+        assert_eq!(
+            (code, text.contains("is no data directory")),
+            (Some(3), true),
+            "{text}"
+        );
+
+        stage.close_offices().await;
+        for id in REPLICAS {
+            assert_eq!(stage.cluster.terminate(id).await, Some(0));
+        }
+        let before = files(&stage.cluster.data(1));
+        let mut hashes: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+        let mut informed_count = 0;
+        let mut first = Value::Null;
+        for id in REPLICAS {
+            let (code, dump, text) = dump(&stage.cluster.data(id), &[]).await;
+            assert_eq!(
+                (code, &dump["identity"]["replica"]),
+                (Some(0), &json!(id)),
+                "{text}"
+            );
+            assert_eq!(dump["identity"]["replicas"], json!(REPLICAS));
+            assert_eq!(dump["applied_up_to"], dump["decided_up_to"]);
+            for slot in list(&dump["slots"])
+                .iter()
+                .filter(|slot| slot["decided"] == json!(true))
+            {
+                let number = slot["slot"].as_u64().expect("a number");
+                let hash = slot["hash"].as_str().expect("hex").to_owned();
+                hashes.entry(number).or_default().insert(hash);
+            }
+            let outcome = list(&dump["outcomes"])
+                .iter()
+                .find(|one| one["gtid"] == json!(reply.gtid));
+            if let Some(outcome) = outcome {
+                assert_eq!(
+                    (&outcome["status"], &outcome["branch_count"]),
+                    (&json!("committed"), &json!(2))
+                );
+                informed_count += 1;
+            }
+            if id == 1 {
+                first = dump;
+            }
+        }
+        assert!(informed_count >= 1, "whoever led has decided it");
+        assert!(hashes.len() >= 3, "{hashes:?}");
+        assert!(
+            hashes.values().all(|hashes| hashes.len() == 1),
+            "one slot, one value: {hashes:?}"
+        );
+        assert_eq!(files(&stage.cluster.data(1)), before, "nothing was touched");
+
+        // The commit itself, in the slot that holds it.
+        let mut found = None;
+        for slot in list(&first["slots"]) {
+            let slot = slot["slot"].to_string();
+            let (code, content, text) = dump(&stage.cluster.data(1), &["--slot", &slot]).await;
+            assert_eq!(code, Some(0), "{text}");
+            let commands = list(&content["commands"]).clone();
+            found = commands
+                .into_iter()
+                .find(|command| command["gtid"] == json!(reply.gtid))
+                .or(found);
+        }
+        let commit = found.expect("one slot holds the commit");
+        assert_eq!(
+            (
+                &commit["kind"],
+                &commit["proposal"],
+                list(&commit["branches"]).len()
+            ),
+            (&json!("decide"), &json!("commit"), 2)
+        );
+        let (code, _, text) = dump(&stage.cluster.data(1), &["--slot", "999999"]).await;
+        assert_eq!(
+            (code, text.contains("there is no record of slot 999999")),
+            (Some(1), true),
+            "{text}"
+        );
+
+        // A copy, without its lock, and with a batch that has rotted.
+        let copy = stage.path().join("copy");
+        std::fs::create_dir(&copy).expect("new");
+        for (name, bytes) in before.iter().filter(|(name, _)| *name != "lock") {
+            std::fs::write(copy.join(name), bytes).expect("written");
+        }
+        let (code, of_copy, text) = dump(&copy, &[]).await;
+        assert_eq!((code, &of_copy["slots"]), (Some(0), &first["slots"]), "{text}");
+        let segment = before
+            .keys()
+            .find(|name| name.starts_with("segment-"))
+            .expect("a segment");
+        let mut rotten = before[segment].clone();
+        for byte in &mut rotten[3 * 4096 + 8..3 * 4096 + 64] {
+            *byte ^= 0x55;
+        }
+        std::fs::write(copy.join(segment), rotten).expect("written");
+        let (code, damaged, text) = dump(&copy, &[]).await;
+        assert_eq!(
+            (code, list(&damaged["corrupt"]).is_empty()),
+            (Some(1), false),
+            "{text}{damaged}"
+        );
+        assert!(!list(&damaged["slots"]).is_empty(), "the rest is shown");
+
+        // Nothing says whose it is but the segments themselves.
+        std::fs::write(copy.join("identity"), "format = what").expect("written");
+        let (code, anonymous, text) = dump(&copy, &[]).await;
+        assert_eq!(
+            (
+                code,
+                &anonymous["identity"]["cluster"],
+                &anonymous["identity"]["replicas"]
+            ),
+            (Some(1), &json!("dumped"), &Value::Null),
+            "{text}"
+        );
+        assert_eq!(list(&anonymous["problems"]).len(), 1, "{anonymous}");
+        assert_eq!(anonymous["slots"], damaged["slots"]);
+
+        // Cut short: the end is lost, and said to be.
+        std::fs::write(copy.join(segment), &before[segment][..5 * 4096]).expect("written");
+        let (code, cut, _) = dump(&copy, &[]).await;
+        let problems = cut["problems"].to_string();
+        assert_eq!(
+            (code, problems.contains("the end of the log is lost")),
+            (Some(1), true),
+            "{problems}"
+        );
+        std::fs::remove_file(copy.join(segment)).expect("removed");
+        let (code, _, text) = dump(&copy, &[]).await;
+        let says = text.contains("no readable identity and no readable segment");
+        assert_eq!((code, says), (Some(3), true), "{text}");
     })
     .await;
 }

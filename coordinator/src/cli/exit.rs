@@ -11,7 +11,7 @@ pub enum Exit {
     /// 0: done, and the answer is positive.
     Success = 0,
     /// 1: the command failed, or the answer is negative: no replica leads, the log says otherwise than was asked for,
-    /// a request was refused, a load left work behind.
+    /// a request was refused, a load left work behind, a directory is damaged.
     Failed = 1,
     /// 2: the command line is wrong.
     Usage = 2,

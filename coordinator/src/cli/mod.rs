@@ -10,6 +10,11 @@
 //! | `synod txn list [--unfinished] [--after GTID] [--count N] [--json]` | the transactions in the register, by begin |
 //! | `synod txn list --in-doubt [--after GTID] [--count N] [--json]` | what keeps databases waiting, by begin: unfinished commits from the log, undecided transactions that prepared branches inquired for from the leader's memory |
 //! | `synod txn resolve GTID (--abort \| --settle CALL/EXECUTION) --author A --reason R [--json]` | an operator's hand, entered in the log |
+//! | `synod dump --data DIR [--slot N \| --from N --up-to N] [--json]` | what a stopped replica's directory, or a copy of one, holds; never writes to it |
+//! | `synod outbox list --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | the messages that a service's outbox holds |
+//! | `synod outbox dead --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | those that were given up, and why |
+//! | `synod outbox requeue\|discard ID --service ADDR [--consumer NAME] --author A --reason R [--json]` | a dead letter is sent again, or given up for good |
+//! | `synod completions bash\|zsh\|fish` | a script for the shell |
 //! | `synod bench [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--warm-up S] [--rate PER_SECOND] [--unary] [--json]` | a load generator |
 //!
 //! `status` and `txn` also take `--endpoints LIST`, the replicas to ask, and `--timeout-ms MS`, how long `txn` looks for a
@@ -42,12 +47,20 @@
 //! | `txn list` | a list of the same, each with `decided_at_unix_ms` |
 //! | `txn list --in-doubt` | `transactions` [{`gtid`, `began_at_unix_ms`, `state` (`unfinished`, `undecided`), `since_unix_ms` (decided; first inquired for at this leader), `deadline_unix_ms` (null if unfinished), `branches` [{`call`, `execution`, `resource`, `waits_for` (`acknowledgement`, `outcome`), `hazard`}]}], `inquiries_since_unix_ms` (since when the leader remembers inquiries), `inquiries_dropped_count` (inquiries that it had no room for) |
 //! | `txn resolve` | `gtid`, `decision` (`committed`, `aborted`, `mismatch`, `expired`, `settled`), `cause` |
+//! | `dump` | `directory`, `identity` {`cluster`, `replica`, `replicas` (null if unreadable), `incarnation`}, `problems` [text], `corrupt` [{`segment`, `offset`, `damage`}], `torn` (null, or {`segment`, `offset`, `bytes`}), `start`, `promised` {`round`, `replica`, `start`}, `decided_up_to` (may trail what the others know), `accepted_up_to`, `peers` [{`replica`, `incarnation`, `start`}], `readable_count`, `unreadable` [{`first`, `up_to`}], `applied_up_to` (the outcomes are those after slots 1 to this one), `applied_stopped_by`, `applied_hash`, `lineage`, `stamp_unix_ms`, `mark_unix_ms`, `outcomes` [{`gtid`, `status`, `decided_at_unix_ms`, `unfinished`, `branch_count`, `cause`}], `slots` [{`slot`, `ballot`, `decided`, `bytes`, `hash`}]; hashes are SHA-256 in hex, the same wherever the same is decided |
+//! | `dump --slot` | one of `slots`, with `stamp_unix_ms`, `mark_unix_ms`, `commands` [{`kind` and its fields}], `problem` |
+//! | `outbox list` | a list of `id`, `position`, `topic`, `key`, `key_hex`, `sequence`, `published_at_unix_ms`, `body_bytes`, `states` [{`consumer`, `state` (`pending`, `delivered`, `dead`), `attempt_count`, `reason`}] |
+//! | `outbox dead` | a list of the same, each with `consumer`, `attempt_count`, `reason`, `died_at_unix_ms` |
+//! | `outbox requeue`, `discard` | `id`, `action` (`requeued`, `discarded`), `consumers` |
 //! | `bench` | `sessions`, `in_flight`, `branches`, `transport` (`session`, `unary`), `rate_asked`, `seconds`, `transactions`, `per_second`, `latency_us` {`p50`, `p90`, `p99`, `p99_9`, `max`}, `gap_ms_max`, `aborted`, `overloaded`, `resent`, `drained`, `unfinished`; for each transaction `cpu_us`, `syncs`, `written_bytes` (of all replicas), `generator_cpu_us`; `replicas` [{`address`, `role`, `version`, `cpu_us`, `syncs`, `written_bytes`}], `not_measured` (why something is null) |
 
 mod bench;
 mod client;
+mod completions;
 mod dev;
+mod dump;
 mod exit;
+mod outbox;
 mod output;
 mod start;
 mod status;
@@ -85,6 +98,13 @@ enum Verb {
     /// Look at transactions, and resolve them by hand.
     #[command(subcommand)]
     Txn(txn::Verb),
+    /// Show what a stopped replica's data directory holds, without touching it.
+    Dump(dump::Args),
+    /// Look at a service's messages, and settle its dead letters.
+    #[command(subcommand)]
+    Outbox(outbox::Verb),
+    /// Write a script that completes this command line.
+    Completions(completions::Args),
 }
 
 /// Parses the arguments, runs the verb, and says why it failed.
@@ -103,6 +123,9 @@ pub fn main() -> ExitCode {
             init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| status::run(&args))
         }
         Verb::Bench(args) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| bench::run(&args)),
+        Verb::Dump(args) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| dump::run(&args)),
+        Verb::Outbox(verb) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| outbox::run(verb)),
+        Verb::Completions(args) => completions::run(&args),
         Verb::Txn(verb) => init_trace(trace.as_deref().unwrap_or("warn")).and_then(|()| txn::run(verb)),
     };
     match result {

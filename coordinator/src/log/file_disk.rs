@@ -35,6 +35,12 @@ impl DirectoryLock {
         file.try_lock()?;
         Ok(Self(file))
     }
+
+    /// Keeps everybody out who would lock `file` for himself, and nobody who shares it like this.
+    pub(crate) fn share(file: File) -> Result<Self, TryLockError> {
+        file.try_lock_shared()?;
+        Ok(Self(file))
+    }
 }
 
 impl Drop for DirectoryLock {

@@ -10,6 +10,7 @@
 //! | [`mod@format`] | the bytes of a segment |
 //! | `recover` | what a start makes of the bytes it finds: torn tail or corruption |
 //! | [`report`] | what it found, for the trace |
+//! | [`inspect`] | the same for a reader that touches nothing |
 //! | `segment` | creation of segments, ahead of need |
 //! | [`storage`] | the one thread that owns the log |
 //! | [`disk`], [`file_disk`], [`memory_disk`] | the disk, real and faulty |
@@ -25,6 +26,7 @@ pub mod disk;
 mod error;
 pub mod file_disk;
 pub mod format;
+pub mod inspect;
 pub mod memory_disk;
 mod recover;
 pub mod report;

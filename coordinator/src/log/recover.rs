@@ -93,8 +93,8 @@ pub(super) fn open<D: Disk>(
 }
 
 /// A segment as found.
-struct Found<F> {
-    segment: Segment<F>,
+pub(super) struct Found<F> {
+    pub(super) segment: Segment<F>,
     has_header: bool,
     /// The file is shorter than its header says.
     is_short: bool,
@@ -103,7 +103,7 @@ struct Found<F> {
 }
 
 impl<F: DiskFile> Found<F> {
-    fn read<D: Disk<File = F>>(
+    pub(super) fn read<D: Disk<File = F>>(
         disk: &D,
         identity: &Identity,
         number: u64,
@@ -192,11 +192,11 @@ fn read_whole(file: &impl DiskFile, length: u64) -> std::io::Result<Vec<u8>> {
 
 /// The last batch that counts, so far.
 #[derive(Debug)]
-struct Last {
+pub(super) struct Last {
     sequence: u64,
     at: Position,
-    end: Position,
-    meta: Meta,
+    pub(super) end: Position,
+    pub(super) meta: Meta,
 }
 
 impl Default for Last {
@@ -232,19 +232,19 @@ struct Held {
 }
 
 #[derive(Debug, Default)]
-struct Scan {
-    last: Last,
-    index: BTreeMap<Slot, Record>,
-    lost: BTreeSet<Slot>,
+pub(super) struct Scan {
+    pub(super) last: Last,
+    pub(super) index: BTreeMap<Slot, Record>,
+    pub(super) lost: BTreeSet<Slot>,
     /// A batch with an unreadable value, until it is known whether anything follows.
     held: Option<Held>,
     /// Damage since the last readable header.
     pending: Vec<Bad>,
-    report: OpenReport,
+    pub(super) report: OpenReport,
 }
 
 impl Scan {
-    fn segment<F>(&mut self, found: &mut Found<F>, bytes: &[u8], salt: Salt) {
+    pub(super) fn segment<F>(&mut self, found: &mut Found<F>, bytes: &[u8], salt: Salt) {
         let number = found.segment.number;
         self.report.segment_count += 1;
         let bytes = &bytes[..usize::try_from(found.segment.length).expect("it was read whole")];
@@ -373,7 +373,7 @@ impl Scan {
     }
 
     /// Judges what lies behind the last batch: nothing, one interrupted write, or more.
-    fn judge_end<F>(&mut self, founds: &[Found<F>]) -> Result<Option<Torn>, LogError> {
+    pub(super) fn judge_end<F>(&mut self, founds: &[Found<F>]) -> Result<Option<Torn>, LogError> {
         let lost = |segment, reason| Err(LogError::EndLost { segment, reason });
         let current = self.last.end.segment;
         if founds.is_empty() {

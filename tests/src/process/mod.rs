@@ -4,6 +4,7 @@
 //! | part | is |
 //! |---|---|
 //! | [`program`] | one process: its lines, its signals, its end, its trace |
+//! | [`proxy`] | a wire that loses what goes one way |
 //! | [`cluster`] | three `synod start` |
 //! | [`office`] | one `test_service`, with its [points](Point) |
 //! | [`stage`] | all of them, and what a test does with the whole |
@@ -18,6 +19,7 @@ pub mod ledger;
 pub mod load;
 pub mod office;
 pub mod program;
+pub mod proxy;
 pub mod stage;
 
 /// Generated from `proto/bank.proto`.

@@ -46,6 +46,11 @@ impl Office {
         })
     }
 
+    /// Reaches the coordinator at this address alone, from the next start on.
+    pub fn connect_by(&mut self, address: &str) {
+        self.coordinators = address.to_owned();
+    }
+
     /// Starts the process, or starts it again, and waits until it serves.
     ///
     /// # Panics
