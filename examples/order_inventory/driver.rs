@@ -206,11 +206,10 @@ async fn work(
         error = services.unexpected_end() => return Err(error.into()),
     };
     let settled = placed_at.elapsed();
-    let failover = kills.iter().find_map(|killed| killed.failover);
-    let caught_up = match failover {
-        Some(failover) => cluster.await_caught_up(failover.replica).await,
-        None => Ok(()),
-    };
+    let mut caught_up = Ok(());
+    for failover in kills.iter().filter_map(|killed| killed.failover) {
+        caught_up = caught_up.and(cluster.await_caught_up(failover.replica).await);
+    }
     let unfinished = cluster.unfinished().await?;
     shop.close().await;
     Ok(Seen {
@@ -244,7 +243,7 @@ fn summarize(
     let (orders, placed) = (input.orders.len(), workload.placed_count());
     if delivered != placed {
         problems.push(format!(
-            "{placed} placed orders, but {delivered} delivered to both services"
+            "{placed} placed orders, but {delivered} delivered to orders and inventory"
         ));
     }
     problems.extend(undelivered_messages);
@@ -301,6 +300,7 @@ fn summarize(
                 after_orders: killed.after_orders,
                 commits_stood_still_ms: *gap,
                 away_ms: millis(killed.away),
+                new_leader: killed.failover.map(|failover| failover.new_leader),
             })
             .collect(),
         audit,

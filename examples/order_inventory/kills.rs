@@ -138,45 +138,40 @@ async fn kill(
     bar: &ProgressBar,
 ) -> Result<Killed, KillError> {
     let say = |text: String| bar.suspend(|| eprintln!("{text}"));
-    let mut failed_over = None;
-    let (process, killed_at) = match victim {
+    // Counted at the kill's instant; the orders that wait for it go on.
+    let on_killed = |process: &str, what: &str| {
+        let after_orders = *turn.decided_count.borrow();
+        turn.killed_count.send_modify(|killed| *killed += 1);
+        say(format!(
+            "SIGKILL to {process}, {what}, after {after_orders} orders"
+        ));
+        after_orders
+    };
+    let (process, killed_at, after_orders, failover);
+    match victim {
         Victim::Leader => {
-            let (replica, killed_at) = cluster.kill_leader().await?;
-            failed_over = Some(replica);
-            (format!("replica {replica}"), killed_at)
-        }
-        Victim::Inventory | Victim::Relay => {
-            let process = match victim {
-                Victim::Inventory => &mut services.inventory,
-                _ => &mut services.orders,
-            };
-            let killed_at = Instant::now();
-            process.send_kill()?;
-            (process.name.clone(), killed_at)
-        }
-    };
-    let after_orders = *turn.decided_count.borrow();
-    turn.killed_count.send_modify(|killed| *killed += 1);
-    let what = match victim {
-        Victim::Leader => "the leader",
-        Victim::Inventory => "a participant",
-        Victim::Relay => "in which the relay runs",
-    };
-    say(format!(
-        "SIGKILL to {process}, {what}, after {after_orders} orders"
-    ));
-    let mut failover = None;
-    match (victim, failed_over) {
-        (Victim::Leader, replica) => {
-            let (new_leader, _) = cluster.await_leader(replica).await?;
+            let (replica, at) = cluster.kill_leader().await?;
+            (process, killed_at) = (format!("replica {replica}"), at);
+            after_orders = on_killed(&process, "the leader");
+            let (new_leader, _) = cluster.await_leader(Some(replica)).await?;
             say(format!("replica {new_leader} leads"));
-            if let Some(replica) = replica {
-                cluster.restart(replica).await?;
-                failover = Some(Failover { replica, new_leader });
-            }
+            cluster.restart(replica).await?;
+            failover = Some(Failover { replica, new_leader });
         }
-        (Victim::Inventory, _) => services.restart_inventory().await?,
-        (Victim::Relay, _) => services.restart_orders().await?,
+        Victim::Inventory => {
+            (process, killed_at) = (services.inventory.name.clone(), Instant::now());
+            services.inventory.send_kill()?;
+            after_orders = on_killed(&process, "a participant");
+            services.restart_inventory().await?;
+            failover = None;
+        }
+        Victim::Relay => {
+            (process, killed_at) = (services.orders.name.clone(), Instant::now());
+            services.orders.send_kill()?;
+            after_orders = on_killed(&process, "in which the relay runs");
+            services.restart_orders().await?;
+            failover = None;
+        }
     }
     let away = killed_at.elapsed();
     say(format!("{process} is started again"));

@@ -54,6 +54,7 @@ pub(crate) struct ProcessKill {
     pub(crate) after_orders: usize,
     pub(crate) commits_stood_still_ms: Option<f64>,
     pub(crate) away_ms: f64,
+    pub(crate) new_leader: Option<u8>,
 }
 
 impl Summary {
@@ -83,7 +84,7 @@ impl fmt::Display for Summary {
         row(
             "placed",
             self.placed.to_string(),
-            format!("{} delivered to both services", self.delivered),
+            format!("{} delivered to orders and inventory", self.delivered),
         )?;
         row("refused", self.refused.to_string(), "out of stock".into())?;
         row(
@@ -124,16 +125,17 @@ impl fmt::Display for Summary {
                 "without a commit; SIGKILL to {} after {} orders, ",
                 kill.process, kill.after_orders
             );
-            match (&self.kill, kill.victim) {
-                (Some(failover), Victim::Leader) => {
-                    let caught_up = if failover.caught_up {
+            match kill.new_leader {
+                Some(leader) => {
+                    let is_caught_up = self.kill.as_ref().is_some_and(|kill| kill.caught_up);
+                    let caught_up = if is_caught_up {
                         "caught up"
                     } else {
                         "did NOT catch up"
                     };
-                    note += &format!("then replica {} led; {caught_up}", failover.new_leader);
+                    note += &format!("then replica {leader} led; {caught_up}");
                 }
-                _ => note += &format!("back after {:.0} ms", kill.away_ms),
+                None => note += &format!("back after {:.0} ms", kill.away_ms),
             }
             row(name, in_millis(kill.commits_stood_still_ms), note)?;
         }

@@ -238,7 +238,7 @@ fn without_a_kill_the_table_says_so() {
     assert_eq!(rows["lines skipped"], "1 named above");
     assert_eq!(rows["notifications"], "1 each once, in order for each customer");
     assert!(rows["invoices"].ends_with("; 9.00 owed"), "{table}");
-    assert_eq!(rows["placed"], "1 1 delivered to both services");
+    assert_eq!(rows["placed"], "1 1 delivered to orders and inventory");
     assert_eq!(rows["refused"], "1 out of stock");
     assert_eq!(rows["items in inventory's file"], "104 106 before, 2 ordered");
     assert!(!rows.contains_key("leader killed"), "{table}");
