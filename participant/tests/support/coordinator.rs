@@ -207,7 +207,7 @@ impl State {
             }
             Request::Hazard { branch, text, .. } => panic!("{branch}: {text}"),
             Request::PrepareAndDecide { .. } | Request::Introduce { .. } | Request::Voted { .. } => {
-                unimplemented!("open branches are tested with a real coordinator")
+                panic!("open branches are tested with a real coordinator")
             }
             Request::Settle { .. } | Request::List { .. } | Request::ListInDoubt { .. } => {}
         }

@@ -198,7 +198,8 @@ impl Replica {
             None if self.is_writable() => self.acceptor.note_peer(from, came),
             None => {}
             Some(contradiction) => {
-                if self.contradicted.insert(from, process) != Some(process) {
+                let before = self.contradicted.insert(from, process);
+                if before != Some(process) {
                     effects.notice(Notice::PeerContradicted {
                         contradiction: contradiction.clone(),
                     });
