@@ -7,7 +7,7 @@
 #[cfg(planted)]
 mod bugs;
 #[cfg(planted)]
-pub use bugs::{Bug, is_selected, select, selected};
+pub use bugs::{Bug, Means, is_selected, select, selected};
 
 /// What a program says at its start if it holds planted bugs: such a one must serve nobody.
 pub const WARNING: Option<&str> = if cfg!(planted) {

@@ -30,6 +30,7 @@ pub mod network;
 pub mod plan;
 pub mod process;
 pub mod run;
+pub mod scenarios;
 pub mod schedule;
 pub mod script;
 pub mod store;

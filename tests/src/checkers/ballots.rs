@@ -49,8 +49,9 @@ impl BallotChecker {
     /// Looks at a turn.
     ///
     /// # Errors
-    /// Two values in one ballot and slot, a ballot of a former process or of another replica, or a second leader.
-    pub fn after_turn(&mut self, now: Micros, host: &Host, output: &Output) -> Check {
+    /// Two values in one ballot and slot, a ballot of a former process or of another replica, a second leader, or one
+    /// that serves before it has applied `decided_up_to`, which somebody has learned by now (traps A4).
+    pub fn after_turn(&mut self, now: Micros, host: &Host, output: &Output, decided_up_to: Slot) -> Check {
         let id = host.id();
         for envelope in &output.envelopes {
             match &envelope.message {
@@ -81,6 +82,13 @@ impl BallotChecker {
                 let is_new = self.led.insert(*ballot, now).is_none();
                 require(is_new && ballot.replica == id, || {
                     format!("replica {id} leads in ballot {ballot} as a second one")
+                })?;
+                let applied_up_to = host.replica().map(|replica| replica.machine().applied_up_to());
+                require(applied_up_to >= Some(decided_up_to), || {
+                    format!(
+                        "replica {id} serves in ballot {ballot}, has applied {applied_up_to:?}, and slot {decided_up_to} \
+                         was decided before"
+                    )
                 })?;
             }
         }

@@ -19,6 +19,8 @@ struct Held {
 #[derive(Debug, Default)]
 pub struct GateChecker {
     held: BTreeMap<(ReplicaId, Incarnation), Held>,
+    /// Above which slot the candidate of each ballot asks for reports, at most.
+    asked_above: BTreeMap<Ballot, Slot>,
 }
 
 impl GateChecker {
@@ -58,7 +60,16 @@ impl GateChecker {
             start: meta.start,
         };
         for envelope in &output.envelopes {
-            require(is_backed(store, &envelope.message, log), || {
+            let above = match &envelope.message {
+                Message::Prepare { ballot, above, .. } => {
+                    let highest = self.asked_above.entry(*ballot).or_default();
+                    *highest = (*highest).max(*above);
+                    None
+                }
+                Message::Promise { ballot, .. } => self.asked_above.get(ballot).copied(),
+                _ => None,
+            };
+            require(is_backed(store, &envelope.message, above, log), || {
                 format!(
                     "replica {id} sent {:?}, which its disk does not back ({:?})",
                     envelope.message,
@@ -70,8 +81,8 @@ impl GateChecker {
     }
 }
 
-/// Whether a message says only what the disk holds.
-fn is_backed(store: &Store, message: &Message, log: &LogChecker) -> bool {
+/// Whether a message says only what the disk holds, and leaves out nothing. `above`: see [`GateChecker`].
+fn is_backed(store: &Store, message: &Message, above: Option<Slot>, log: &LogChecker) -> bool {
     let meta = store.meta();
     // A record of a lower ballot backs a higher one once its value is decided: no ballot above can hold another.
     let is_recorded = |slot: Slot, ballot: Ballot| {
@@ -81,8 +92,20 @@ fn is_backed(store: &Store, message: &Message, log: &LogChecker) -> bool {
                 .is_some_and(|(held, value)| *held >= ballot || log.value(slot) == Some(value))
     };
     match message {
-        Message::Promise { ballot, accepted, .. } => {
-            meta.promised >= *ballot && accepted.iter().all(|one| is_recorded(one.slot, one.ballot))
+        Message::Promise {
+            ballot,
+            accepted,
+            unreadable,
+            ..
+        } => {
+            // L3: what cannot be read is named as such, above what either side knows as decided (L5).
+            let from = above.unwrap_or(Slot(u64::MAX)).max(meta.decided_up_to);
+            let is_named = |slot: &Slot| {
+                *slot <= from || unreadable.contains(slot) || accepted.iter().any(|one| one.slot == *slot)
+            };
+            meta.promised >= *ballot
+                && accepted.iter().all(|one| is_recorded(one.slot, one.ballot))
+                && store.unreadable().iter().all(is_named)
         }
         Message::Accepted { ballot, slot } => meta.promised >= *ballot && is_recorded(*slot, *ballot),
         Message::Prepare { ballot, .. } => meta.start >= ballot.start,

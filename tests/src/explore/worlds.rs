@@ -87,6 +87,29 @@ pub const TAKE_OVER: paxos::Bounds = paxos::Bounds {
     plant: None,
 };
 
+/// One replica that stands again after a crash, while answers to its former ballot are still on their way.
+pub const RESTART_IN_OFFICE: paxos::Bounds = paxos::Bounds {
+    stand_count: [1, 0, 0],
+    crash_count: 1,
+    ..TAKE_OVER
+};
+
+/// Three replicas that stand in turn: a third ballot hears of the values of two.
+pub const THREE_BALLOTS: paxos::Bounds = paxos::Bounds {
+    stand_count: [1, 1, 0],
+    ..TAKE_OVER
+};
+
+/// The world of this name that a planted bug is looked for in.
+#[must_use]
+pub fn for_planted(name: &str) -> Option<paxos::Bounds> {
+    match name {
+        "restart-in-office" => Some(RESTART_IN_OFFICE),
+        "three-ballots" => Some(THREE_BALLOTS),
+        _ => None,
+    }
+}
+
 /// One replica, no faults but what messages do: lost, repeated, in any order, each call sent again.
 pub const TRANSACTION: transaction::Bounds = transaction::Bounds {
     replica_count: 1,

@@ -181,6 +181,10 @@ fn draw_offset(random: &mut Random) -> i64 {
 
 /// What the tables hold in the end, against what was asked for and what the log decided.
 fn check_money(books: &Books, world: &World) -> Check {
+    let again = books.begun_again;
+    require(again.is_none(), || {
+        format!("T2: work was begun on branch {again:?} twice")
+    })?;
     let mut done: BTreeMap<Gtid, Vec<Leg>> = BTreeMap::new();
     let mut executions: BTreeMap<(Gtid, u64), u64> = BTreeMap::new();
     let mut numbers: BTreeSet<(Gtid, u32)> = BTreeSet::new();

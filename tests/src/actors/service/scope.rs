@@ -189,6 +189,7 @@ impl Scope {
             call,
             execution,
         };
+        self.desk.books.borrow_mut().note_begun(branch);
         let (voted, result) = match self.work_and_prepare(branch, work).await {
             Ok(voted) => (voted, Ok(())),
             Err(text) => (
@@ -232,6 +233,11 @@ impl Scope {
             return (Some(call), Err("this service has no database".to_string()));
         };
         let ids = (call, execution);
+        self.desk.books.borrow_mut().note_begun(BranchId {
+            gtid: self.gtid,
+            call,
+            execution,
+        });
         let called = self.desk.opens.call(self, ids, store.resource, work).await;
         let mut reply = Reply {
             execution,

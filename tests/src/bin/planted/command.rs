@@ -1,6 +1,6 @@
 //! The command line, and the processes in which bugs are looked for.
 
-use crate::hunt::{Outcome, explore, hunt};
+use crate::hunt::{Outcome, hunt, look};
 use crate::table;
 use clap::Parser;
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
-use synod_proto::planted::{Bug, select};
+use synod_proto::planted::{Bug, Means, select};
 use synod_tests::plan::seed::parse_seed;
 
 /// How many bugs are looked for in rotation.
@@ -19,8 +19,8 @@ const ROTATION_COUNT: usize = 4;
 /// A rotation is a part of every test run, and so of bugs that are found within so many seeds.
 const ROTATION_SEEDS_MAX: u64 = 60;
 
-/// How many seeds a bug gets that none was seen to find yet.
-const OPEN_SEED_COUNT: u64 = 300;
+/// The control runs at least so many seeds.
+const CONTROL_SEED_COUNT: u64 = 100;
 
 /// Finds the bugs that are planted on purpose.
 #[derive(Debug, Parser)]
@@ -89,7 +89,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Four bugs that lie apart: neighbours in the list break the same part.
 fn rotation(number: u64) -> Vec<Bug> {
-    let is_quick = |bug: &Bug| (1..=ROTATION_SEEDS_MAX).contains(&bug.seed_count_max());
+    let is_quick = |bug: &Bug| !matches!(bug.means(), Means::Seeds(count) if count > ROTATION_SEEDS_MAX);
     let quick: Vec<Bug> = Bug::ALL.into_iter().filter(is_quick).collect();
     let stride = quick.len().div_ceil(ROTATION_COUNT);
     let first = usize::try_from(number % stride as u64).expect("below the number of bugs");
@@ -97,14 +97,10 @@ fn rotation(number: u64) -> Vec<Bug> {
 }
 
 fn seed_count_max(arguments: &Arguments, bug: Option<Bug>) -> u64 {
-    let stated = match bug {
-        Some(bug) if bug.seed_count_max() == 0 => OPEN_SEED_COUNT,
-        Some(bug) => bug.seed_count_max(),
-        None => Bug::ALL
-            .into_iter()
-            .map(Bug::seed_count_max)
-            .max()
-            .unwrap_or_default(),
+    let stated = match bug.map(Bug::means) {
+        Some(Means::Seeds(count)) => count,
+        Some(Means::Exploration(_) | Means::Scenario(_)) => 0,
+        None => CONTROL_SEED_COUNT,
     };
     arguments.seeds.unwrap_or(stated)
 }
@@ -121,8 +117,11 @@ fn look_for_one(arguments: &Arguments, thread_count: usize) -> ExitCode {
     // A bug may keep a run from ever ending, so it is not waited for.
     let bug = arguments.bug;
     thread::spawn(move || {
-        let explored = bug.and_then(explore);
-        ended.send(explored.unwrap_or_else(|| hunt(name, first, seed_count_max, thread_count)))
+        let outcome = match bug {
+            Some(bug) => look(bug, (first, seed_count_max), thread_count),
+            None => hunt(name, first, seed_count_max, thread_count),
+        };
+        ended.send(outcome)
     });
     let Ok(outcome) = outcome.recv_timeout(Duration::from_secs(arguments.patience)) else {
         eprintln!("{name}: nothing was found in {} s", arguments.patience);

@@ -1,15 +1,18 @@
 //! Looking for the bug that this process has selected.
 
 use serde::{Deserialize, Serialize};
+use std::any::Any;
+use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
-use synod_proto::planted::Bug;
-use synod_tests::explore::paxos::{self, PaxosWorld};
+use synod_proto::planted::{Bug, Means};
+use synod_tests::explore::paxos::PaxosWorld;
 use synod_tests::explore::{search, worlds};
 use synod_tests::plan::Plan;
-use synod_tests::plan::play::{Failure, run};
+use synod_tests::plan::play::run;
+use synod_tests::scenarios;
 use synod_tests::trace::Detail;
 
 /// Far above what the explored worlds hold.
@@ -31,24 +34,31 @@ pub(crate) struct Outcome {
 /// What found it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Found {
-    /// The seed that shows it.
-    pub(crate) seed: u64,
+    /// The seed that shows it; `None` where none was needed.
+    pub(crate) seed: Option<u64>,
     /// The checker.
     pub(crate) checker: String,
     /// Its words.
     pub(crate) text: String,
 }
 
+impl Outcome {
+    fn of_bug(bug: Bug, found: Option<Found>, began_at: Instant) -> Self {
+        Self {
+            bug: bug.name().to_string(),
+            seed_count: 0,
+            found,
+            seconds: began_at.elapsed().as_secs_f64(),
+        }
+    }
+}
+
 impl Found {
-    fn new(seed: u64, failure: &Failure) -> Self {
-        let (checker, text) = match failure
-            .text
-            .strip_prefix('[')
-            .and_then(|rest| rest.split_once("] "))
-        {
+    fn from_text(seed: Option<u64>, is_panic: bool, text: &str) -> Self {
+        let (checker, text) = match text.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
             Some((checker, text)) => (checker, text),
-            None if failure.is_panic => ("assertion in the code", failure.text.as_str()),
-            None => ("world", failure.text.as_str()),
+            None if is_panic => ("assertion in the code", text),
+            None => ("world", text),
         };
         Self {
             seed,
@@ -58,34 +68,55 @@ impl Found {
     }
 }
 
-/// Explores the world in which the bug lies near, for one that seeds are not expected to come to.
-pub(crate) fn explore(bug: Bug) -> Option<Outcome> {
-    let bounds = match bug {
-        // One replica that stands again after a crash, while answers to its former ballot are still on their way.
-        Bug::AcceptsCountedOverBallots => paxos::Bounds {
-            stand_count: [1, 0, 0],
-            crash_count: 1,
-            ..worlds::TAKE_OVER
-        },
-        _ => return None,
-    };
+/// Looks for the bug by the means that is stated for it. `seeds` are those of [`hunt`].
+pub(crate) fn look(bug: Bug, seeds: (u64, u64), thread_count: usize) -> Outcome {
+    match bug.means() {
+        Means::Seeds(_) => hunt(bug.name(), seeds.0, seeds.1, thread_count),
+        Means::Exploration(name) => explore(bug, name),
+        Means::Scenario(name) => play(bug, name),
+    }
+}
+
+/// Explores a small world.
+fn explore(bug: Bug, name: &str) -> Outcome {
     let began_at = Instant::now();
+    let bounds = worlds::for_planted(name).expect("a world of that name");
     let report = search::explore(
         &mut PaxosWorld::new(bounds),
         search::Bound::states(STATE_COUNT_MAX),
     );
-    let text = report.violation?.to_string();
-    let checker = format!("exploration of three replicas ({} states)", report.state_count);
-    Some(Outcome {
-        bug: bug.name().to_string(),
-        seed_count: 0,
-        found: Some(Found {
-            seed: 0,
-            checker,
-            text,
-        }),
-        seconds: began_at.elapsed().as_secs_f64(),
-    })
+    let found = report.violation.map(|violation| Found {
+        seed: None,
+        checker: format!("exploration {name}, {} states", report.state_count),
+        text: violation.to_string(),
+    });
+    Outcome::of_bug(bug, found, began_at)
+}
+
+/// Plays a script.
+fn play(bug: Bug, name: &str) -> Outcome {
+    let began_at = Instant::now();
+    let scenario = scenarios::named(name).expect("a script of that name");
+    let played = catch_unwind(scenario.play);
+    let failure = match played {
+        Ok(Ok(())) => None,
+        Ok(Err(violation)) => Some((false, violation.0)),
+        Err(panic) => Some((true, text_of(panic.as_ref()))),
+    };
+    let found = failure.map(|(is_panic, text)| {
+        let found = Found::from_text(None, is_panic, &text);
+        Found {
+            checker: format!("script {name}, {}", found.checker),
+            ..found
+        }
+    });
+    Outcome::of_bug(bug, found, began_at)
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic of an unknown kind").to_string()
 }
 
 /// Runs up to `seed_count_max` seeds from `first` on, until one of them shows something. Of those that do, the first
@@ -105,7 +136,10 @@ pub(crate) fn hunt(bug: &str, first: u64, seed_count_max: u64, thread_count: usi
                 is_over.store(true, Ordering::Relaxed);
                 let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                 if found.as_ref().is_none_or(|(earlier, _)| place < *earlier) {
-                    *found = Some((place, Found::new(plan.draw.seed, &failure)));
+                    *found = Some((
+                        place,
+                        Found::from_text(Some(plan.draw.seed), failure.is_panic, &failure.text),
+                    ));
                 }
             }
         }

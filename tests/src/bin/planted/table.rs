@@ -2,7 +2,7 @@
 
 use crate::hunt::Outcome;
 use std::fmt::Write;
-use synod_proto::planted::Bug;
+use synod_proto::planted::{Bug, Means};
 
 /// How much of a checker's words is shown.
 const WORDS_MAX: usize = 14;
@@ -14,10 +14,10 @@ pub(crate) fn list() -> String {
         line(
             &mut text,
             format_args!(
-                "{:<28} {:<6} {:>5} seeds  {}",
+                "{:<28} {:<5} {:<42} {}",
                 bug.name(),
                 bug.rule(),
-                bug.seed_count_max(),
+                means(bug),
                 bug.sentence()
             ),
         );
@@ -30,12 +30,12 @@ pub(crate) fn text(outcome: &Outcome) -> String {
     let mut text = String::new();
     match &outcome.found {
         Some(found) => {
+            let whence = found.seed.map_or(String::new(), |seed| {
+                format!(" in seed {seed}, after {} seeds", outcome.seed_count)
+            });
             line(
                 &mut text,
-                format_args!(
-                    "found by {} in seed {}, after {} seeds and {:.1} s",
-                    found.checker, found.seed, outcome.seed_count, outcome.seconds
-                ),
+                format_args!("found by {}{whence}, {:.1} s", found.checker, outcome.seconds),
             );
             line(&mut text, format_args!("{}", found.text));
         }
@@ -60,12 +60,13 @@ pub(crate) fn progress(bug: Bug, outcome: Option<&Outcome>) -> String {
             seconds,
             ..
         }) => format!(
-            "{:<12} after {seed_count:>4} seeds, {seconds:>6.1} s",
-            found.checker
+            "{:<12} {}, {seconds:>6.1} s",
+            found.checker,
+            taken(bug, *seed_count)
         ),
         Some(Outcome {
             seed_count, seconds, ..
-        }) => format!("NOT FOUND    in {seed_count:>7} seeds, {seconds:>6.1} s"),
+        }) => format!("NOT FOUND    {}, {seconds:>6.1} s", taken(bug, *seed_count)),
     };
     format!("{:<28} {what}\n", bug.name())
 }
@@ -110,7 +111,7 @@ pub(crate) fn table(
             None => "ended without a result".to_string(),
             Some(Outcome {
                 found: Some(found), ..
-            }) => format!("{}: {} (seed {})", found.checker, found.text, found.seed),
+            }) => format!("{}: {} (seed {:?})", found.checker, found.text, found.seed),
             Some(Outcome { seed_count, .. }) => format!("nothing found in {seed_count} seeds"),
         };
         line(&mut text, format_args!("\nWithout a bug: {what}."));
@@ -118,10 +119,28 @@ pub(crate) fn table(
     text
 }
 
+/// By what it must be found.
+fn means(bug: Bug) -> String {
+    match bug.means() {
+        Means::Seeds(count) => format!("{count} seeds"),
+        Means::Exploration(name) => format!("exploration {name}"),
+        Means::Scenario(name) => format!("script {name}"),
+    }
+}
+
+/// What it took.
+fn taken(bug: Bug, seed_count: u64) -> String {
+    match (bug.means(), seed_count) {
+        (Means::Seeds(_), 1) => "1 seed".to_string(),
+        (Means::Seeds(_), count) => format!("{count} seeds"),
+        _ => "once".to_string(),
+    }
+}
+
 fn row(bug: Bug, outcome: Option<&Outcome>) -> [String; 6] {
     let found = outcome.and_then(|outcome| outcome.found.as_ref());
-    let taken = match (outcome, found) {
-        (Some(outcome), Some(_)) => outcome.seed_count.to_string(),
+    let cost = match (outcome, found) {
+        (Some(outcome), Some(_)) => taken(bug, outcome.seed_count),
         _ => "-".to_string(),
     };
     let by = found.map_or("NOT FOUND".to_string(), |found| {
@@ -131,8 +150,8 @@ fn row(bug: Bug, outcome: Option<&Outcome>) -> [String; 6] {
         bug.name().to_string(),
         bug.rule().to_string(),
         bug.sentence().to_string(),
-        bug.seed_count_max().to_string(),
-        taken,
+        means(bug),
+        cost,
         by,
     ]
 }
