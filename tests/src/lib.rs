@@ -14,6 +14,7 @@
 //! | a workload | a new file in [`workloads`], with its [`Actor`](actors::Actor)s and its checker |
 //! | a kind of fault | [`Fault`](faults::Fault), and where it takes hold in [`World`](world::World) |
 //! | a property | a new file in [`checkers`] |
+//! | what must go wrong together | a script in [`scenarios`] |
 #![forbid(unsafe_code)]
 
 pub mod actors;

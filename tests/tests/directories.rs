@@ -278,49 +278,6 @@ fn a10_a_flipped_bit_in_the_log_is_noticed_and_mended() {
     converge_after(&mut world, 1_000_000).expect("comes to rest");
 }
 
-/// The last slot was accepted by the leader and one follower. The leader is gone, the follower's record is rotten, the
-/// third never had it: neither a no-op nor anything else may be decided there until the leader is back.
-#[test]
-fn l3_nothing_is_decided_over_a_record_that_cannot_be_read() {
-    let (mut world, _, leader, followers) = stage(6);
-    let (holder, away) = (followers[0], followers[1]);
-    world
-        .on_fault(Fault::Topology(topology(&[(leader.0, holder.0)])))
-        .expect("cut");
-    let decide = one_branch(&mut world, 1);
-    let mut desk = Desk::open(&mut world, leader);
-    assert!(matches!(
-        desk.decide(&mut world, &decide),
-        Ok(Response::Decided {
-            decision: Decision::Committed,
-            ..
-        })
-    ));
-    world
-        .on_fault(Fault::Crash(leader, UnsyncedWrite::Kept))
-        .expect("crash");
-    let last = world.hosts[&holder].store.readable().last().expect("a record");
-    let place = world.hosts[&holder].store.readable().count() as u64 - 1;
-    world.on_fault(Fault::Corrupt(holder, place)).expect("corrupt");
-    world.on_fault(Fault::Mend).expect("mend");
-    world.on_fault(Fault::Start(holder)).expect("start");
-    world.run_for(5_000_000).expect("nothing is wrong");
-    assert_eq!(world.serving(), None);
-    for id in [holder, away] {
-        let status = world.hosts[&id].replica().expect("runs").status();
-        assert!(
-            status.decided_up_to < last,
-            "replica {id} decided slot {last}: {status:?}"
-        );
-    }
-    world.on_fault(Fault::Start(leader)).expect("start");
-    converge_after(&mut world, 1_000_000).expect("comes to rest");
-    assert!(
-        world.checkers.outcomes.committed_branches(decide.gtid).is_some(),
-        "what was told stayed so"
-    );
-}
-
 /// L9: a follower with a full disk stays up, acknowledges nothing, says so, and the cluster goes on.
 #[test]
 fn l9_a_full_disk_leaves_a_replica_up_and_read_only() {

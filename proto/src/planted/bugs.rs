@@ -104,7 +104,7 @@ bugs! {
     LowestProposedAgain: "P2c", "a new leader proposes the accepted value of the lowest ballot again", Seeds(500);
     NoopOverUnreadable: "L3", "a new leader puts a no-op over a slot of which too few reports can be read", Scenario("last-record-lost");
     LowerValueOverUnreadable: "L3", "a new leader proposes what it heard of a slot of which too few reports can be read", Scenario("lower-value-beside-lost-record");
-    UnreadableReportedEmpty: "L3", "an unreadable slot is reported as one in which nothing was accepted", Seeds(100);
+    UnreadableReportedEmpty: "L3", "an unreadable slot is reported as one in which nothing was accepted", Scenario("last-record-lost");
     StaleValueTakenAsDecided: "L4", "a leader's word of a decided prefix is believed of a value of another ballot", Seeds(60);
     CandidateDoesNotCatchUp: "L5", "a candidate proposes in slots that one of its promises calls decided", Seeds(300);
     WipedReplicaVotes: "L10", "a wiped or older directory votes, though a peer contradicts it", Seeds(500);

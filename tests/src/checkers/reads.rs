@@ -37,7 +37,8 @@ impl ReadChecker {
     pub fn on_asked(&mut self, session: SessionId, request: &Request) {
         self.count += 1;
         if let Request::Outcome { request, .. } | Request::ListInDoubt { request, .. } = request {
-            self.asked.insert((session, *request), self.count);
+            // An answer to a question that was repeated may be the answer to the first.
+            self.asked.entry((session, *request)).or_insert(self.count);
         }
     }
 
@@ -96,9 +97,9 @@ impl ReadChecker {
         });
         require(answered_count + 1 >= host.config.quorum_count(), || {
             format!(
-                "replica {id} told session {} what is not in the log, and {answered_count} others answered it since the \
-                 question",
-                told.session
+                "replica {id} told session {} in answer to request {request} what is not in the log, and \
+                 {answered_count} others answered a round that began after the question: {:?}",
+                told.session, told.response
             )
         })
     }

@@ -1,6 +1,6 @@
 //! The command line, and the processes in which bugs are looked for.
 
-use crate::hunt::{Outcome, hunt, look};
+use crate::hunt::{Outcome, look, look_for_nothing};
 use crate::table;
 use clap::Parser;
 use std::collections::VecDeque;
@@ -119,7 +119,7 @@ fn look_for_one(arguments: &Arguments, thread_count: usize) -> ExitCode {
     thread::spawn(move || {
         let outcome = match bug {
             Some(bug) => look(bug, (first, seed_count_max), thread_count),
-            None => hunt(name, first, seed_count_max, thread_count),
+            None => look_for_nothing((first, seed_count_max), thread_count),
         };
         ended.send(outcome)
     });
