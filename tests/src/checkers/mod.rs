@@ -8,7 +8,6 @@ pub mod log;
 pub mod outcomes;
 pub mod points;
 pub mod queues;
-pub mod reads;
 
 use crate::actors::databases::Databases;
 use crate::host::{Host, Output};
@@ -66,8 +65,6 @@ pub struct Checkers {
     pub outcomes: outcomes::OutcomeChecker,
     /// What services are told, against what they asked.
     pub histories: linearizability::HistoryChecker,
-    /// What is told of what is not in the log.
-    pub reads: reads::ReadChecker,
     /// What waits.
     pub queues: queues::QueueChecker,
     /// How often the run came past each named point.
@@ -100,7 +97,6 @@ impl Checkers {
             .after_turn(now, host, output, self.log.decided_up_to())
             .map_err(by("ballots"))?;
         self.queues.after_turn(host).map_err(by("queues"))?;
-        self.reads.after_turn(host, output).map_err(by("reads"))?;
         for told in &output.told {
             self.histories.on_told(told);
             self.outcomes
@@ -113,7 +109,6 @@ impl Checkers {
     /// A session asks something.
     pub fn on_asked(&mut self, now: Micros, session: SessionId, request: &Request) {
         self.histories.on_asked(session, request);
-        self.reads.on_asked(session, request);
         self.outcomes.on_asked(now, session, request);
     }
 
