@@ -158,6 +158,20 @@ impl LogDisk {
         self.with_disk(self.disk.fork())
     }
 
+    /// A copy of the directory, as somebody makes one at any time, and the model of what it holds. A write whose failure was
+    /// reported may be in the page cache nevertheless: then the copy has it, whatever becomes of the original.
+    ///
+    /// # Errors
+    /// The copy shows neither the state before the write under way nor the one behind it.
+    pub fn backup(&self, store: &Store) -> Result<(Store, Self), Violation> {
+        let (mut held, mut copy) = (store.clone(), self.copy());
+        // Looked at in a second copy: opening repairs, and the first is to be put back as it was made.
+        let mut seen = copy.copy();
+        seen.crash(&mut held, End::Exit)?;
+        copy.placed = seen.placed;
+        Ok((held, copy))
+    }
+
     fn with_disk(&self, disk: MemoryDisk) -> Self {
         Self {
             replica: self.replica,

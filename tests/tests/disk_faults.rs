@@ -1,8 +1,10 @@
 //! Every kind of fault of a log's disk takes hold, costs what it may and no more; and a log that says less than the truth is
 //! found out (L3, L7, L9, L10; traps A10, A11, A12).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use synod_coordinator::log::{CrashImage, Disk, Log, MemoryDisk};
+use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::ReplicaId;
 use synod_tests::actors::initiator::{Habits, Initiator};
 use synod_tests::exhaustive::cases::{crashes, damages, double_crashes};
@@ -162,6 +164,34 @@ fn l10_an_old_directory_is_put_back_only_where_the_peers_know_better() {
     world.on_fault(Fault::PutBack(follower)).expect("looked at");
     assert_eq!(count(&world, "put back: nobody would know, left out"), 1);
     converge_after(&mut world, 500_000).expect("comes to rest");
+}
+
+/// L9, L10: what a full disk reported as failed may be in the page cache, and so in a copy that somebody makes then. When the
+/// copy is put back, the batch is there as if its machine had crashed behind the write.
+#[test]
+fn l10_a_copy_made_after_a_failed_write_holds_that_batch_or_not() {
+    let mut has_held = BTreeSet::new();
+    for seed in 1..=8 {
+        let (mut world, follower) = stage(seed, 16 << 10);
+        world
+            .on_fault(Fault::FailDisk(follower, WriteFailure::Full))
+            .expect("full");
+        world.run_for(500_000).expect("nothing is wrong");
+        let host = &world.hosts[&follower];
+        let status = host.replica().expect("it is up").status();
+        assert!(status.failure.is_some(), "seed {seed}: {status:?}");
+        let before = host.store.meta().clone();
+        let failed = host.store.under_way().expect("a write has failed").meta.clone();
+        assert_ne!(before, failed, "seed {seed}: the write matters");
+        world.on_fault(Fault::Backup(follower)).expect("copied");
+        world.on_fault(Fault::PutBack(follower)).expect("put back");
+        assert_eq!(count(&world, "put back"), 1, "seed {seed}");
+        let after = world.hosts[&follower].store.meta();
+        assert!(*after == before || *after == failed, "seed {seed}: {after:?}");
+        has_held.insert(*after == failed);
+        converge_after(&mut world, 500_000).expect("comes to rest");
+    }
+    assert_eq!(has_held.len(), 2, "both happen: {has_held:?}");
 }
 
 /// L10: on another replica's machine a directory does not open.

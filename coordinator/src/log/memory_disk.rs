@@ -251,6 +251,7 @@ impl MemoryDisk {
             names: state.names.clone(),
             durable_names: state.names.clone(),
             next_id: state.next_id,
+            last_write: state.last_write.clone(),
             ..State::default()
         };
         Self {

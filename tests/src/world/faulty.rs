@@ -91,9 +91,18 @@ impl World {
             }
             Fault::Backup(id) => {
                 let host = &self.hosts[&id];
-                let (mut copy, log) = (host.store.clone(), host.log.as_ref().map(LogDisk::copy));
-                copy.crash(UnsyncedWrite::Lost);
-                self.backups.insert(id, (copy, log));
+                let backup = match &host.log {
+                    Some(log) => {
+                        let (copy, log) = log.backup(&host.store)?;
+                        (copy, Some(log))
+                    }
+                    None => {
+                        let mut copy = host.store.clone();
+                        copy.crash(UnsyncedWrite::Lost);
+                        (copy, None)
+                    }
+                };
+                self.backups.insert(id, backup);
             }
             Fault::Rollback(id) => {
                 if let Some((copy, log)) = self.backups.remove(&id) {
