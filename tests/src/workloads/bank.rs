@@ -231,7 +231,7 @@ fn check_money(books: &Books, world: &World) -> Check {
                 format!("{gtid} asked for {asked:?} and did {found:?}")
             })?;
             let sum: i64 = found.iter().filter_map(Leg::delta).sum();
-            require(sum == 0, || format!("{gtid} made {sum} of money"))?;
+            require(sum == 0, || format!("{gtid} made {sum} of money with {found:?}"))?;
         }
         require(!is_committed || !books.undone.contains(gtid), || {
             format!("{gtid} is committed, and its initiator was told that nothing was done")

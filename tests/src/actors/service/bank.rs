@@ -76,6 +76,13 @@ impl Leg {
             LegKind::Read { .. } | LegKind::Lock { .. } => None,
         }
     }
+
+    /// The same leg with another amount, if it moves any.
+    fn move_instead(&mut self, amount: i64) {
+        if let LegKind::Move { delta, .. } = &mut self.kind {
+            *delta = amount;
+        }
+    }
 }
 
 /// What one call asks for.
@@ -634,7 +641,12 @@ impl Draft<'_> {
                 look.work.leg.kind = LegKind::Read { account };
                 parts.push(look);
             }
-            2 => parts[0].is_optional = true,
+            2 => {
+                // It stays out without a word if it failed before it reached the branch. Then no money may be missing.
+                parts[0].work.leg.move_instead(0);
+                parts[1].work.leg.move_instead(-amount);
+                parts[0].is_optional = true;
+            }
             _ => {}
         }
         parts
@@ -658,3 +670,6 @@ impl Draft<'_> {
         outer
     }
 }
+
+#[cfg(test)]
+mod tests;

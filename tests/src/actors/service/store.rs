@@ -18,8 +18,8 @@ const CACHE_BYTES: usize = 256 << 10;
 pub struct StoreHabits {
     /// Whether redb saves its allocator with every commit.
     pub quick_repair: bool,
-    /// How many of a million branches are "unknown" to the store for a while after their prepare, as in a database whose
-    /// preparing session still lives (T8).
+    /// How many of a million prepared branches are "unknown" to the store for a while when they are to be finished, as in
+    /// a database whose preparing session still lives (T8). It lists them all the same.
     pub veil_ppm: u64,
     /// The longest time that an operation of the disk takes.
     pub disk_us_max: u64,
@@ -72,7 +72,9 @@ impl Store {
         }
     }
 
-    /// Whether the store says "unknown" of a branch that it holds.
+    /// Whether the store says "unknown" of a branch that it holds prepared, and lists. Of what it has finished it has
+    /// proof and says so, also when the outcome is delivered again (T8): a branch that is neither
+    /// listed nor known is a hazard (C11).
     pub(super) fn is_veiled(&self, desk: &Desk, branch: BranchId) -> bool {
         let now = desk.clock.now();
         let mut veiled = self.veiled.borrow_mut();
@@ -82,7 +84,12 @@ impl Store {
                 true => now + desk.random(|random| random.between(1_000, 8_000_000)),
                 false => 0,
             });
-        now < *until
+        now < *until && self.holds_prepared(branch)
+    }
+
+    fn holds_prepared(&self, branch: BranchId) -> bool {
+        let state = self.redb.snapshot().and_then(|snapshot| snapshot.status(&branch));
+        matches!(state, Ok(BranchState::Prepared))
     }
 
     /// Something was done to this branch: look at its rows.
