@@ -32,5 +32,8 @@ fn no_money_is_made_or_lost_whichever_optional_calls_a_transaction_does_without(
             optional_open_count += u32::from(part.work.is_open);
         }
     }
-    assert!(optional_open_count > 50, "{optional_open_count} optional calls in open branches");
+    assert!(
+        optional_open_count > 50,
+        "{optional_open_count} optional calls in open branches"
+    );
 }
