@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use synod_tests::run::{Draw, Report, run};
 use synod_tests::trace::Detail;
 
-/// How many seeds every test run takes.
-const SEED_COUNT_DEFAULT: u64 = 200;
+/// How many seeds this test takes by itself; `tests/run` takes many more, with `cargo sim`.
+const SEED_COUNT_DEFAULT: u64 = 24;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
