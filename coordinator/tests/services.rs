@@ -396,6 +396,9 @@ async fn health_and_reflection() {
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
             "synod.v1.Coordinator",
+            // Described in the same files; a participant serves them.
+            "synod.v1.Messages",
+            "synod.v1.OutboxAdmin",
             "synod.v1.Replication",
         ];
         assert_eq!(names, expected);
@@ -436,18 +439,18 @@ async fn greetings_of_strangers_are_refused() {
         let other = if own == 1 { 2 } else { 1 };
         let cases = [
             (
-                greeting("staging", other, own, 2),
+                greeting("staging", other, own, 3),
                 "wrong cluster: that replica belongs to `staging`, this one to `test`",
             ),
             (
-                greeting("test", 9, own, 2),
+                greeting("test", 9, own, 3),
                 "unknown replica 9: this cluster has 1, 2, 3",
             ),
-            (greeting("test", other, 9, 2), "meant for replica 9, but replica"),
-            (greeting("test", own, own, 2), "two processes claim to be replica"),
+            (greeting("test", other, 9, 3), "meant for replica 9, but replica"),
+            (greeting("test", own, own, 3), "two processes claim to be replica"),
             (greeting("test", other, own, 99), "speaks version 99 of the links"),
             (
-                greeting_among(&[other], "test", other, own, 2),
+                greeting_among(&[other], "test", other, own, 3),
                 "this one with 1, 2, 3: give every replica the same `peers`",
             ),
             (
@@ -476,7 +479,7 @@ async fn greetings_of_strangers_are_refused() {
         let broken = v1::Envelopes {
             messages: vec![v1::PaxosMessage { message: None }],
         };
-        let messages = [greeting("test", other, own, 2), LinkMessage::Envelopes(broken)].map(|message| {
+        let messages = [greeting("test", other, own, 3), LinkMessage::Envelopes(broken)].map(|message| {
             v1::LinkMessage {
                 message: Some(message),
             }
