@@ -360,7 +360,9 @@ fn a_flipped_bit_in_any_sector_never_loses_anything_silently() {
     let (mut untouched, mut reported, mut torn) = (0, 0, 0);
     for name in disk.list().expect("lists") {
         let length = disk.contents(&name).expect("it exists").len();
-        for (sector, closes) in (0..length / 512).flat_map(|sector| [(sector, false), (sector, true)].repeat(4)) {
+        for (sector, closes) in
+            (0..length / 512).flat_map(|sector| [(sector, false), (sector, true)].repeat(4))
+        {
             // Structure lies at the beginning of sectors, values anywhere.
             let byte = sector * 512 + [dice.roll(512), dice.roll(96)][dice.roll(2)];
             let bit = dice.byte() % 8;
