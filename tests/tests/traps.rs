@@ -1,5 +1,6 @@
 //! `tests/TRAPS.md` is kept true: each known failure has a row, each row names tests that exist and run, and what is not covered
-//! is in the README under its id.
+//! is in the README under its id. So is the README itself, as far as a program can read it: its table of guarantees names tests
+//! that exist and run, its links lead somewhere, and it knows every verb of the command line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -216,6 +217,99 @@ fn what_no_test_covers_is_in_the_readme() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// `[text](path)` of Markdown, without those that lead to another place or within the page.
+fn links(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let ends = text.match_indices("](").map(|(at, _)| at);
+    ends.filter_map(|at| {
+        let (before, after) = (&text[..at], &text[at + 2..]);
+        let (shown, target) = (&before[before.rfind('[')? + 1..], &after[..after.find(')')?]);
+        let is_here = !target.starts_with('#') && !target.contains("://");
+        is_here.then_some((shown, target))
+    })
+}
+
+fn section<'text>(text: &'text str, heading: &str) -> &'text str {
+    let (_, section) = text
+        .split_once(&format!("\n## {heading}\n"))
+        .unwrap_or_else(|| panic!("the README has no section `{heading}`"));
+    section.split("\n## ").next().expect("a section")
+}
+
+#[test]
+fn every_guarantee_of_the_readme_names_a_condition_and_tests_that_run() {
+    let readme = read("README.md");
+    let mut faults = Vec::new();
+    let mut guarantee_count = 0;
+    let rows = section(&readme, "Guarantees")
+        .lines()
+        .filter(|line| line.starts_with("| **"));
+    for row in rows {
+        guarantee_count += 1;
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let [guarantee, condition, tests] = cells[..] else {
+            faults.push(format!("not three cells: {row}"));
+            continue;
+        };
+        if condition.trim().is_empty() {
+            faults.push(format!("no condition, not even `–`: {guarantee}"));
+        }
+        let named: Vec<_> = links(tests).collect();
+        if named.is_empty() {
+            faults.push(format!("no test: {guarantee}"));
+        }
+        for (name, path) in named {
+            let is_there = test_in(&read(path), name.trim_matches('`')).is_some();
+            if !is_there {
+                faults.push(format!("{path} has no test {name}: {guarantee}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(
+        guarantee_count >= 15,
+        "the table was not understood: {guarantee_count} rows"
+    );
+}
+
+#[test]
+fn the_readmes_links_lead_somewhere() {
+    let readme = read("README.md");
+    let dead: Vec<_> = links(&readme)
+        .filter(|(_, target)| !root().join(target.split('#').next().expect("a path")).exists())
+        .collect();
+    assert!(dead.is_empty(), "{dead:?}");
+}
+
+/// What `synod`'s own table of verbs lists is in the README's reference, too.
+#[test]
+fn the_readme_knows_every_verb() {
+    let (readme, cli) = (read("README.md"), read("coordinator/src/cli/mod.rs"));
+    let reference = section(&readme, "Reference");
+    // The words before the arguments; one row may list two verbs as `requeue\|discard`.
+    let rows = cli.lines().filter_map(|line| line.strip_prefix("//! | `synod "));
+    let verbs = rows.flat_map(|row| {
+        let is_name = |word: &&str| word.starts_with(|first: char| first.is_ascii_lowercase());
+        let words: Vec<&str> = row.split([' ', '`']).take_while(is_name).collect();
+        let (last, group) = words.split_last().expect("a verb");
+        let choices = if *group == ["outbox"] {
+            last.split("\\|").collect()
+        } else {
+            vec![*last]
+        };
+        let named = choices
+            .into_iter()
+            .map(|choice| [group, &[choice]].concat().join(" "));
+        named.collect::<Vec<_>>()
+    });
+    let verbs: BTreeSet<String> = verbs.collect();
+    assert!(verbs.len() >= 10, "the table was not understood: {verbs:?}");
+    let unknown: Vec<_> = verbs
+        .iter()
+        .filter(|verb| !reference.contains(&format!("`{verb}")))
+        .collect();
+    assert!(unknown.is_empty(), "not in the README: {unknown:?}");
 }
 
 /// The reader of the table is not fooled by what looks like a test.
