@@ -68,7 +68,7 @@ found!(
         LocksSurviveACrash,
         OddAndLargeInput
     ],
-    perhaps [ManyBranches]
+    perhaps[ManyBranches]
 );
 
 found!(
