@@ -5,6 +5,7 @@
 //! | `identity` | format, cluster, replica, all replicas and the directory's incarnation, in TOML; written once |
 //! | `lock` | nothing; locked by the process that uses the directory |
 //! | `segment-0000000001.log` … | the [`log`](crate::log) |
+//! | `segment-0000000002.log.new` | a segment that is being made; of an interrupted making nothing is needed |
 //!
 //! A new directory becomes one by the last step of its making, the renaming of `identity.new` to `identity`, when the log
 //! is already there. So an identity without a log, or a log without an identity, is never the trace of an
@@ -14,7 +15,7 @@
 //! the quorums of another, and two sets at once can decide two values for one slot (L6).
 
 use crate::log::file_disk::DirectoryLock;
-use crate::log::format::segment_number;
+use crate::log::format::{segment_number, unfinished_number};
 use crate::log::inspect::{ReadOnlyDisk, identity_of_segments};
 use crate::log::{FileDisk, Identity, Log, LogError, Opened, Options};
 use serde::{Deserialize, Serialize};
@@ -387,8 +388,13 @@ fn entries(path: &Path) -> Result<Vec<String>, DirectoryError> {
     read().map_err(|source| io_error(path, source))
 }
 
+/// The number of the segment that this is, or was to become.
+fn number_of(entry: &str) -> Option<u64> {
+    segment_number(entry).or_else(|| unfinished_number(entry))
+}
+
 fn is_segment(entry: &str) -> bool {
-    segment_number(entry).is_some()
+    number_of(entry).is_some()
 }
 
 /// Without an identity, a directory must be empty, or the trace of an interrupted [`make`].
@@ -407,7 +413,7 @@ fn refuse_foreign(path: &Path, entries: &[String]) -> Result<(), DirectoryError>
         });
     }
     // `make` creates the first segment only, and under the eyes of `identity.new`.
-    let is_unfinished = |entry: &String| has(IDENTITY_NEW) && segment_number(entry) == Some(1);
+    let is_unfinished = |entry: &String| has(IDENTITY_NEW) && number_of(entry) == Some(1);
     match entries
         .iter()
         .find(|entry| is_segment(entry) && !is_unfinished(entry))

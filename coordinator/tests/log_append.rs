@@ -2,7 +2,9 @@
 
 mod log_support;
 
-use log_support::{BLOCK, State, accepted, batch, create, identity, open, segment, segments_of, written};
+use log_support::{
+    BLOCK, State, accepted, batch, create, identity, open, segment, segments_of, unfinished, written,
+};
 use std::io;
 use std::sync::Arc;
 use synod_coordinator::log::{
@@ -242,7 +244,7 @@ fn a_segment_that_cannot_be_created_for_another_reason_is_a_broken_disk() {
     assert!(matches!(error, LogError::Broken { .. }) && !error.is_full());
 }
 
-/// Segments that a crash left unused, ready or half made, are used or removed.
+/// Segments that a crash left unused: one that was ready is used, one that was half made is removed.
 #[test]
 fn an_unused_segment_behind_the_last_batch_does_no_harm() {
     let batches = [
@@ -253,17 +255,20 @@ fn an_unused_segment_behind_the_last_batch_does_no_harm() {
     let third = batch(1, 0, 3, vec![accepted(3, 1, "x")]);
     // The third batch begins segment 2; its write does not arrive.
     let mut log = open(&usable, segments_of(2)).expect("opens").log;
-    usable.halt(4);
+    usable.halt(5);
     log.append(&third).expect_err("stopped");
     let usable = usable.crash(|_| 0);
-    let unfinished = usable.fork();
-    unfinished.remove(&segment(2)).expect("removed");
-    unfinished.create(&segment(2), BLOCK as u64 - 7).expect("created");
-    for disk in [usable, unfinished] {
-        assert!(disk.contents(&segment(2)).is_some());
+    let half_made = usable.fork();
+    half_made
+        .rename(&segment(2), &unfinished(2))
+        .expect("has another name");
+    half_made.truncate(&unfinished(2), BLOCK - 7);
+    for (disk, left) in [(usable, segment(2)), (half_made, unfinished(2))] {
+        assert!(disk.contents(&left).is_some());
         let mut opened = open(&disk, segments_of(2)).expect("opens");
         assert_eq!(State::of(&opened), State::after(&batches));
         assert_eq!(opened.report.torn, None);
+        assert_eq!(disk.contents(&unfinished(2)), None);
         opened.log.append(&third).expect("appends");
         let all = [batches[0].clone(), batches[1].clone(), third.clone()];
         assert_eq!(

@@ -3,11 +3,12 @@
 mod log_support;
 
 use log_support::{
-    BLOCK, Dice, State, accepted, batch, create, open, random_batch, segment, segments_of, written,
+    BLOCK, Dice, State, accepted, batch, create, identity, open, random_batch, segment, segments_of, written,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use synod_coordinator::log::report::{CorruptPlace, Damage, OpenReport, Torn};
-use synod_coordinator::log::{Disk, LogError, MemoryDisk, Opened, ReadError};
+use synod_coordinator::log::{Disk, Log, LogError, MemoryDisk, Opened, ReadError};
 use synod_coordinator_core::durable::{Batch, Meta, Recovered};
 use synod_coordinator_core::paxos::{Ballot, Slot};
 
@@ -241,7 +242,7 @@ fn damage_in_the_last_batch_alone_is_a_torn_tail() {
                 segment_count: 1,
                 batch_count: 3,
                 torn,
-                corrupt: vec![]
+                ..OpenReport::default()
             }
         );
         let file = disk.contents(&segment(1)).expect("it exists");
@@ -315,7 +316,7 @@ fn a_log_that_ends_before_a_segment_that_was_ready_does_not_open() {
     let disk = written(segments_of(1), &batches);
     // The fourth batch creates segment 4, and does not arrive in it.
     let mut log = open(&disk, segments_of(1)).expect("opens").log;
-    disk.halt(4);
+    disk.halt(5);
     log.append(&batch(2, 0, 3, vec![])).expect_err("stopped");
     let crashed = disk.crash(|_| 0);
     assert!(crashed.contents(&segment(4)).is_some());
@@ -325,6 +326,107 @@ fn a_log_that_ends_before_a_segment_that_was_ready_does_not_open() {
         open(&crashed, segments_of(1)),
         Err(LogError::EndLost { segment: 3, .. })
     ));
+}
+
+/// L3, A10: a segment has its name since it was whole. Cut to nothing, within its header or at its end, the last segment
+/// lost batches that were synced, and promises with them: it is never taken for one that was being made.
+#[test]
+fn l3_a_last_segment_that_was_cut_short_is_never_taken_for_an_empty_one() {
+    let batches = four_batches();
+    for (what, written_count) in [
+        ("holds batches", 4),
+        ("is the log's only one", 1),
+        ("was never used", 3),
+    ] {
+        let disk = MemoryDisk::default();
+        Log::create(&Arc::new(disk.clone()), &identity(), segments_of(1)).expect("creates");
+        let mut log = open(&disk, segments_of(1)).expect("opens").log;
+        for batch in &batches[..written_count] {
+            log.append(batch).expect("appends");
+        }
+        if what == "was never used" {
+            log.make_next_segment().expect("makes it");
+        }
+        drop(log);
+        let last = disk.list().expect("lists").pop().expect("a segment");
+        let whole = disk.contents(&last).expect("it exists").len();
+        for length in [0, 1, 50, 93, 94, BLOCK - 1, BLOCK, BLOCK + 1, whole - 1] {
+            let cut = disk.fork();
+            cut.truncate(&last, length);
+            let opened = open(&cut, segments_of(1));
+            assert!(
+                matches!(opened, Err(LogError::EndLost { .. })),
+                "{what}, cut to {length}: {opened:?}"
+            );
+            let left = cut
+                .contents(&last)
+                .expect("a log that is refused is left as it is");
+            assert_eq!(left.len(), length);
+        }
+    }
+}
+
+/// L3: a segment without a header that holds no batch is whole only where all but one byte of the header says so.
+#[test]
+fn l3_a_segment_without_its_header_is_not_known_to_be_empty() {
+    let disk = written(segments_of(2), &four_batches()[..2]);
+    let mut log = open(&disk, segments_of(2)).expect("opens").log;
+    log.make_next_segment().expect("makes it");
+    drop(log);
+    let rotten = |byte: usize, bit: u8| {
+        let disk = disk.fork();
+        disk.flip(&segment(2), byte, bit);
+        disk
+    };
+    for byte in 0..94 {
+        let opened = open(&rotten(byte, 3), segments_of(2)).expect("one rotten byte is known to be one");
+        assert_eq!(State::of(&opened), State::after(&four_batches()[..2]));
+        let place = CorruptPlace {
+            segment: 2,
+            offset: 0,
+            damage: Damage::SegmentHeader,
+        };
+        assert_eq!(corrupt(&opened), [place]);
+    }
+    let twice = rotten(40, 3);
+    twice.flip(&segment(2), 41, 3);
+    let zeros = disk.fork();
+    zeros.overwrite(&segment(2), 0..3 * BLOCK, 0);
+    for damaged in [twice, zeros] {
+        let opened = open(&damaged, segments_of(2));
+        assert!(
+            matches!(opened, Err(LogError::EndLost { segment: 2, .. })),
+            "{opened:?}"
+        );
+    }
+}
+
+/// L3: the segment made ahead of need shows that the one before it held a batch, if nothing else does.
+#[test]
+fn l3_the_segment_behind_shows_that_the_last_batch_was_synced() {
+    let disk = written(segments_of(1), &four_batches());
+    let cut = disk.fork();
+    cut.flip(&segment(4), BLOCK + 60, 1);
+    let opened = open(&cut, segments_of(1)).expect("the limit: it looks like a torn write");
+    assert!(opened.report.torn.is_some());
+    open(&disk, segments_of(1))
+        .expect("opens")
+        .log
+        .make_next_segment()
+        .expect("makes it");
+    let damage: [fn(&MemoryDisk); 2] = [
+        |disk| disk.flip(&segment(4), BLOCK + 60, 1),
+        |disk| disk.overwrite(&segment(4), BLOCK..2 * BLOCK, 0),
+    ];
+    for damage in damage {
+        let damaged = disk.fork();
+        damage(&damaged);
+        let opened = open(&damaged, segments_of(1));
+        assert!(
+            matches!(opened, Err(LogError::EndLost { segment: 4, .. })),
+            "{opened:?}"
+        );
+    }
 }
 
 /// One flipped bit anywhere in a log: it changes nothing, or what it costs is reported, or it is in the last

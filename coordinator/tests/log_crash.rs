@@ -5,10 +5,12 @@ mod log_support;
 
 use log_support::{
     BLOCK, Dice, State, accepted, batch, create, identity, open, random_batch, segment, segments_of,
+    unfinished, written,
 };
 use proptest::prelude::*;
+use std::io;
 use std::sync::Arc;
-use synod_coordinator::log::{Log, MemoryDisk};
+use synod_coordinator::log::{Disk, Log, LogError, MemoryDisk};
 use synod_coordinator_core::durable::{Batch, Meta};
 
 /// How a crash picks, for every sector and name that was not synced, what is left of it.
@@ -195,25 +197,134 @@ fn what_is_left_of_a_torn_batch_never_comes_back() {
     }
 }
 
+/// The operations of a segment's making: creation, header, its sync, the name, the sync of the directory.
+const MAKING: u64 = 5;
+
+fn every_crash() -> impl Iterator<Item = Crash> {
+    let subsets = (0..40).map(Crash::Subset);
+    [Crash::Nothing, Crash::Everything].into_iter().chain(subsets)
+}
+
 /// Every moment of the making of a log: afterwards there is none yet, or an empty one, and making it again works.
 #[test]
 fn a_crash_while_a_log_is_made_leaves_it_to_be_made_again() {
-    for operations in 0..3 {
-        for seed in 0..20 {
+    for operations in 0..MAKING {
+        for crash in every_crash() {
             let disk = MemoryDisk::default();
             disk.halt(operations);
             let made = Log::create(&Arc::new(disk.clone()), &identity(), segments_of(2));
             assert!(made.is_err());
-            let disk = Crash::Subset(seed).image(&disk);
+            let disk = crash.image(&disk);
+            match open(&disk, segments_of(2)) {
+                Ok(opened) => assert_eq!(State::of(&opened), State::default()),
+                Err(error) => assert!(matches!(error, LogError::NoSegments), "{error}"),
+            }
             // What the directory does with a log whose making it had not finished.
-            if disk.contents(&segment(1)).is_some() {
-                synod_coordinator::log::Disk::remove(&disk, &segment(1)).expect("removed");
+            for name in disk.list().expect("lists") {
+                disk.remove(&name).expect("removed");
             }
             Log::create(&Arc::new(disk.clone()), &identity(), segments_of(2)).expect("creates");
             assert_eq!(
                 State::of(&open(&disk, segments_of(2)).expect("opens")),
                 State::default()
             );
+        }
+    }
+}
+
+/// L3, A10: every moment of the making of the next segment, ahead of need or when it is needed, with any part of it on the
+/// disk, and again while what it left is removed: nothing synced is lost, nothing is taken for corruption, and the log
+/// goes on.
+#[test]
+fn l3_a_crash_at_every_step_of_a_segments_making_costs_nothing() {
+    let options = segments_of(2);
+    let batches: Vec<Batch> = (1..=2)
+        .map(|slot| batch(1, 0, slot, vec![accepted(slot, 1, format!("value {slot}"))]))
+        .collect();
+    let third = batch(1, 0, 3, vec![accepted(3, 1, "value 3")]);
+    let (mut left_unfinished, mut left_ready) = (0, 0);
+    for is_ahead in [false, true] {
+        for operations in 0..MAKING {
+            for crash in every_crash() {
+                let disk = written(options, &batches);
+                let mut log = open(&disk, options).expect("opens").log;
+                disk.halt(operations);
+                if is_ahead {
+                    log.make_next_segment().expect_err("stopped");
+                } else {
+                    log.append(&third).expect_err("stopped");
+                }
+                let disk = crash.image(&disk);
+                left_unfinished += u64::from(disk.contents(&unfinished(2)).is_some());
+                left_ready += u64::from(disk.contents(&segment(2)).is_some());
+                // The start stops as well, at its first operations.
+                for again in 0..4 {
+                    let disk = disk.fork();
+                    disk.halt(again);
+                    open(&disk, options).ok();
+                    check_goes_on(&crash.image(&disk), &batches, &third);
+                }
+                check_goes_on(&disk, &batches, &third);
+            }
+        }
+    }
+    assert!(
+        left_unfinished > 20 && left_ready > 20,
+        "{left_unfinished} {left_ready}"
+    );
+}
+
+fn check_goes_on(disk: &MemoryDisk, batches: &[Batch], third: &Batch) {
+    let options = segments_of(2);
+    let before = disk.contents(&unfinished(2)).is_some();
+    let mut opened = open(disk, options).expect("a crashed log opens");
+    assert_eq!(State::of(&opened), State::after(batches));
+    assert_eq!(opened.report.corrupt, []);
+    assert_eq!(opened.report.torn, None);
+    assert_eq!(opened.report.unfinished.len(), usize::from(before));
+    assert_eq!(
+        disk.contents(&unfinished(2)),
+        None,
+        "what was being made is removed"
+    );
+    opened.log.append(third).expect("goes on");
+    let disk = disk.crash(|_| 0);
+    let mut all = batches.to_vec();
+    all.push(third.clone());
+    assert_eq!(
+        State::of(&open(&disk, options).expect("opens")),
+        State::after(&all)
+    );
+}
+
+/// A making that fails, by any of its operations, leaves nothing in the way of the next try or the next start.
+#[test]
+fn a_making_that_failed_is_tried_once_more_and_overwrites_nothing() {
+    let options = segments_of(2);
+    let first = batch(1, 0, 1, vec![accepted(1, 1, "v")]);
+    for failing in 0..MAKING {
+        // With the removal of what it left behind, or without.
+        for second_failing in [None, Some(failing + 1)] {
+            let disk = written(options, std::slice::from_ref(&first));
+            let mut log = open(&disk, options).expect("opens").log;
+            disk.fail(failing, io::ErrorKind::Other);
+            if let Some(second) = second_failing {
+                disk.fail(second, io::ErrorKind::Other);
+            }
+            let error = log.make_next_segment().expect_err("failed");
+            assert!(matches!(error, LogError::Broken { .. }), "{error}");
+            disk.mend();
+            let tried_again = log.make_next_segment();
+            // A name that could not be taken back is left alone: the next start uses the segment.
+            let is_named = disk.contents(&segment(2)).is_some();
+            assert!(tried_again.is_ok() || (is_named && second_failing.is_some()));
+            drop(log);
+            let mut opened = open(&disk, options).expect("opens");
+            assert_eq!(State::of(&opened), State::after(std::slice::from_ref(&first)));
+            for slot in 2..6 {
+                let next = batch(1, 0, slot, vec![accepted(slot, 1, "w")]);
+                opened.log.append(&next).expect("goes on");
+            }
         }
     }
 }

@@ -2,13 +2,13 @@
 
 mod log_support;
 
-use log_support::{accepted, batch, segment, segments_of};
+use log_support::{accepted, batch, segment, segments_of, unfinished};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use synod_coordinator::directory::{Directory, DirectoryError};
-use synod_coordinator::log::{LogError, Options};
+use synod_coordinator::log::{Disk, LogError, Options};
 use synod_coordinator_core::paxos::Slot;
 use synod_proto::ids::{ClusterId, ReplicaId};
 
@@ -310,11 +310,18 @@ fn another_format_or_a_damaged_identity_is_refused() {
 /// A crash at any step of the making: the next start begins again.
 #[test]
 fn a_making_that_was_interrupted_is_begun_again() {
-    let remains: [&[&str]; 5] = [
+    let remains: [&[&str]; 7] = [
         &[],
         &["lock"],
         &["lock", "identity.new"],
         &["lock", "identity.new", "segment-0000000001.log"],
+        &["lock", "identity.new", "segment-0000000001.log.new"],
+        &[
+            "lock",
+            "identity.new",
+            "segment-0000000001.log",
+            "segment-0000000001.log.new",
+        ],
         &["lock", "identity.new", "lost+found"],
     ];
     for remains in remains {
@@ -326,5 +333,56 @@ fn a_making_that_was_interrupted_is_begun_again() {
         assert!(directory.is_new(), "{remains:?}");
         directory.open_log(segments_of(4)).expect("an empty log");
         assert!(!temporary.path().join("identity.new").exists());
+        assert!(!temporary.path().join(unfinished(1)).exists());
     }
+}
+
+/// L3, traps J4: once a directory has its identity, its first segment was whole, and a file that is being made is no log.
+#[test]
+fn a_first_segment_that_was_cut_or_lost_is_refused() {
+    let (_temporary, path) = temporary();
+    drop(open(&path).expect("is made"));
+    let whole = fs::read(path.join(segment(1))).expect("readable");
+    for length in [0, 50, 4096] {
+        fs::write(path.join(segment(1)), &whole[..length]).expect("writes");
+        let opened = open(&path).expect("the identity is there").open_log(OPTIONS);
+        assert!(
+            matches!(opened, Err(LogError::EndLost { segment: 1, .. })),
+            "{length}"
+        );
+    }
+    fs::rename(path.join(segment(1)), path.join(unfinished(1))).expect("renames");
+    let opened = open(&path).expect("the identity is there").open_log(OPTIONS);
+    assert!(matches!(opened, Err(LogError::NoSegments)));
+    assert!(
+        path.join(unfinished(1)).exists(),
+        "a log that is refused is left as it is"
+    );
+}
+
+/// On real files: what an interrupted making left is removed, and a segment never replaces another.
+#[test]
+fn an_unfinished_segment_is_removed_at_the_start() {
+    let (_temporary, path) = temporary();
+    let directory = open(&path).expect("is made");
+    fs::write(path.join(unfinished(2)), "half").expect("writes");
+    let (mut log, _) = directory.open_log(OPTIONS).expect("opens");
+    assert!(!path.join(unfinished(2)).exists());
+    // One that appears meanwhile is in nobody's way either.
+    fs::write(path.join(unfinished(2)), "half").expect("writes");
+    for slot in 1..=9 {
+        let value = vec![7; 5000];
+        log.append(&batch(1, 0, slot, vec![accepted(slot, 1, value)]))
+            .expect("appends");
+    }
+    let names: Vec<String> = listing(&path).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names[2..], [1, 2, 3, 4, 5].map(segment), "{names:?}");
+
+    let disk = directory.disk();
+    disk.create(&unfinished(9), 4096).expect("is made");
+    let error = disk
+        .rename(&unfinished(9), &segment(1))
+        .expect_err("there is one");
+    assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    assert!(disk.rename("nothing", &segment(9)).is_err());
 }

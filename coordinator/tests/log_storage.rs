@@ -225,6 +225,10 @@ impl Disk for Panicking {
         self.0.create(name, length).map(PanickingFile)
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.0.remove(name)
     }

@@ -29,7 +29,7 @@ use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::{Incarnation, ReplicaId};
 
 /// More operations than an append or the repair at an open has: after so many the write under way is whole.
-const OPERATION_COUNT: u64 = 6;
+const OPERATION_COUNT: u64 = 7;
 
 /// A moment in the life of a disk at which its machine stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -49,6 +49,8 @@ struct Dump {
     problems: Vec<String>,
     corrupt: Vec<Place>,
     torn: Option<Tail>,
+    /// Files of segments whose making was interrupted; they hold nothing.
+    unfinished: Vec<String>,
     start: u64,
     promised: Ballot,
     decided_up_to: u64,
@@ -240,6 +242,7 @@ fn dump(args: &Args, directory: &Untouched, log: &mut Inspection<ReadOnlyDisk>) 
                 bytes,
             }
         }),
+        unfinished: log.report.unfinished.clone(),
         start: log.meta.start,
         promised: log.meta.promised.into(),
         decided_up_to: decided_up_to.0,
@@ -367,6 +370,11 @@ fn people(dump: &Dump) -> String {
         lines.push(format!(
             "torn         {} bytes at {} of segment {}: a write that the last stop interrupted; nobody was told of it",
             torn.bytes, torn.offset, torn.segment
+        ));
+    }
+    for name in &dump.unfinished {
+        lines.push(format!(
+            "unfinished   {name}: a segment that was being made; it holds nothing"
         ));
     }
     for range in &dump.unreadable {

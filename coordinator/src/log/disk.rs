@@ -5,7 +5,8 @@
 //!
 //! - Bytes written are on disk once [`DiskFile::sync`] has returned `Ok`; before that, after a crash, any subset of the
 //!   sectors written may have arrived.
-//! - A name created or removed is so after a crash once [`Disk::sync_directory`] has returned `Ok`.
+//! - A name created, changed or removed is so after a crash once [`Disk::sync_directory`] has returned `Ok`; before that,
+//!   after a crash, each name may be there or not, whatever has become of the file's content.
 //! - After a failed sync nothing is known of what was written since the last good one, and a later `Ok` does not say
 //!   otherwise (traps A11: the kernel may drop dirty pages and report the error once).
 
@@ -45,13 +46,20 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// There is one of this name; or no space ([`io::ErrorKind::StorageFull`]); or the disk failed.
     fn create(&self, name: &str, length: u64) -> io::Result<Self::File>;
 
+    /// Gives a file another name, at once for whoever looks by name. What has it open keeps it open.
+    ///
+    /// # Errors
+    /// There is none of the old name; or one of the new name ([`io::ErrorKind::AlreadyExists`]), which stays; or the disk
+    /// failed.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
     /// Removes a file.
     ///
     /// # Errors
     /// There is none of this name, or it cannot be removed.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Makes the creations and removals so far durable.
+    /// Makes the names as they are now durable: creations, changes and removals.
     ///
     /// # Errors
     /// They may not be durable.

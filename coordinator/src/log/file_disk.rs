@@ -52,6 +52,7 @@ impl Drop for DirectoryLock {
 /// An open file of a [`FileDisk`].
 #[derive(Debug)]
 pub struct OpenFile {
+    /// The name that it was opened by. A file that was created has its direct handle before it can get another.
     path: PathBuf,
     file: File,
     /// Opened at the first synced write; `None` inside where direct IO does not work.
@@ -125,6 +126,16 @@ impl Disk for FileDisk {
                 fs::remove_file(path).ok();
                 Err(error)
             }
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let to = self.path.join(to);
+        // Nobody else makes names here while the directory is locked, so nothing comes in between.
+        match fs::symlink_metadata(&to) {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(self.path.join(from), to),
+            Err(error) => Err(error),
         }
     }
 

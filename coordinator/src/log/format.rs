@@ -33,6 +33,8 @@ pub(crate) const DATA_START: u64 = BLOCK_BYTES as u64;
 /// The longest batch, padding included, in bytes. Far above what a driver merges; lengths are 32 bits wide on disk.
 pub const BATCH_BYTES_MAX: u64 = 1 << 30;
 
+/// What a segment's name ends in until its file is whole.
+const UNFINISHED_SUFFIX: &str = ".new";
 const SEGMENT_MAGIC: &[u8; 8] = b"SYNODLOG";
 const BATCH_MAGIC: &[u8; 8] = b"SYNODBAT";
 const SEGMENT_HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 16 + 1 + 1 + CLUSTER_BYTES + 4;
@@ -49,6 +51,27 @@ const _: () = assert!(BATCH_BYTES_MAX < u32::MAX as u64, "lengths are 32 bits wi
 /// A segment's file name. Ten digits keep names sorted for 160 PB of segments of 16 MiB.
 pub(crate) fn segment_name(segment: u64) -> String {
     format!("segment-{segment:010}.log")
+}
+
+/// The name of a segment's file while it is being made. It holds nothing that anybody was told of.
+pub(crate) fn unfinished_name(segment: u64) -> String {
+    format!("{}{UNFINISHED_SUFFIX}", segment_name(segment))
+}
+
+/// The numbers of the segments among these files, in their order.
+pub(crate) fn segment_numbers(names: &[String]) -> Vec<u64> {
+    names.iter().filter_map(|name| segment_number(name)).collect()
+}
+
+/// Those of these files that are segments which were being made.
+pub(crate) fn unfinished_names(names: &[String]) -> Vec<String> {
+    let unfinished = names.iter().filter(|name| unfinished_number(name).is_some());
+    unfinished.cloned().collect()
+}
+
+/// The number of the segment that was being made under this name, or `None` for any other name.
+pub(crate) fn unfinished_number(name: &str) -> Option<u64> {
+    segment_number(name.strip_suffix(UNFINISHED_SUFFIX)?)
 }
 
 /// The number in a segment's file name, or `None` for any other name.
@@ -145,6 +168,17 @@ pub(crate) fn decode_segment_header(bytes: &[u8]) -> Option<SegmentHeader> {
         incarnation,
         replica,
         cluster,
+    })
+}
+
+/// Whether these bytes are the header of this very segment but for one rotten byte, given the length of its file: then
+/// the file is as long as it was made, and nothing that the header says is lost.
+pub(crate) fn is_mendable_header(bytes: &[u8], identity: &Identity, segment: u64, length: u64) -> bool {
+    let mut expected = vec![0; BLOCK_BYTES];
+    encode_segment_header(identity, segment, length, &mut expected);
+    bytes.get(..BLOCK_BYTES).is_some_and(|block| {
+        let pairs = block.iter().zip(&expected);
+        pairs.filter(|(found, expected)| found != expected).count() <= 1
     })
 }
 

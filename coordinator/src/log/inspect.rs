@@ -3,7 +3,7 @@
 
 use super::disk::{BLOCK_BYTES, Disk, DiskFile};
 use super::file_disk::DirectoryLock;
-use super::format::{Record, Salt, decode_segment_header, segment_name, segment_number};
+use super::format::{Record, Salt, decode_segment_header, segment_name, segment_numbers, unfinished_names};
 use super::recover::{Found, Scan};
 use super::report::OpenReport;
 use super::{Identity, ReadError, Reader};
@@ -62,6 +62,10 @@ impl Disk for ReadOnlyDisk {
         refused()
     }
 
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        refused()
+    }
+
     fn remove(&self, _: &str) -> io::Result<()> {
         refused()
     }
@@ -96,7 +100,7 @@ pub struct Inspection<D: Disk> {
     pub meta: Meta,
     /// Slots of which the latest record is lost.
     pub unreadable: BTreeSet<Slot>,
-    /// Torn tail and damaged places.
+    /// Torn tail, damaged places, and the segments whose making was interrupted.
     pub report: OpenReport,
     /// Why segments or the log's end cannot be read, one sentence each.
     pub problems: Vec<String>,
@@ -112,7 +116,9 @@ pub fn inspect<D: Disk>(disk: &Arc<D>, identity: &Identity) -> io::Result<Inspec
     let mut scan = Scan::default();
     let mut founds = Vec::new();
     let mut problems = Vec::new();
-    for number in segment_numbers(&**disk)? {
+    let names = disk.list()?;
+    scan.report.unfinished = unfinished_names(&names);
+    for number in segment_numbers(&names) {
         match Found::read(&**disk, identity, number) {
             Ok((mut found, bytes)) => {
                 scan.segment(&mut found, &bytes, Salt::new(identity, number));
@@ -168,7 +174,7 @@ impl<D: Disk> Inspection<D> {
 /// # Errors
 /// The directory cannot be listed.
 pub fn identity_of_segments(disk: &impl Disk) -> io::Result<Option<Identity>> {
-    for number in segment_numbers(disk)? {
+    for number in segment_numbers(&disk.list()?) {
         let mut block = vec![0; BLOCK_BYTES];
         let read = disk
             .open(&segment_name(number))
@@ -185,11 +191,6 @@ pub fn identity_of_segments(disk: &impl Disk) -> io::Result<Option<Identity>> {
         }
     }
     Ok(None)
-}
-
-fn segment_numbers(disk: &impl Disk) -> io::Result<Vec<u64>> {
-    let names = disk.list()?;
-    Ok(names.iter().filter_map(|name| segment_number(name)).collect())
 }
 
 /// An error with its causes, in one line.

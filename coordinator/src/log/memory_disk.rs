@@ -28,6 +28,8 @@ pub enum Operation {
     Sync,
     /// The creation of a file.
     Create,
+    /// The change of a name.
+    Rename,
     /// The removal of a name.
     Remove,
     /// A sync of the directory.
@@ -56,7 +58,7 @@ struct State {
     next_id: u64,
     /// The most bytes that files may have together.
     capacity: Option<u64>,
-    /// Counts writes, syncs, creations, removals and directory syncs.
+    /// Counts writes, syncs, creations, renamings, removals and directory syncs.
     operation_count: u64,
     counts: BTreeMap<Operation, u64>,
     faults: BTreeMap<u64, io::ErrorKind>,
@@ -261,7 +263,8 @@ impl MemoryDisk {
 
     /// The disk as a machine finds it that lost power now. `choose(n)` picks, below `n`, for every unsynced sector which of
     /// the contents written since the last sync it has, 0 being the old one; and for every name whose creation or
-    /// removal was not synced whether that happened (1) or not (0).
+    /// removal was not synced whether that happened (1) or not (0). A renaming is both: after a crash the file may be found
+    /// under either name, under both or under none.
     #[must_use]
     pub fn crash(&self, choose: impl FnMut(usize) -> usize) -> Self {
         self.survive(image::Chosen(choose))
@@ -431,6 +434,20 @@ impl Disk for MemoryDisk {
             state: Arc::clone(&self.state),
             id,
         })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if state.names.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let is_halting = state.is_halting();
+        let done = state.operation(Operation::Rename);
+        if done.is_ok() || is_halting {
+            let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            state.names.insert(to.to_owned(), id);
+        }
+        done
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

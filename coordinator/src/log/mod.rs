@@ -11,7 +11,7 @@
 //! | `recover` | what a start makes of the bytes it finds: torn tail or corruption |
 //! | [`report`] | what it found, for the trace |
 //! | [`inspect`] | the same for a reader that touches nothing |
-//! | `segment` | creation of segments, ahead of need |
+//! | `segment` | creation of segments, ahead of need, under another name until they are whole |
 //! | [`storage`] | the one thread that owns the log |
 //! | [`disk`], [`file_disk`], [`memory_disk`] | the disk, real and faulty |
 //!

@@ -6,13 +6,17 @@
 //! latest record it may have held are reported as unreadable (L3). Batches are numbered without gaps and each names the
 //! end of the one before, so a batch that has vanished is noticed even where zeros, or no file at all, took its place.
 //!
+//! A segment has its name only since it was whole, with its header: a shorter one, or one without, is damaged, and what
+//! it held is not known. What lies under the name of a segment [being made](super::segment) held nothing and is removed.
+//!
 //! Damage at the end that one interrupted write cannot explain may have held the replica's last promise. Such a
 //! replica must neither promise nor accept: [`LogError::EndLost`] (L7).
 
 use super::disk::{AlignedBuffer, BLOCK_BYTES, Disk, DiskFile};
 use super::format::{
     BatchHeader, DATA_START, FORMAT, Position, Record, Salt, SegmentHeader, decode_batch_header,
-    decode_segment_header, encode_segment_header, looks_like_header, segment_name, segment_number,
+    decode_segment_header, encode_segment_header, is_mendable_header, looks_like_header, segment_name,
+    segment_numbers, unfinished_names,
 };
 use super::report::{CorruptPlace, Damage, OpenReport, Torn};
 use super::segment::Segment;
@@ -25,6 +29,8 @@ use synod_proto::planted;
 
 /// How many zeros are written at once over a torn tail.
 const CUT_BYTES: u64 = 1 << 20;
+/// How many segments can lie behind the last batch's: the one made ahead of need.
+const UNUSED_COUNT_MAX: usize = 1;
 /// What stands in for a block that the disk refuses to read: surely damage, since no checksum covers it.
 const UNREADABLE_BYTE: u8 = 0xa5;
 
@@ -36,11 +42,12 @@ pub(super) fn open<D: Disk>(
     let names = disk
         .list()
         .map_err(|error| LogError::broken("list the data directory", error))?;
-    let numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
+    let numbers = segment_numbers(&names);
     if numbers.is_empty() {
         return Err(LogError::NoSegments);
     }
     let mut scan = Scan::default();
+    scan.report.unfinished = unfinished_names(&names);
     // The segment of the last batch that counts, and those behind it: two at most, if all is well.
     let mut founds: Vec<Found<D::File>> = Vec::new();
     for number in numbers {
@@ -63,6 +70,7 @@ pub(super) fn open<D: Disk>(
     report.torn = torn;
 
     let Writable { current, next } = repair(&*disk, &identity, founds, torn, &last)?;
+    remove_unfinished(&*disk, &report.unfinished)?;
     let recovered = Recovered {
         meta: last.meta.clone(),
         readable: index
@@ -95,11 +103,20 @@ pub(super) fn open<D: Disk>(
 /// A segment as found.
 pub(super) struct Found<F> {
     pub(super) segment: Segment<F>,
-    has_header: bool,
-    /// The file is shorter than its header says.
+    header: HeaderFound,
+    /// The file is shorter than it was made.
     is_short: bool,
     /// It holds something behind the last readable batch.
     is_dirty: bool,
+}
+
+/// What became of a segment's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HeaderFound {
+    Intact,
+    /// All of it is known nevertheless, and so that the file is whole.
+    Mendable,
+    Lost,
 }
 
 impl<F: DiskFile> Found<F> {
@@ -117,15 +134,23 @@ impl<F: DiskFile> Found<F> {
         if let Some(header) = &header {
             check_header(header, identity, number, &name)?;
         }
-        // Whole blocks only; a file of another length was cut or never finished.
+        // Whole blocks only; a file of another length was cut.
         let whole = file_length - file_length % BLOCK_BYTES as u64;
         let length = header.as_ref().map_or(whole, |header| header.length.min(whole));
-        let is_short = header.as_ref().is_some_and(|header| header.length > file_length);
+        let is_short = match &header {
+            Some(header) => file_length < header.length,
+            None => whole < file_length || file_length < Options::SEGMENT_BYTES_MIN,
+        };
         let segment = Segment { number, length, file };
+        let header = match header {
+            Some(_) => HeaderFound::Intact,
+            None if is_mendable_header(&bytes, identity, number, file_length) => HeaderFound::Mendable,
+            None => HeaderFound::Lost,
+        };
         Ok((
             Self {
                 segment,
-                has_header: header.is_some(),
+                header,
                 is_short,
                 is_dirty: false,
             },
@@ -293,8 +318,8 @@ impl Scan {
                 .as_ref()
                 .is_some_and(|held| held.header.at.segment == number);
         self.pending.extend(bad);
-        // A header alone, without a batch, is judged at the end: the file may never have been finished.
-        if !found.has_header && batch_count > 0 {
+        // Of a segment without a batch it is judged at the end what that costs.
+        if found.header != HeaderFound::Intact && batch_count > 0 {
             self.corrupt(number, 0, Damage::SegmentHeader);
         }
     }
@@ -386,14 +411,19 @@ impl Scan {
             if found.is_short {
                 return lost(expected, "a file cut short");
             }
-            // The header is synced before any batch: an unfinished file has neither.
-            let is_without_batch = self.last.sequence == 0 || expected != current;
-            if !found.has_header && found.is_dirty && is_without_batch {
-                return lost(expected, "no readable header, though the file was in use");
+            let has_batch = self.last.sequence > 0 && expected == current;
+            match found.header {
+                HeaderFound::Lost if !has_batch => return lost(expected, "no readable header"),
+                HeaderFound::Mendable if !has_batch => self.corrupt(expected, 0, Damage::SegmentHeader),
+                HeaderFound::Intact | HeaderFound::Mendable | HeaderFound::Lost => {}
             }
         }
-        if !founds[0].has_header && self.last.sequence == 0 {
-            self.corrupt(current, 0, Damage::SegmentHeader);
+        // A segment is made once the one before it holds a batch, and no two are ahead of their use.
+        if founds.len() > UNUSED_COUNT_MAX + 1 {
+            return lost(
+                current + 1,
+                "no readable batch, though the segment behind it was made",
+            );
         }
         let torn = match (self.held.take(), self.pending.as_slice()) {
             (None, []) => None,
@@ -433,7 +463,6 @@ fn repair<D: Disk>(
 ) -> Result<Writable<D::File>, LogError> {
     let mut founds = founds.into_iter();
     let current = founds.next().expect("the end was judged");
-    let mut trailing: Vec<_> = founds.collect();
     let number = current.segment.number;
     let file = &current.segment.file;
     let broken = |error| LogError::broken(format!("repair log segment {number}"), error);
@@ -451,7 +480,7 @@ fn repair<D: Disk>(
             offset += count;
         }
     }
-    if !current.has_header {
+    if current.header != HeaderFound::Intact {
         let block = buffer.take(BLOCK_BYTES);
         encode_segment_header(identity, number, current.segment.length, block);
         file.write_synced_at(block, 0).map_err(broken)?;
@@ -472,18 +501,28 @@ fn repair<D: Disk>(
         file.write_synced_at(bytes, last.at.offset).map_err(broken)?;
     }
 
-    // Of the segments behind, one that was prepared and never used is kept. Removed from the last one down, so that a
-    // crash in between leaves no gap.
-    let is_usable = |found: &Found<D::File>| found.has_header && !found.is_dirty;
-    let keeps = usize::from(trailing.first().is_some_and(is_usable));
-    let removed = trailing.split_off(keeps);
-    for found in removed.iter().rev() {
-        let name = segment_name(found.segment.number);
+    // A segment made ahead of need is kept, unless the write that was interrupted was its first.
+    let mut next = None;
+    for behind in founds {
+        if behind.header == HeaderFound::Intact && !behind.is_dirty {
+            next = Some(behind.segment);
+            continue;
+        }
+        let name = segment_name(behind.segment.number);
         let done = disk.remove(&name).and_then(|()| disk.sync_directory());
         done.map_err(|error| LogError::broken(format!("remove the unused `{name}`"), error))?;
     }
     Ok(Writable {
         current: current.segment,
-        next: trailing.pop().map(|found| found.segment),
+        next,
     })
+}
+
+/// Removes what is left of segments that were being made. Not synced: should one come back, the next start removes it.
+fn remove_unfinished(disk: &impl Disk, names: &[String]) -> Result<(), LogError> {
+    for name in names {
+        let removed = disk.remove(name);
+        removed.map_err(|error| LogError::broken(format!("remove the unfinished `{name}`"), error))?;
+    }
+    Ok(())
 }

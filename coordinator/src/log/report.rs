@@ -14,6 +14,8 @@ pub struct OpenReport {
     pub torn: Option<Torn>,
     /// Damage to what was synced once, in the order of the log.
     pub corrupt: Vec<CorruptPlace>,
+    /// Files of segments whose making was interrupted. No batch was ever in them; a start removes them.
+    pub unfinished: Vec<String>,
 }
 
 /// A tail that was cut.
@@ -82,6 +84,9 @@ impl OpenReport {
                 bytes,
                 "cut the write that the last stop interrupted"
             );
+        }
+        for name in &self.unfinished {
+            tracing::info!(name, "removed a segment whose making the last stop interrupted");
         }
         for CorruptPlace {
             segment,

@@ -31,6 +31,11 @@ pub(crate) fn segment(number: u64) -> String {
     format!("segment-{number:010}.log")
 }
 
+/// A segment's file while it is being made.
+pub(crate) fn unfinished(number: u64) -> String {
+    format!("{}.new", segment(number))
+}
+
 pub(crate) fn ballot(round: u64) -> Ballot {
     Ballot {
         round,
