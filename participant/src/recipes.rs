@@ -101,7 +101,8 @@
 //!
 //! # A request that may come twice
 //! Let the client name its request (an order id), and let the row of that name decide: two transactions never both insert.
-//! ```no_run
+//! ```
+//! # mod coordinator { include!("doc_coordinator.rs"); }
 //! use synod::resource::redb::RedbResource;
 //! use synod::{BoxError, Participant, Resource};
 //!
@@ -112,7 +113,7 @@
 //!     order: String,
 //! ) -> Result<bool, BoxError> {
 //!     let txn = participant.begin();
-//!     // Waits for an earlier attempt that is still in doubt, since that one holds the row's lock.
+//!     // Waits for an earlier attempt that has not taken effect yet, since that one holds the row's lock.
 //!     let is_new = txn.branch(orders, async move |mut tx| Ok(tx.insert("orders", order, "2 bolts").await?)).await?;
 //!     if !is_new {
 //!         txn.abort("it was placed before").await?;
@@ -122,6 +123,15 @@
 //!     txn.commit().await?;
 //!     Ok(true)
 //! }
+//! # async fn twice(coordinators: Vec<String>, directory: std::path::PathBuf) -> Result<(), BoxError> {
+//! #     let participant = Participant::builder().coordinators(coordinators).connect().await?;
+//! #     let orders = participant.resource(RedbResource::open(directory.join("orders.redb"))?).await?;
+//! #     assert!(place_once(&participant, &orders, "order-1".to_owned()).await?);
+//! #     assert!(!place_once(&participant, &orders, "order-1".to_owned()).await?);
+//! #     participant.shutdown().await;
+//! #     Ok(())
+//! # }
+//! # coordinator::run(twice);
 //! ```
 //!
 //! # A call that may fail
@@ -254,34 +264,36 @@
 //! # A message that begins a transaction
 //! A handler's `tx` is local. If the effect is to be global, let the handler run a global transaction, and let a row under the
 //! message's id decide whether it is the first to do so:
-//! ```no_run
-//! # mod shop { include!("doc_shop.rs"); }
-//! # use shop::{InventoryClient, ReserveRequest};
+//! ```
+//! # mod coordinator { include!("doc_coordinator.rs"); }
 //! use synod::inbox::Inbox;
 //! use synod::resource::redb::RedbResource;
-//! use synod::{Participant, Resource, RetryOptions};
-//! use tonic::transport::Channel;
+//! use synod::{BranchTransaction, Participant, Resource, RetryOptions};
 //!
+//! /// `shipments` is the inbox's own store, attached, and `stock` another one; a call to another service would do as well.
 //! fn shipping(
 //!     store: &RedbResource,
 //!     participant: Participant,
 //!     shipments: Resource<RedbResource>,
-//!     inventory: Channel,
+//!     stock: Resource<RedbResource>,
 //! ) -> Inbox {
 //!     Inbox::builder(store)
 //!         .handle("orders.paid", move |delivery, _tx| {
-//!             let (participant, shipments) = (participant.clone(), shipments.clone());
-//!             let inventory = inventory.clone();
+//!             let (participant, shipments, stock) = (participant.clone(), shipments.clone(), stock.clone());
 //!             async move {
 //!                 synod::retry(&participant, RetryOptions::default(), async |txn| {
 //!                     let (id, order) = (delivery.id.0, delivery.key.clone());
-//!                     let row = async move |mut tx: synod::BranchTransaction<RedbResource>| {
+//!                     // Waits for an earlier delivery's transaction that has not taken effect yet.
+//!                     let is_first = txn.branch(&shipments, async move |mut tx: BranchTransaction<RedbResource>| {
 //!                         Ok(tx.insert("shipments", id, order).await?)
-//!                     };
-//!                     // Waits for an earlier delivery's transaction that is still in doubt.
-//!                     if txn.branch(&shipments, row).await? {
-//!                         let request = ReserveRequest { sku: "bolt".to_owned(), quantity: 2 };
-//!                         txn.client(&inventory, InventoryClient::new).reserve(request).await?;
+//!                     });
+//!                     if is_first.await? {
+//!                         let taking = txn.branch(&stock, async |mut tx| {
+//!                             let bolts = tx.get_u64_for_update("stock", "bolt").await?.unwrap_or(0);
+//!                             let left = bolts.checked_sub(2).ok_or("out of stock")?;
+//!                             Ok(tx.put_u64("stock", "bolt", left).await?)
+//!                         });
+//!                         taking.await?;
 //!                     }
 //!                     Ok(())
 //!                 })
@@ -291,6 +303,41 @@
 //!         })
 //!         .build()
 //! }
+//! # async fn ship(coordinators: Vec<String>, directory: std::path::PathBuf) -> Result<(), synod::BoxError> {
+//! #     use synod::outbox::{Consumer, Message, Outbox};
+//! #     use tonic::transport::server::{Server, TcpIncoming};
+//! #     let participant = Participant::builder().coordinators(coordinators).connect().await?;
+//! #     let open = |name: &str| RedbResource::open(directory.join(name));
+//! #     let (orders, shop, warehouse) = (open("orders.redb")?, open("shop.redb")?, open("warehouse.redb")?);
+//! #     let shipments = participant.resource(shop.clone()).await?;
+//! #     let stock = participant.resource(warehouse.clone()).await?;
+//! #     let mut tx = warehouse.begin_local()?;
+//! #     tx.put_u64("stock", "bolt", 10).await?;
+//! #     tx.commit().await?;
+//! #     let inbox = shipping(&shop, participant.clone(), shipments, stock);
+//! #     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! #     let address = format!("http://{}", listener.local_addr()?);
+//! #     let server = Server::builder().add_service(inbox.server());
+//! #     let server = tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+//! #     let shipping = Consumer::new("shipping", address).topic("orders.paid");
+//! #     let outbox = Outbox::builder(&orders).consumer(shipping).open().await?;
+//! #     let relay = tokio::spawn(outbox.relay().run());
+//! #     let mut tx = orders.begin_local()?;
+//! #     for order in ["order-1", "order-2"] {
+//! #         outbox.publish(&mut tx, Message::new("orders.paid", order, "")).await?;
+//! #     }
+//! #     tx.commit().await?;
+//! #     let bolts = || warehouse.snapshot()?.get("stock", "bolt");
+//! #     while outbox.status().await?.stored_count > 0 || bolts()?.as_deref() != Some(&6u64.to_be_bytes()[..]) {
+//! #         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+//! #     }
+//! #     assert_eq!(shop.snapshot()?.scan("shipments", "")?.len(), 2);
+//! #     relay.abort();
+//! #     server.abort();
+//! #     participant.shutdown().await;
+//! #     Ok(())
+//! # }
+//! # coordinator::run(ship);
 //! ```
 //! An error, in doubt included, is a failed attempt: the message comes again, and meets the row, its lock, or neither. Its
 //! attempts are counted, so a coordinator that is away for long makes dead letters here: give the consumer a higher
@@ -379,6 +426,18 @@
 //! }
 //! ```
 //! (After `kill` the temporary directory stays; end it with SIGTERM where that matters.)
+//!
+//! A participant takes its time from where the test says, a deadline's end for example; its network likewise:
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use synod::{Participant, ParticipantBuilder, UnixMillis, WallClock};
+//!
+//! fn with_clock(now: Arc<AtomicU64>) -> ParticipantBuilder {
+//!     let clock = WallClock::new(move || UnixMillis(now.load(Ordering::Relaxed)));
+//!     Participant::builder().clock(clock)
+//! }
+//! ```
 //!
 //! A store in memory loses power when it is told to, so a test sees what a crash leaves:
 //! ```
