@@ -7,7 +7,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use synod_coordinator_core::machine::outcomes::Record;
 use synod_coordinator_core::machine::{Applied, Machine};
-use synod_coordinator_core::paxos::Slot;
+use synod_coordinator_core::paxos::{Ballot, Slot};
 use synod_coordinator_core::replica::RoleName;
 use synod_proto::ids::{Gtid, ReplicaId};
 
@@ -22,6 +22,8 @@ const CHECKPOINT_COUNT_MAX: usize = 16;
 struct Seen {
     life: u64,
     decided_up_to: Slot,
+    /// In which ballot it led at the end of its last turn.
+    led: Option<Ballot>,
     /// Decided, but not compared yet: the value left memory before it was on disk.
     open: BTreeSet<Slot>,
 }
@@ -85,12 +87,15 @@ impl LogChecker {
             )
         })?;
         seen.decided_up_to = status.decided_up_to;
+        let is_leader = matches!(status.role, RoleName::Leading | RoleName::Serving);
+        // One turn may hear the last acceptance and then of a higher ballot: what was decided then, was decided as a leader.
+        let led = seen.led;
+        seen.led = is_leader.then_some(status.ballot);
         let mut fresh = Vec::new();
         seen.open.extend((from.0 + 1..=status.decided_up_to.0).map(Slot));
         for slot in seen.open.clone() {
             // A value that no longer lies in memory is on disk, once the disk has caught up; what a leader proposed was
             // seen when it left.
-            let is_leader = matches!(status.role, RoleName::Leading | RoleName::Serving);
             let proposed = || ballots.proposed(status.ballot, slot).filter(|_| is_leader);
             let held = replica.decided_value(slot).or_else(proposed);
             let on_disk = || {
@@ -99,7 +104,13 @@ impl LogChecker {
                     .filter(|_| host.is_synced())
                     .map(|(_, value)| value)
             };
-            let Some(value) = held.or_else(on_disk) else {
+            let proposed_before = || {
+                let ballot = led?;
+                let told_count = ballots.accepted_count(ballot, slot) + 1;
+                let is_decided = told_count >= host.config.quorum_count();
+                ballots.proposed(ballot, slot).filter(|_| is_decided)
+            };
+            let Some(value) = held.or_else(on_disk).or_else(proposed_before) else {
                 // Known from another replica, it is compared later; unknown, nothing behind it can be taken before it.
                 if self.values.contains_key(&slot) {
                     continue;
