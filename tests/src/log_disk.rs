@@ -401,13 +401,13 @@ impl LogDisk {
     /// Notes where a batch lies, for damage that is to hit it and for what that damage may cost.
     fn place_at(&mut self, batch: &Batch, undo: Undo, write: Option<(String, Range<usize>)>) {
         let (file, range) = write.expect("a batch is written");
-        let contents = self.disk.contents(&file).expect("the file is there");
         // The format: magic, header length, length.
-        let field = |at: usize| {
-            let bytes = contents[range.start + at..range.start + at + 4].try_into();
-            u32::from_le_bytes(bytes.expect("four bytes")) as usize
-        };
-        let header_bytes = field(8);
+        let at = range.start + 8;
+        let field = self
+            .disk
+            .part(&file, at..at + 4)
+            .expect("the file is there, and holds the batch");
+        let header_bytes = u32::from_le_bytes(field.try_into().expect("four bytes")) as usize;
         let mut at = range.start + header_bytes;
         let values = batch.accepted.iter().map(|accepted| {
             let start = at;

@@ -150,7 +150,8 @@ impl MemoryDisk {
     pub fn last_write(&self) -> Option<(String, Range<usize>)> {
         let state = self.state();
         let (id, range) = state.last_write.clone()?;
-        let (name, _) = state.names.iter().find(|(_, named)| **named == id)?;
+        // The file that was made last is the likeliest, and has the highest name.
+        let (name, _) = state.names.iter().rev().find(|(_, named)| **named == id)?;
         Some((name.clone(), range))
     }
 
@@ -233,6 +234,14 @@ impl MemoryDisk {
     pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.state();
         Some(state.files[state.names.get(name)?].visible.clone())
+    }
+
+    /// A part of what a running process reads of a file, or `None` where there is none.
+    #[must_use]
+    pub fn part(&self, name: &str, range: Range<usize>) -> Option<Vec<u8>> {
+        let state = self.state();
+        let contents = &state.files[state.names.get(name)?];
+        contents.visible.get(range).map(<[u8]>::to_vec)
     }
 
     /// A disk with the same visible content, all of it synced, and no faults planned.
@@ -378,6 +387,16 @@ impl Contents {
             if written.last().map_or(&self.durable[start..end], Vec::as_slice) != content {
                 written.push(content);
             }
+        }
+    }
+
+    /// Brings what was written since the last sync to the platter, and nothing else: what a failed sync has dropped is
+    /// clean in the cache, so that no later sync writes it (traps A11).
+    fn settle(&mut self) {
+        for sector in core::mem::take(&mut self.unsynced).into_keys() {
+            let start = sector * SECTOR_BYTES;
+            let end = (start + SECTOR_BYTES).min(self.visible.len());
+            self.durable[start..end].copy_from_slice(&self.visible[start..end]);
         }
     }
 }
@@ -536,8 +555,7 @@ impl DiskFile for MemoryFile {
             let is_halting = state.is_halting();
             let done = state.operation(Operation::Sync);
             if done.is_ok() {
-                contents.durable.clone_from(&contents.visible);
-                contents.unsynced.clear();
+                contents.settle();
             } else if !is_halting {
                 // The kernel has dropped the dirty pages: clean in the cache, never on the platter.
                 contents.unsynced.clear();
