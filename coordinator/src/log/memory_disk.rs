@@ -55,6 +55,8 @@ struct State {
     files: BTreeMap<u64, Contents>,
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
+    /// The names that were given or taken since the last good sync of the directory.
+    changed_names: BTreeSet<String>,
     next_id: u64,
     /// The most bytes that files may have together.
     capacity: Option<u64>,
@@ -289,17 +291,17 @@ impl MemoryDisk {
     fn survive(&self, mut survival: impl Survival) -> Self {
         let state = self.state();
         let mut names = state.durable_names.clone();
-        for (name, id) in &state.names {
-            if state.durable_names.get(name) != Some(id) && survival.has_name() {
+        for name in &state.changed_names {
+            if let Some(id) = state.names.get(name)
+                && state.durable_names.get(name) != Some(id)
+                && survival.has_name()
+            {
                 names.insert(name.clone(), *id);
             }
         }
-        for name in state
-            .durable_names
-            .keys()
-            .filter(|name| !state.names.contains_key(*name))
-        {
-            if survival.has_name() {
+        for name in &state.changed_names {
+            let is_removed = state.durable_names.contains_key(name) && !state.names.contains_key(name);
+            if is_removed && survival.has_name() {
                 names.remove(name);
             }
         }
@@ -335,6 +337,15 @@ impl MemoryDisk {
 }
 
 impl State {
+    /// Gives a name to a file, or takes it.
+    fn name(&mut self, name: &str, file: Option<u64>) {
+        self.changed_names.insert(name.to_owned());
+        match file {
+            Some(id) => self.names.insert(name.to_owned(), id),
+            None => self.names.remove(name),
+        };
+    }
+
     /// Counts an operation and says whether it takes place.
     fn operation(&mut self, operation: Operation) -> io::Result<()> {
         let index = self.operation_count;
@@ -419,7 +430,6 @@ impl Disk for MemoryDisk {
     fn create(&self, name: &str, length: u64) -> io::Result<MemoryFile> {
         let mut state = self.state();
         let is_halting = state.is_halting();
-        let used = state.used();
         if state.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -427,7 +437,10 @@ impl Disk for MemoryDisk {
         if !is_halting {
             done?;
         }
-        if state.capacity.is_some_and(|capacity| used + length > capacity) {
+        if state
+            .capacity
+            .is_some_and(|capacity| state.used() + length > capacity)
+        {
             state.failed_count += 1;
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -445,7 +458,7 @@ impl Disk for MemoryDisk {
                 unsynced: BTreeMap::new(),
             },
         );
-        state.names.insert(name.to_owned(), id);
+        state.name(name, Some(id));
         if is_halting {
             return Err(io::Error::other("the machine has stopped"));
         }
@@ -463,8 +476,9 @@ impl Disk for MemoryDisk {
         let is_halting = state.is_halting();
         let done = state.operation(Operation::Rename);
         if done.is_ok() || is_halting {
-            let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-            state.names.insert(to.to_owned(), id);
+            let id = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+            state.name(from, None);
+            state.name(to, Some(id));
         }
         done
     }
@@ -474,7 +488,8 @@ impl Disk for MemoryDisk {
         let is_halting = state.is_halting();
         let done = state.operation(Operation::Remove);
         if done.is_ok() || is_halting {
-            state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
+            state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+            state.name(name, None);
         }
         done
     }
@@ -482,7 +497,12 @@ impl Disk for MemoryDisk {
     fn sync_directory(&self) -> io::Result<()> {
         let mut state = self.state();
         state.operation(Operation::SyncDirectory)?;
-        state.durable_names = state.names.clone();
+        for name in core::mem::take(&mut state.changed_names) {
+            match state.names.get(&name).copied() {
+                Some(id) => state.durable_names.insert(name, id),
+                None => state.durable_names.remove(&name),
+            };
+        }
         Ok(())
     }
 }
