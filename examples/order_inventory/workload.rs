@@ -257,13 +257,14 @@ fn missing(consumer: &ConsumerStatus, next_position: u64) -> Option<String> {
         consumer,
         mark,
         dead_count,
+        unsettled_count,
         trouble,
         ..
     } = consumer;
     if *dead_count > 0 {
         return Some(format!("{consumer} has {dead_count} dead letter(s)"));
     }
-    let missing = next_position.saturating_sub(*mark);
+    let missing = next_position.saturating_sub(*mark) + unsettled_count;
     let why = if trouble.is_empty() {
         String::new()
     } else {

@@ -6,7 +6,7 @@ mod redb_support;
 use std::time::Duration;
 
 use outbox_support::{appending, consumer, effects, open, run, serve};
-use redb_support::{branch, context, within};
+use redb_support::{branch, context, formatted, within};
 use synod::outbox::{Message, Outbox};
 use synod::resource::redb::{MemoryDisk as Disk, PowerLoss, RedbResource};
 use synod::resource::{Effect, ResourceError, ResourceManager};
@@ -19,16 +19,6 @@ fn options() -> synod::resource::redb::RedbOptions {
 fn open_store(disk: &Disk) -> Result<RedbResource, ResourceError> {
     let disk = disk.clone();
     options().open_backend(move || disk.backend())
-}
-
-fn formatted() -> Disk {
-    let disk = Disk::default();
-    drop(
-        redb::Database::builder()
-            .create_with_backend(disk.backend())
-            .unwrap(),
-    );
-    disk
 }
 
 /// How far the script came, as its caller was told.

@@ -4,7 +4,7 @@ mod redb_support;
 
 use std::time::Duration;
 
-use redb_support::{LINEAGE, branch, context, load, prepare_put, row, within};
+use redb_support::{LINEAGE, branch, context, formatted, load, prepare_put, row, within};
 use synod::resource::redb::{MemoryDisk as Disk, PowerLoss, RedbOptions, RedbResource};
 use synod::resource::{BranchState, Effect, Remedy, ResourceError, ResourceManager, Vote};
 
@@ -125,18 +125,6 @@ async fn check_and_finish(store: &RedbResource, told: Told) {
     assert_eq!(orders(store), expected("7", Some("3 bolts")));
     assert_eq!(store.in_doubt().await.unwrap(), []);
     load(store, "stock", "bolt", "6").await;
-}
-
-/// A disk with an empty redb file. (That a new file comes into being as a whole is not redb's doing: see
-/// `a_crash_while_the_file_is_made_leaves_none`.)
-fn formatted() -> Disk {
-    let disk = Disk::default();
-    drop(
-        redb::Database::builder()
-            .create_with_backend(disk.backend())
-            .unwrap(),
-    );
-    disk
 }
 
 /// The number of the disk's operations in the whole script, from the opening to the closing.

@@ -67,8 +67,8 @@ pub const DELIVERY_COUNT_MAX: usize = 128;
 /// See [`DELIVERY_COUNT_MAX`].
 pub const DELIVERY_BYTES_FULL: usize = 256 << 10;
 
-/// The most messages below an outbox's low-water mark that are not settled: dead letters, and what was requeued. With more,
-/// the mark waits for an operator.
+/// The most messages below an outbox's low-water mark that are not settled: dead letters, what was requeued, and what waits
+/// behind them. With more, the mark waits for an operator.
 pub const UNSETTLED_COUNT_MAX: usize = 4096;
 
 const _: () = assert!(

@@ -23,7 +23,7 @@ pub enum Exit {
     /// 5: the log could not be written. The replica acknowledged nothing more and ended (L9). Look at the disk before
     /// it is started again.
     Storage = 5,
-    /// 6: no replica, or none that leads, was reached in time.
+    /// 6: no replica, or none that leads, or no service was reached in time.
     Unreachable = 6,
     /// 7: there is no outcome to tell: the transaction is undecided, or so old that its record is gone.
     NoOutcome = 7,

@@ -12,7 +12,7 @@
 //! | `synod txn resolve GTID (--abort \| --settle CALL/EXECUTION) --author A --reason R [--json]` | an operator's hand, entered in the log |
 //! | `synod dump --data DIR [--slot N \| --from N --up-to N] [--json]` | what a stopped replica's directory, or a copy of one, holds; never writes to it |
 //! | `synod outbox list --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | the messages that a service's outbox holds |
-//! | `synod outbox dead --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | those that were given up, and why |
+//! | `synod outbox dead --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | those that were given up, and why; on stderr, whether they keep what was delivered from being deleted |
 //! | `synod outbox requeue\|discard ID --service ADDR [--consumer NAME] --author A --reason R [--json]` | a dead letter is sent again, or given up for good |
 //! | `synod completions bash\|zsh\|fish` | a script for the shell |
 //! | `synod bench [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--warm-up S] [--rate PER_SECOND] [--unary] [--json]` | a load generator |

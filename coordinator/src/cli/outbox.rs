@@ -7,6 +7,7 @@ use super::output::{age, now_unix_ms, print, print_json, table};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use synod_proto::limits::UNSETTLED_COUNT_MAX;
 use synod_proto::v1;
 use synod_proto::v1::outbox_admin_client::OutboxAdminClient;
 use tokio::time::timeout;
@@ -216,7 +217,17 @@ fn list(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
 }
 
 fn dead(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
-    let letters = block_on(collect_dead(scope, page))?;
+    let letters = block_on(async {
+        let mut client = connect(scope).await?;
+        let letters = collect_dead(&mut client, scope, page).await?;
+        let status = answered(scope, client.status(v1::OutboxStatusRequest {})).await?;
+        for consumer in status.consumers {
+            if let Some(warning) = warning(&consumer) {
+                eprintln!("synod: {warning}");
+            }
+        }
+        Ok(letters)
+    })?;
     if scope.json {
         print_json(&letters)?;
         return Ok(Exit::Success);
@@ -242,8 +253,11 @@ fn dead(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
 }
 
 /// A page holds so many letters of each consumer: complete up to the lowest last position of those that may have more.
-async fn collect_dead(scope: &Scope, page: &Page) -> Result<Vec<Letter>, Failure> {
-    let mut client = connect(scope).await?;
+async fn collect_dead(
+    client: &mut OutboxAdminClient<Channel>,
+    scope: &Scope,
+    page: &Page,
+) -> Result<Vec<Letter>, Failure> {
     let count_max = page_length(page.count).max(1);
     let mut found: BTreeMap<(u64, String), Letter> = BTreeMap::new();
     let mut after = page.after;
@@ -269,6 +283,22 @@ async fn collect_dead(scope: &Scope, page: &Page) -> Result<Vec<Letter>, Failure
             _ => return Ok(found.into_values().take(page.count).collect()),
         }
     }
+}
+
+/// What the dead letters cost, where it has no bound any more.
+fn warning(consumer: &v1::ConsumerStatus) -> Option<String> {
+    let v1::ConsumerStatus {
+        consumer,
+        unsettled_count,
+        dead_count,
+        ..
+    } = consumer;
+    (*unsettled_count >= UNSETTLED_COUNT_MAX as u64).then(|| {
+        format!(
+            "{consumer}: {unsettled_count} messages are dead ({dead_count}) or wait behind a dead one, as many as are told apart: \
+             until some are settled, delivered messages are kept as well, here and at the consumer"
+        )
+    })
 }
 
 fn settle(settle: Settle, action: &'static str) -> Result<Exit, Failure> {
@@ -422,6 +452,23 @@ mod tests {
         ] {
             assert!(parse_id(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_full_list_is_warned_of() {
+        let consumer = |unsettled_count| v1::ConsumerStatus {
+            consumer: "billing".into(),
+            unsettled_count,
+            dead_count: 3,
+            ..v1::ConsumerStatus::default()
+        };
+        let full = UNSETTLED_COUNT_MAX as u64;
+        assert_eq!(warning(&consumer(full - 1)), None);
+        let warning = warning(&consumer(full)).expect("a warning");
+        assert!(
+            warning.contains("billing: 4096 messages are dead (3)"),
+            "{warning}"
+        );
     }
 
     #[test]

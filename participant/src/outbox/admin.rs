@@ -92,6 +92,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
             topics: consumer.topics,
             mark: consumer.mark.0,
             dead_count: consumer.dead_count,
+            unsettled_count: consumer.unsettled_count,
             trouble: consumer.trouble,
         });
         Ok(Response::new(v1::OutboxStatusReply {

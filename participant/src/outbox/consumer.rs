@@ -10,6 +10,12 @@ use tonic::transport::Endpoint;
 use super::OutboxError;
 use super::message::check_name;
 
+/// Finds out that a consumer has gone, within the sum of the two. More patient than with a replica: a consumer runs its users'
+/// handlers, which may hold up its reactor, and each stream that is given up sends its messages again.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// See [`KEEP_ALIVE_INTERVAL`].
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// A service that consumes messages: a name, an address, and topics.
 #[derive(Clone, Debug)]
 pub struct Consumer {
@@ -107,11 +113,15 @@ impl Consumer {
     }
 
     pub(super) fn endpoint(&self) -> Result<Endpoint, OutboxError> {
-        crate::session::endpoint(&self.address).map_err(|error| OutboxError::Invalid {
+        let endpoint = crate::session::endpoint(&self.address).map_err(|error| OutboxError::Invalid {
             text: format!(
                 "`{}` is no address of the consumer `{}`: {error}",
                 self.address, self.name
             ),
-        })
+        })?;
+        Ok(endpoint
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true))
     }
 }

@@ -16,7 +16,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{Consumer, OutboxError, STORE_RETRY_MAX};
-use crate::resource::redb::messages::{ConsumerRow, MessageRead, Operated, OperatorAction, Settle};
+use crate::resource::redb::messages::{
+    ConsumerRow, MessageRead, Operated, OperatorAction, Settle, StoredState,
+};
 use crate::resource::redb::{RedbResource, Snapshot};
 use crate::resource::{Identity, ResourceError};
 
@@ -77,15 +79,20 @@ impl Lane {
             if position < row.mark {
                 unsettled.push(position);
             }
-            if let Some(message) = read.message(position)? {
-                letters.push(Row {
-                    position,
-                    key: message.name(),
-                    byte_count: message.body.len(),
-                    failed_count: 0,
-                    is_dead: !letter.is_requeued,
-                });
-            }
+            let Some(message) = read.message(position)? else {
+                continue;
+            };
+            let failed_count = match read.state(&row, position)? {
+                StoredState::Pending(Some(failure)) => failure.failed_count,
+                _ => 0,
+            };
+            letters.push(Row {
+                position,
+                key: message.name(),
+                byte_count: message.body.len(),
+                failed_count,
+                is_dead: letter.is_dead(),
+            });
         }
         let low_water = LowWater {
             mark: row.mark,
@@ -348,6 +355,8 @@ async fn settle(lane: Arc<Lane>) {
         let is_polled = settlement.is_some();
         let settlement = settlement.unwrap_or_default();
         let before = lane.mark();
+        let delivered_count = settlement.delivered.len();
+        tracing::trace!(consumer = %lane.consumer.name, delivered_count, "writes what came of attempts");
         let written = lane
             .store
             .work(Settle {

@@ -41,8 +41,10 @@
 //! - Atomicity between the message's effect and its sender's: the effect comes later.
 //! - Protection against a handler that kills its whole process each time: the message is sent again for ever, since nobody is
 //!   left to say that it failed.
-//! - A dead letter that holds its key also keeps the low-water mark at the key's next message: until somebody looks, delivered
-//!   messages leave a few bytes each at both ends.
+//! - A bound on what waits behind a dead letter that holds its key: these messages are kept until an operator has decided, and
+//!   nothing of what was delivered meanwhile. Only where dead letters and what waits behind them come to 4096 messages of one
+//!   consumer is all that is delivered from then on kept as well, at both ends, until some are settled
+//!   ([`ConsumerStatus::unsettled_count`]).
 //!
 //! # Limits
 //! A body of 512 KiB, a key of 512 bytes, 64 headers of 8 KiB together, names of 128 bytes. One process has the outbox open.

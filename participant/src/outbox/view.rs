@@ -6,7 +6,7 @@ use synod_proto::limits::{LIST_COUNT_MAX, TEXT_BYTES_MAX};
 
 use super::{Outbox, OutboxError};
 use crate::resource::redb::messages::{
-    ConsumerRow, FailureRow, LetterRow, MessageRead, MessageRow, Operate, OperatorAction, StoredState,
+    ConsumerRow, FailureRow, MessageRead, MessageRow, Operate, OperatorAction, StoredState,
 };
 
 /// An outbox at a glance.
@@ -35,10 +35,13 @@ pub struct ConsumerStatus {
     pub address: String,
     /// What it takes.
     pub topics: Vec<String>,
-    /// Every message below is settled, but for dead and requeued ones.
+    /// Every message below is settled, but for those that [`unsettled_count`](Self::unsettled_count) counts.
     pub mark: Position,
     /// Its dead letters.
     pub dead_count: u64,
+    /// Messages below the mark that are not settled: dead, requeued, or waiting behind such in their key. At 4096 of them the mark
+    /// stops until an operator has decided about the dead ones, and from then on what is delivered is kept, too.
+    pub unsettled_count: u64,
     /// Why it gets no messages now; empty while a relay is connected.
     pub trouble: String,
 }
@@ -139,19 +142,19 @@ fn dead(
     count_max: usize,
 ) -> Result<Vec<DeadLetter>, crate::resource::ResourceError> {
     let mut found = Vec::new();
-    for (position, LetterRow { is_requeued, failure }) in read.letters(row.number, after, usize::MAX)? {
+    for (position, letter) in read.letters(row.number, after, usize::MAX)? {
         if found.len() == count_max {
             break;
         }
-        let Some(message) = read.message(position)?.filter(|_| !is_requeued) else {
+        let Some(message) = read.message(position)?.filter(|_| letter.is_dead()) else {
             continue;
         };
         found.push(DeadLetter {
             consumer: consumer.to_owned(),
             entry: entry(position, message, Vec::new()),
-            failed_count: failure.failed_count,
-            reason: failure.reason,
-            died_at: failure.at,
+            failed_count: letter.failure.failed_count,
+            reason: letter.failure.reason,
+            died_at: letter.failure.at,
         });
     }
     Ok(found)
@@ -180,7 +183,11 @@ impl Outbox {
                     consumer: name,
                     topics: row.topics,
                     mark: row.mark,
-                    dead_count: letters.iter().filter(|(_, letter)| !letter.is_requeued).count() as u64,
+                    dead_count: letters.iter().filter(|(_, letter)| letter.is_dead()).count() as u64,
+                    unsettled_count: letters
+                        .iter()
+                        .filter(|(position, _)| *position < row.mark)
+                        .count() as u64,
                 });
             }
             Ok(OutboxStatus {

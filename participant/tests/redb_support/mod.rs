@@ -7,7 +7,7 @@ pub mod conformance;
 use std::future::Future;
 use std::time::Duration;
 
-use synod::resource::redb::{RedbOptions, RedbResource};
+use synod::resource::redb::{MemoryDisk, RedbOptions, RedbResource};
 use synod::resource::{BranchContext, Effect, ResourceManager};
 use synod::{BranchId, CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 
@@ -47,6 +47,18 @@ pub async fn store() -> RedbResource {
             .unwrap(),
     )
     .await
+}
+
+/// A disk with an empty redb file. (That a new file comes into being as a whole is not redb's doing: see
+/// `a_crash_while_the_file_is_made_leaves_none`.)
+pub fn formatted() -> MemoryDisk {
+    let disk = MemoryDisk::default();
+    drop(
+        redb::Database::builder()
+            .create_with_backend(disk.backend())
+            .unwrap(),
+    );
+    disk
 }
 
 pub fn options() -> RedbOptions {

@@ -104,8 +104,8 @@ enum Reading {
 }
 
 impl Relay {
-    /// A relay that begins at the store's low-water mark. `letters` are the dead letters and the requeued messages, which may
-    /// lie below it. `fence` must be above every fence of an earlier relay of this outbox.
+    /// A relay that begins at the store's low-water mark. `letters`, rising, are the dead letters, the requeued messages and those
+    /// that wait behind them, which may lie below it. `fence` must be above every fence of an earlier relay of this outbox.
     #[must_use]
     pub fn new(options: RelayOptions, seed: u64, fence: Fence, low_water: LowWater, letters: &[Row]) -> Self {
         let mut relay = Self {
@@ -557,7 +557,11 @@ impl Relay {
 
     fn on_low_water(&mut self, now: Timestamp, low_water: LowWater) {
         // Marks come from the store in the order of its commits, but through several tasks.
-        if low_water.mark >= self.low_water.mark {
+        // Below one mark messages are settled and no new ones come, so the shorter list is the later one.
+        let ours = &self.low_water;
+        if low_water.mark > ours.mark
+            || low_water.mark == ours.mark && low_water.unsettled.len() <= ours.unsettled.len()
+        {
             self.low_water = low_water;
         }
         self.plan_low_water(now);

@@ -18,11 +18,19 @@ struct Store {
     keys: Vec<u64>,
     done: BTreeSet<u64>,
     failed: BTreeMap<u64, u32>,
-    /// Position, and whether it was requeued.
-    letters: BTreeMap<u64, bool>,
+    letters: BTreeMap<u64, Letter>,
     discarded: BTreeSet<u64>,
     mark: u64,
     run: u64,
+}
+
+/// What the mark passes although it is not settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Letter {
+    Dead,
+    Requeued,
+    /// Behind another one of its key.
+    Waiting,
 }
 
 /// What lies in the consumer's database.
@@ -90,7 +98,7 @@ impl Store {
             key: name(self.key(position)),
             byte_count: 1,
             failed_count: self.failed.get(&position).copied().unwrap_or(0),
-            is_dead: self.letters.get(&position) == Some(&false),
+            is_dead: self.letters.get(&position) == Some(&Letter::Dead),
         }
     }
 
@@ -126,9 +134,18 @@ impl Store {
     }
 
     fn advance(&mut self) -> LowWater {
-        while self.mark <= self.keys.len() as u64
-            && (self.letters.contains_key(&self.mark) || self.done.remove(&self.mark))
-        {
+        while self.mark <= self.keys.len() as u64 {
+            let key = self.key(self.mark);
+            let is_behind_a_letter = self
+                .letters
+                .range(..self.mark)
+                .any(|(position, _)| self.key(*position) == key);
+            if !self.letters.contains_key(&self.mark) && !self.done.remove(&self.mark) {
+                if !is_behind_a_letter {
+                    break;
+                }
+                self.letters.insert(self.mark, Letter::Waiting);
+            }
             self.mark += 1;
         }
         LowWater {
@@ -157,7 +174,7 @@ impl Store {
         }
         for failure in &settlement.dead {
             if self.is_unsettled(failure.position.0) {
-                self.letters.insert(failure.position.0, false);
+                self.letters.insert(failure.position.0, Letter::Dead);
                 self.failed.remove(&failure.position.0);
             }
         }
@@ -302,6 +319,11 @@ impl World {
             }
             Frame::LowWater(low_water) => {
                 if low_water.mark >= self.consumer.low_water.mark {
+                    let known = core::mem::take(&mut self.consumer.low_water);
+                    let mut low_water = low_water.clone();
+                    low_water
+                        .unsettled
+                        .retain(|position| !known.is_settled(*position));
                     self.consumer.low_water = low_water.clone();
                     self.consumer
                         .rows
@@ -408,7 +430,7 @@ impl World {
             .store
             .letters
             .iter()
-            .filter(|(_, is_requeued)| !**is_requeued)
+            .filter(|(_, letter)| **letter == Letter::Dead)
             .map(|(position, _)| *position)
             .collect();
         if dead.is_empty() {
@@ -416,7 +438,7 @@ impl World {
         }
         let position = dead[usize::try_from(self.below(dead.len() as u64)).unwrap()];
         if self.below(2) == 0 {
-            self.store.letters.insert(position, true);
+            self.store.letters.insert(position, Letter::Requeued);
             let (row, low_water) = (self.store.row(position), self.store.advance());
             self.relay.on_requeued(self.now, &row, low_water);
         } else {

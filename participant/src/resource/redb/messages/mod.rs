@@ -11,7 +11,7 @@
 //! | `synod:outbox_consumer` | the consumer's name | [`ConsumerRow`], with its low-water mark |
 //! | `synod:outbox_done` | consumer, position | nothing: delivered, at or above the mark |
 //! | `synod:outbox_failed` | consumer, position | [`FailureRow`] |
-//! | `synod:outbox_letter` | consumer, position | [`LetterRow`]: dead, or requeued |
+//! | `synod:outbox_letter` | consumer, position | [`LetterRow`]: dead, requeued, or waiting behind one of these below the mark |
 //! | `synod:outbox_record` | number | what an operator did |
 //! | `synod:inbox` | origin, position | [`InboxRow`]: the message took effect |
 //! | `synod:inbox_origin` | origin | [`LowWater`] |
@@ -85,7 +85,7 @@ pub(crate) struct MessageRow {
 pub(crate) struct ConsumerRow {
     /// Stands for its name in other keys.
     pub(crate) number: u32,
-    /// Everything below is settled, but for its letters.
+    /// Everything below is settled, but for what has a [`LetterRow`].
     pub(crate) mark: Position,
     /// What the consumer's inbox has confirmed to know.
     pub(crate) confirmed: Position,
@@ -102,11 +102,23 @@ pub(crate) struct FailureRow {
     pub(crate) reason: String,
 }
 
-/// A message that is, or was, a dead letter.
+/// A message that the mark may pass although it is not settled: a dead letter, and what it holds up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LetterRow {
-    pub(crate) is_requeued: bool,
+    pub(crate) state: LetterState,
+    /// Why it died; of one that only waits it says nothing.
     pub(crate) failure: FailureRow,
+}
+
+/// What has become of such a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetterState {
+    /// Waits for an operator.
+    Dead,
+    /// Is tried again, on an operator's word.
+    Requeued,
+    /// The mark has passed it while it waited behind an earlier one of these of its key.
+    Waiting,
 }
 
 /// The proof that a message took effect.
@@ -360,24 +372,46 @@ impl FailureRow {
 }
 
 impl LetterRow {
+    /// Of a message that waits behind a dead letter.
+    pub(crate) const fn waiting() -> Self {
+        let failure = FailureRow {
+            failed_count: 0,
+            at: UnixMillis(0),
+            reason: String::new(),
+        };
+        Self {
+            state: LetterState::Waiting,
+            failure,
+        }
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.state == LetterState::Dead
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
         out.put_u8(ROW_VERSION);
-        out.put_u8(self.is_requeued.into());
+        out.put_u8(match self.state {
+            LetterState::Dead => 0,
+            LetterState::Requeued => 1,
+            LetterState::Waiting => 2,
+        });
         self.failure.put(&mut out);
         out.freeze()
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DamagedRow> {
         let mut reader = Reader::new("synod:outbox_letter", bytes)?;
-        let is_requeued = match reader.number::<1>()? {
-            0 => false,
-            1 => true,
+        let state = match reader.number::<1>()? {
+            0 => LetterState::Dead,
+            1 => LetterState::Requeued,
+            2 => LetterState::Waiting,
             _ => return Err(reader.damaged("its state is unknown")),
         };
         let failure = FailureRow::read(&mut reader)?;
         reader.end()?;
-        Ok(Self { is_requeued, failure })
+        Ok(Self { state, failure })
     }
 }
 

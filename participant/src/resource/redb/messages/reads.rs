@@ -91,7 +91,7 @@ impl MessageRead<'_> {
         .collect()
     }
 
-    /// Dead and requeued letters behind `after`.
+    /// Letters behind `after`: dead, requeued, and what waits behind them below the mark.
     pub(crate) fn letters(
         &self,
         consumer: u32,
@@ -142,8 +142,8 @@ impl MessageRead<'_> {
                 .transpose()
         };
         match self.letter(consumer.number, position)? {
-            Some(letter) if letter.is_requeued => return Ok(StoredState::Pending(failure()?)),
-            Some(letter) => return Ok(StoredState::Dead(letter.failure)),
+            Some(letter) if letter.is_dead() => return Ok(StoredState::Dead(letter.failure)),
+            Some(_) => return Ok(StoredState::Pending(failure()?)),
             None => {}
         }
         if position < consumer.mark || self.get(DONE, &key)?.is_some() {

@@ -11,9 +11,9 @@ use super::super::rows::WriteError;
 use super::super::writer::Work;
 use super::{
     CONSUMER, COUNTER, COUNTER_CONSUMER, COUNTER_POSITION, COUNTER_RECORD, COUNTER_RUN, COUNTER_SWEPT,
-    ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, KEYS, LETTER, LetterRow, MessageRow,
-    OUTBOX, RECORD, SEQUENCE, decode_low_water, due_key, encode_low_water, last_number, named, of_consumer,
-    origin_key, position_key,
+    ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, KEYS, LETTER, LetterRow, LetterState,
+    MessageRow, OUTBOX, RECORD, SEQUENCE, decode_low_water, due_key, encode_low_water, last_number, named,
+    of_consumer, origin_key, position_key,
 };
 
 /// The most rows that one local transaction sweeps, passes or releases: the next one goes on, and others get their turn.
@@ -98,8 +98,25 @@ fn unsettled(tx: &WriteTransaction, row: &ConsumerRow) -> Result<Vec<Position>, 
     Ok(found)
 }
 
+/// Whether the message before this one of its key may still be sent to the consumer: then this one waits for it.
+fn waits_behind_a_letter(
+    keys: &ByteRows<'_>,
+    letters: &ByteRows<'_>,
+    consumer: u32,
+    name: &[u8],
+    position: Position,
+) -> Result<bool, WriteError> {
+    let (start, end) = (named(name, 0), named(name, position.0));
+    let Some(before) = keys.range::<&[u8]>(&start[..]..&end[..])?.next_back() else {
+        return Ok(false);
+    };
+    let before = Position(last_number("synod:outbox_key", before?.0.value())?);
+    Ok(letters.get(&of_consumer(consumer, before)[..])?.is_some())
+}
+
 /// Moves the consumer's mark over what is settled, and deletes what no consumer needs any more: message, index and states in
-/// one local transaction (traps H11, H16).
+/// one local transaction (traps H11, H16). The mark passes dead letters and what they hold up, of which it keeps a list (T13):
+/// so a dead letter holds back its own key, and no other's rows.
 fn advance(tx: &WriteTransaction, name: &str, mut row: ConsumerRow) -> Result<LowWater, WriteError> {
     let next_position = {
         let counters = tx.open_table(COUNTER)?;
@@ -108,7 +125,8 @@ fn advance(tx: &WriteTransaction, name: &str, mut row: ConsumerRow) -> Result<Lo
     let mut passed = unsettled(tx, &row)?;
     {
         let outbox = tx.open_table(OUTBOX)?;
-        let letters = tx.open_table(LETTER)?;
+        let keys: ByteRows<'_> = tx.open_table(KEYS)?;
+        let mut letters: ByteRows<'_> = tx.open_table(LETTER)?;
         let mut done = tx.open_table(DONE)?;
         let start = position_key(row.mark);
         let mut mark = Position(next_position);
@@ -126,12 +144,21 @@ fn advance(tx: &WriteTransaction, name: &str, mut row: ConsumerRow) -> Result<Lo
                 continue;
             }
             let key = of_consumer(row.number, position);
-            if letters.get(&key[..])?.is_some() && passed.len() < UNSETTLED_COUNT_MAX {
-                passed.push(position);
-            } else if done.remove(&key[..])?.is_none() {
+            let is_letter = letters.get(&key[..])?.is_some();
+            if !is_letter && done.remove(&key[..])?.is_some() {
+                continue;
+            }
+            let name = MessageRow::due_of(message.value())?.2;
+            let may_pass = passed.len() < UNSETTLED_COUNT_MAX
+                && (is_letter || waits_behind_a_letter(&keys, &letters, row.number, &name, position)?);
+            if !may_pass {
                 mark = position;
                 break;
             }
+            if !is_letter {
+                letters.insert(&key[..], &LetterRow::waiting().encode()[..])?;
+            }
+            passed.push(position);
         }
         row.mark = row.mark.max(mark);
     }
@@ -430,7 +457,7 @@ impl Work for Settle {
             if is_unsettled(failure.position)? {
                 let key = of_consumer(row.number, failure.position);
                 let letter = LetterRow {
-                    is_requeued: false,
+                    state: LetterState::Dead,
                     failure: Self::failure(failure, now),
                 };
                 tx.open_table(LETTER)?.insert(&key[..], &letter.encode()[..])?;
@@ -489,14 +516,14 @@ impl Work for Operate {
             let message = outbox.get(&position_key(self.position)[..])?;
             message.map(|message| message.value().to_vec())
         };
-        let (Some(letter), Some(message)) = (letter.filter(|letter| !letter.is_requeued), message) else {
+        let (Some(letter), Some(message)) = (letter.filter(LetterRow::is_dead), message) else {
             return Ok((None, false));
         };
         let (_, id, name) = MessageRow::due_of(&message)?;
         match self.action {
             OperatorAction::Requeue => {
                 let letter = LetterRow {
-                    is_requeued: true,
+                    state: LetterState::Requeued,
                     ..letter
                 };
                 tx.open_table(LETTER)?.insert(&key[..], &letter.encode()[..])?;
@@ -565,6 +592,10 @@ impl Work for MarkInbox {
         if self.low_water.mark < known.mark {
             return Ok(((), false));
         }
+        // What was settled once stays so, however late an older list comes.
+        self.low_water
+            .unsettled
+            .retain(|position| !known.is_settled(*position));
         let low_water = encode_low_water(&self.low_water);
         tx.open_table(INBOX_ORIGIN)?.insert(&origin[..], &low_water[..])?;
         let mut rows = tx.open_table(INBOX)?;
