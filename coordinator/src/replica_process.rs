@@ -17,7 +17,7 @@ use synod_proto::ids::{Incarnation, ProcessNonce};
 use synod_proto::limits::MESSAGE_BYTES_MAX;
 use synod_proto::v1::FILE_DESCRIPTOR_SET;
 use synod_proto::v1::coordinator_server::{CoordinatorServer, SERVICE_NAME};
-use synod_proto::v1::replication_server::ReplicationServer;
+use synod_proto::v1::replication_server::{self, ReplicationServer};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpIncoming};
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server;
+use tonic_reflection::pb::v1::server_reflection_server;
 
 /// How long clients may take to read their last replies before their connections are cut.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -327,6 +329,11 @@ where
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // The same files describe what participants serve, and no replica does.
+        .with_service_name(SERVICE_NAME)
+        .with_service_name(replication_server::SERVICE_NAME)
+        .with_service_name(health_server::SERVICE_NAME)
+        .with_service_name(server_reflection_server::SERVICE_NAME)
         .build_v1()
         .expect("the compiled descriptors are valid");
     let (reporter, health) = tonic_health::server::health_reporter();

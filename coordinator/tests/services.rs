@@ -396,9 +396,6 @@ async fn health_and_reflection() {
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection",
             "synod.v1.Coordinator",
-            // Described in the same files; a participant serves them.
-            "synod.v1.Messages",
-            "synod.v1.OutboxAdmin",
             "synod.v1.Replication",
         ];
         assert_eq!(names, expected);
