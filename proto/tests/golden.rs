@@ -1,5 +1,7 @@
 //! The log's format is pinned: a log written by any released version is read by every later one (J9).
 
+mod fixture;
+
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use synod_proto::command::{Command, CommandError, Decide, Guard, NamedBranch, Proposal, Settle};
@@ -9,35 +11,9 @@ use synod_proto::limits::{
 };
 use synod_proto::session::{AbortCause, AbortKind};
 
-/// The fixture file: names and the bytes that belong to them.
+/// The fixture file.
 fn fixtures() -> BTreeMap<&'static str, Bytes> {
-    let mut commands: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
-    let mut name = "";
-    for line in include_str!("fixtures/commands.txt").lines() {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        if let Some(header) = line.strip_prefix('[') {
-            name = header.strip_suffix(']').expect("a header ends in ]");
-            assert!(commands.insert(name, Vec::new()).is_none(), "{name} occurs twice");
-        } else if !line.is_empty() {
-            let digits: Vec<u32> = line
-                .chars()
-                .filter(|c| !c.is_whitespace())
-                .map(|c| c.to_digit(16).expect("hexadecimal"))
-                .collect();
-            assert!(digits.len().is_multiple_of(2), "half a byte in {line}");
-            let bytes = digits
-                .chunks(2)
-                .map(|pair| u8::try_from(pair[0] * 16 + pair[1]).expect("two digits"));
-            commands
-                .get_mut(name)
-                .expect("a header comes first")
-                .extend(bytes);
-        }
-    }
-    commands
-        .into_iter()
-        .map(|(name, bytes)| (name, Bytes::from(bytes)))
-        .collect()
+    fixture::read(include_str!("fixtures/commands.txt"))
 }
 
 fn gtid() -> Gtid {

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
 use strategies::{
-    command, decide, decision, gtid, in_doubt_page, lineage, list, refusal, request, request_number, resolve,
-    response, status, summaries,
+    command, decide, decision, gtid, in_doubt_page, inbox_frame, lineage, list, refusal, relay_frame,
+    request, request_number, resolve, response, status, summaries,
 };
 use synod_proto::command::{Command, Decide, Proposal};
 use synod_proto::ids::{Gtid, ReplicaId, RequestId};
+use synod_proto::message::{InboxFrame, RelayFrame};
 use synod_proto::session::{
     Decision, InDoubtPage, Refusal, Request, Response, TransactionStatus, TransactionSummary,
 };
@@ -94,6 +95,12 @@ proptest! {
         prop_assert_eq!(there_and_back::<v1::ListInDoubtReply, InDoubtPage>(page.clone()), Ok(page));
         let list = ListInDoubt { after: list.after, count_max: list.count_max };
         prop_assert_eq!(there_and_back::<v1::ListInDoubtRequest, _>(list), Ok(list));
+    }
+
+    #[test]
+    fn messages(relay in relay_frame(), inbox in inbox_frame()) {
+        prop_assert_eq!(there_and_back::<v1::RelayFrame, _>(relay.clone()), Ok(relay));
+        prop_assert_eq!(there_and_back::<v1::InboxFrame, _>(inbox.clone()), Ok(inbox));
     }
 
     #[test]
@@ -219,6 +226,8 @@ proptest! {
         is_refused_or_stable::<v1::ListRequest, List>(&bytes)?;
         is_refused_or_stable::<v1::ListInDoubtRequest, ListInDoubt>(&bytes)?;
         is_refused_or_stable::<v1::OutcomeRequest, Gtid>(&bytes)?;
+        is_refused_or_stable::<v1::RelayFrame, RelayFrame>(&bytes)?;
+        is_refused_or_stable::<v1::InboxFrame, InboxFrame>(&bytes)?;
         let _ = v1::CommitRequest::decode(&bytes[..]).map(Decide::try_from);
         let _ = v1::AbortRequest::decode(&bytes[..]).map(Decide::try_from);
     }
@@ -230,6 +239,9 @@ proptest! {
         response in response(),
         decision in decision(),
         status in status(),
+        page in in_doubt_page(),
+        relay in relay_frame(),
+        inbox in inbox_frame(),
         cut in any::<prop::sample::Index>(),
         at in any::<prop::sample::Index>(),
         flip in 1..=u8::MAX,
@@ -240,6 +252,12 @@ proptest! {
         is_refused_or_stable::<v1::SessionResponse, Response>(&damage(responses, cut, at, flip))?;
         let decisions = v1::Decision::from(decision).encode_to_vec();
         is_refused_or_stable::<v1::Decision, Decision>(&damage(decisions, cut, at, flip))?;
+        let pages = v1::ListInDoubtReply::from(page).encode_to_vec();
+        is_refused_or_stable::<v1::ListInDoubtReply, InDoubtPage>(&damage(pages, cut, at, flip))?;
+        let relays = v1::RelayFrame::from(relay).encode_to_vec();
+        is_refused_or_stable::<v1::RelayFrame, RelayFrame>(&damage(relays, cut, at, flip))?;
+        let inboxes = v1::InboxFrame::from(inbox).encode_to_vec();
+        is_refused_or_stable::<v1::InboxFrame, InboxFrame>(&damage(inboxes, cut, at, flip))?;
         let statuses = v1::TransactionStatus::from(status).encode_to_vec();
         is_refused_or_stable::<v1::TransactionStatus, TransactionStatus>(&damage(statuses, cut, at, flip))?;
     }

@@ -109,7 +109,10 @@ impl TryFrom<v1::MessageDelivery> for Delivery {
             position: position("MessageDelivery.position", wire.position)?,
             fence: Fence(wire.fence),
             attempt: wire.attempt,
-            previous: wire.previous.map(Position),
+            previous: match wire.previous {
+                None => None,
+                Some(previous) => Some(position("MessageDelivery.previous", previous)?),
+            },
             topic: name("MessageDelivery.topic", wire.topic)?,
             key: wire.key,
             sequence: Sequence(wire.sequence),

@@ -7,13 +7,15 @@ use proptest::option;
 use proptest::prelude::*;
 use synod_proto::command::{Command, DELIVERED_COUNT_MAX, Decide, Guard, NamedBranch, Proposal, Settle};
 use synod_proto::ids::{
-    BranchId, CallId, ExecutionId, Gtid, InstanceId, Lineage, OpenToken, ReplicaId, RequestId, ResourceId,
-    UnixMillis,
+    BranchId, CallId, ExecutionId, Fence, Gtid, InstanceId, Lineage, MessageId, OpenToken, Position,
+    ReplicaId, RequestId, ResourceId, Sequence, UnixMillis,
 };
 use synod_proto::limits::{
-    BRANCH_COUNT_MAX, COMMAND_BYTES_MAX, DATABASE_TRANSACTION_BYTES_MAX, GUARD_COUNT_MAX,
-    GUARD_NAME_BYTES_MAX, LIST_COUNT_MAX, RESOURCE_COUNT_MAX, TEXT_BYTES_MAX,
+    BRANCH_COUNT_MAX, COMMAND_BYTES_MAX, DATABASE_TRANSACTION_BYTES_MAX, DELIVERY_COUNT_MAX, GUARD_COUNT_MAX,
+    GUARD_NAME_BYTES_MAX, HEADER_COUNT_MAX, LIST_COUNT_MAX, MESSAGE_KEY_BYTES_MAX, RESOURCE_COUNT_MAX,
+    TEXT_BYTES_MAX, UNSETTLED_COUNT_MAX,
 };
+use synod_proto::message::{self, Answered, Delivery, Hello, InboxFrame, LowWater, RelayFrame, Welcome};
 use synod_proto::session::{
     AbortCause, AbortKind, Answer, AskedVote, BranchStatus, Decision, DeliveryStatus, InDoubt, InDoubtPage,
     InDoubtState, InquiringBranch, OpenBranch, Outcome, Refusal, Request, Response, TransactionStatus,
@@ -462,5 +464,111 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
         (request_number(), in_doubt_page())
             .prop_map(|(request, page)| Response::ListedInDoubt { request, page }),
         (request_number(), refusal()).prop_map(|(request, refusal)| Response::Refused { request, refusal }),
+    ]
+}
+
+/// The name of a topic or of a consumer.
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof!["\\PC{1,20}", Just("x".repeat(128))]
+}
+
+fn position() -> impl Strategy<Value = Position> {
+    (1..=u64::MAX).prop_map(Position)
+}
+
+fn low_water() -> impl Strategy<Value = LowWater> {
+    let unsettled = prop_oneof![
+        4 => prop::collection::btree_set(position(), 0..20),
+        1 => Just((1..=UNSETTLED_COUNT_MAX as u64).map(Position).collect()),
+    ];
+    (position(), unsettled).prop_map(|(mark, unsettled)| LowWater {
+        mark,
+        unsettled: unsettled.into_iter().collect(),
+    })
+}
+
+fn delivery() -> impl Strategy<Value = Delivery> {
+    let place = (
+        any::<[u8; 16]>(),
+        position(),
+        any::<u64>(),
+        any::<u32>(),
+        option::of(position()),
+    );
+    let headers = prop_oneof![
+        4 => btree_map(".{0,10}", ".{0,10}", 0..4),
+        1 => Just((0..HEADER_COUNT_MAX).map(|n| (n.to_string(), String::new())).collect()),
+    ];
+    let content = (
+        name(),
+        vec(any::<u8>(), 0..=MESSAGE_KEY_BYTES_MAX),
+        any::<u64>(),
+        headers,
+        vec(any::<u8>(), 0..200),
+        millis(),
+    );
+    (place, content).prop_map(|(place, content)| {
+        let (id, position, fence, attempt, previous) = place;
+        let (topic, key, sequence, headers, body, published_at) = content;
+        Delivery {
+            id: MessageId(id),
+            position,
+            fence: Fence(fence),
+            attempt,
+            previous,
+            topic,
+            key: key.into(),
+            sequence: Sequence(sequence),
+            headers,
+            body: body.into(),
+            published_at,
+        }
+    })
+}
+
+pub(crate) fn relay_frame() -> impl Strategy<Value = RelayFrame> {
+    let hello = (resource(), option::of(lineage()), name(), any::<u64>()).prop_map(
+        |(source, lineage, consumer, mark)| {
+            RelayFrame::Hello(Hello {
+                source,
+                lineage,
+                consumer,
+                mark: Position(mark),
+            })
+        },
+    );
+    prop_oneof![
+        2 => hello,
+        4 => vec(delivery(), 0..4).prop_map(RelayFrame::Deliver),
+        1 => delivery().prop_map(|delivery| RelayFrame::Deliver(vec![delivery; DELIVERY_COUNT_MAX])),
+        3 => low_water().prop_map(RelayFrame::LowWater),
+    ]
+}
+
+fn answered() -> impl Strategy<Value = Answered> {
+    let answer = prop_oneof![
+        Just(message::Answer::Applied),
+        Just(message::Answer::Duplicate),
+        Just(message::Answer::Settled),
+        text().prop_map(|text| message::Answer::Failed { text }),
+        position().prop_map(|missing| message::Answer::Gap { missing }),
+        Just(message::Answer::Stale),
+        text().prop_map(|text| message::Answer::Busy { text }),
+    ];
+    (position(), any::<u64>(), answer).prop_map(|(position, fence, answer)| Answered {
+        position,
+        fence: Fence(fence),
+        answer,
+    })
+}
+
+pub(crate) fn inbox_frame() -> impl Strategy<Value = InboxFrame> {
+    prop_oneof![
+        (resource(), any::<u64>()).prop_map(|(resource, mark)| InboxFrame::Welcome(Welcome {
+            resource,
+            mark: Position(mark),
+        })),
+        vec(answered(), 0..=DELIVERY_COUNT_MAX).prop_map(InboxFrame::Answers),
+        any::<u64>().prop_map(|mark| InboxFrame::LowWaterReached(Position(mark))),
     ]
 }
