@@ -24,9 +24,12 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// How soon work goes on once the offices have found the leader that took over.
 const RESUME: Duration = Duration::from_secs(2);
 
-/// How long a participant stays away from its delivery. A stand-in for a minute, of which the other five sixths would be
-/// repeats of the same: nobody counts the repeats, and a delivery is never given up.
-const AWAY: Duration = Duration::from_secs(10);
+/// How long a participant stays away from its delivery.
+const AWAY: Duration = Duration::from_secs(60);
+
+/// How soon idle offices are with the next leader when theirs falls silent: the keep-alive's 2.5 s, an election's half second, a
+/// redirect, and what a busy machine adds.
+const NOTICE: Duration = Duration::from_secs(5);
 
 /// What `synod txn list --in-doubt` shows.
 async fn in_doubt(stage: &Stage) -> Vec<Value> {
@@ -97,6 +100,38 @@ async fn a_leader_that_sleeps_under_load_is_replaced_and_steps_down() {
         let answers = load.stop().await;
         close_with_no_wrong_answer(stage, &answers).await;
     }))
+    .await;
+}
+
+/// A5, B10: a leader stops while nobody asks it for anything, and its connections stay open. Idle participants notice, and are with
+/// its successor before anybody could owe them a delivery for long.
+#[tokio::test]
+async fn idle_participants_notice_a_silent_leader() {
+    within(async {
+        let mut stage = Stage::start("silent").await;
+        let reply = stage.transfer("t", 0, LONG_MS).await.expect("no panic");
+        assert_eq!(reply.expect("an answer").verdict(), Verdict::Committed);
+        stage.settled().await;
+        let old = stage.cluster.leader().await;
+        stage.cluster.stop(old);
+        let stopped_at = Instant::now();
+        let new = stage.cluster.leader().await;
+        let elected = stopped_at.elapsed();
+        eventually("both offices found the new leader", async || {
+            (stage.cluster.status(new).await?.session_count >= 2).then_some(())
+        })
+        .await;
+        let noticed = stopped_at.elapsed();
+        eprintln!("the next leader served after {elected:?}, both offices were with it after {noticed:?}");
+        assert!(noticed < NOTICE, "{noticed:?}");
+        stage.cluster.wake(old);
+        stage.settled().await;
+        let (here, there) = stage.close_offices().await;
+        assert_eq!(
+            ledger::check(&here, &there, |_| account(0)),
+            ["t".to_owned()].into()
+        );
+    })
     .await;
 }
 

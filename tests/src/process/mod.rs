@@ -1,5 +1,5 @@
-//! Real processes: the binary `synod` three times, and two offices of a bank (`test_service`) that embed the library, each
-//! with a directory or file of its own. Tests kill them, stop them and start them again, and at the end read the files.
+//! Real processes: the binary `synod` three times, two offices of a bank (`test_service`) that embed the library, and stations
+//! that send messages to each other, each with a directory or file of its own. Tests kill them, stop them and start them again, and at the end read the files.
 //!
 //! | part | is |
 //! |---|---|
@@ -7,7 +7,8 @@
 //! | [`proxy`] | a wire that loses what goes one way |
 //! | [`cluster`] | three `synod start` |
 //! | [`office`] | one `test_service`, with its [points](Point) |
-//! | [`stage`] | all of them, and what a test does with the whole |
+//! | [`station`] | one `test_service` that sends messages, or receives them |
+//! | [`stage`] | coordinator and offices, and what a test does with the whole |
 //! | [`load`] | transfers from many callers at once, and what each was told |
 //! | [`ledger`] | the offices' files, read when nobody has them open |
 //!
@@ -21,11 +22,18 @@ pub mod office;
 pub mod program;
 pub mod proxy;
 pub mod stage;
+pub mod station;
 
 /// Generated from `proto/bank.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod bank {
     tonic::include_proto!("bank.v1");
+}
+
+/// Generated from `proto/post.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod post {
+    tonic::include_proto!("post.v1");
 }
 
 use std::time::Duration;
@@ -59,7 +67,7 @@ pub fn account(index: usize) -> String {
     format!("account-{:02}", index % ACCOUNT_COUNT)
 }
 
-/// Where an office can be stopped. The steps are those of a transaction.
+/// Where a service can be stopped. The steps are those of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
     /// Step 2: a branch's work is done, nothing is prepared.
@@ -76,6 +84,8 @@ pub enum Point {
     Delivered,
     /// Step 5: the local transaction has committed, nothing is acknowledged.
     Applied,
+    /// Step 6: the relay has a consumer's acknowledgement, and has written nothing of it.
+    Answered,
 }
 
 impl Point {
@@ -90,6 +100,7 @@ impl Point {
             Self::Doubted => "doubted",
             Self::Delivered => "delivered",
             Self::Applied => "applied",
+            Self::Answered => "answered",
         }
     }
 

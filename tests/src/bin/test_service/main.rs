@@ -1,12 +1,13 @@
-//! The participant of the process tests: one office of a bank, with a redb file of its own. It takes part in others'
-//! transactions, begins its own, and can be stopped at a named point of either, so that a test can kill whom it likes
-//! just there.
+//! The services of the process tests, each with a redb file of its own: an office of a bank, which takes part in others'
+//! transactions and begins its own, and senders and a receiver of messages. All can be stopped at named points, so that a test
+//! can kill whom it likes just there.
 //!
 //! It says `listening ADDRESS` once it serves, and ends in good order when its stdin is closed, or on SIGTERM.
 
 mod bank;
 mod guard;
 mod points;
+mod post;
 mod store;
 
 use std::error::Error;
@@ -24,8 +25,13 @@ use synod::resource::redb::RedbResource;
 use synod_tests::process::bank::bank_server::BankServer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 #[derive(Debug, Parser)]
 struct Cli {
@@ -42,6 +48,10 @@ enum Verb {
     },
     /// Run an office.
     Serve(ServeArgs),
+    /// Run a sender of messages.
+    Send(post::SendArgs),
+    /// Run a receiver of messages.
+    Receive(post::ReceiveArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -63,7 +73,9 @@ struct ServeArgs {
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Guard { command } => Err(guard::exec(&command).into()),
-        Verb::Serve(args) => serve(&args),
+        Verb::Serve(args) => run(serve(&args)),
+        Verb::Send(args) => run(post::send(&args)),
+        Verb::Receive(args) => run(post::receive(&args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -74,14 +86,47 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt()
-        .with_env_filter("info,synod=debug")
+/// One thread a service: what stops it stops all of it.
+fn run(service: impl Future<Output = Result<(), Box<dyn Error>>>) -> Result<(), Box<dyn Error>> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(service)
+}
+
+/// Traces to stderr, and listens for points to stop at; the receiver is told when stdin is closed.
+fn trace_and_points() -> (Points, oneshot::Receiver<()>) {
+    let (points, stdin_closed) = Points::listen();
+    let trace = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .init();
-    let (points, stdin_closed) = Points::listen();
+        .with_filter(EnvFilter::new("info,synod=debug"));
+    let at_events = points::AtEvents::new(points.clone())
+        .with_filter(filter_fn(|metadata| metadata.target() == "synod::outbox::lane"));
+    tracing_subscriber::registry().with(trace).with(at_events).init();
+    (points, stdin_closed)
+}
+
+/// Says where the service listens, once it does.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpIncoming> {
+    let listener = TcpListener::bind(address).await?;
+    points::say(&format!("listening {}", listener.local_addr()?));
+    Ok(TcpIncoming::from(listener).with_nodelay(Some(true)))
+}
+
+/// The end of the service: its test has gone, or says so.
+fn shutdown(stdin_closed: oneshot::Receiver<()>) -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = stdin_closed => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error>> {
+    let (points, stdin_closed) = trace_and_points();
     let participant = Participant::builder()
         .coordinators(
             args.coordinators
@@ -108,19 +153,11 @@ async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error>> {
         points,
     };
 
-    let listener = TcpListener::bind(args.listen).await?;
-    points::say(&format!("listening {}", listener.local_addr()?));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = stdin_closed => {}
-            _ = terminate.recv() => {}
-        }
-    };
+    let incoming = listen(args.listen).await?;
     Server::builder()
         .layer(participant.layer())
         .add_service(BankServer::new(office))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
+        .serve_with_incoming_shutdown(incoming, shutdown(stdin_closed)?)
         .await?;
     participant.shutdown().await;
     Ok(())

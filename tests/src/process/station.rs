@@ -1,0 +1,260 @@
+//! One sender or receiver of messages: a `test_service`, its calls, its book.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use synod::resource::redb::RedbFile;
+use synod_proto::v1::outbox_admin_client::OutboxAdminClient;
+use synod_proto::v1::{OutboxStatusReply, OutboxStatusRequest};
+use tonic::transport::{Channel, Endpoint};
+
+use super::post::letterbox_client::LetterboxClient;
+use super::post::post_client::PostClient;
+use super::post::{MendRequest, ReadRequest, SendRequest};
+use super::program::{Program, ReservedPort, Signal, command};
+use super::{Point, STEP, eventually};
+
+/// The table of a station's book.
+pub const BOOK: &str = "book";
+
+/// The one topic.
+pub const TOPIC: &str = "texts";
+
+/// The header with the sender's name.
+pub const SENDER_HEADER: &str = "sender";
+
+/// The name under which senders know the receiver.
+pub const RECEIVER: &str = "receiver";
+
+/// The line of a book that holds the texts of a sender's key.
+#[must_use]
+pub fn line(sender: &str, key: &str) -> String {
+    format!("{sender}/{key}")
+}
+
+/// A sender or a receiver, running or not.
+#[derive(Debug)]
+pub struct Station {
+    name: &'static str,
+    directory: PathBuf,
+    port: ReservedPort,
+    /// The verb, and what only this kind of station is told.
+    arguments: Vec<String>,
+    program: Option<Program>,
+}
+
+impl Station {
+    fn new(name: &'static str, directory: &Path, arguments: Vec<String>) -> Self {
+        Self {
+            name,
+            directory: directory.to_owned(),
+            port: ReservedPort::take(),
+            arguments,
+            program: None,
+        }
+    }
+
+    /// A receiver, not started.
+    #[must_use]
+    pub fn receiver(directory: &Path) -> Self {
+        Self::new(RECEIVER, directory, vec!["receive".into()])
+    }
+
+    /// A sender to this receiver, not started: after so many attempts a message is a dead letter, and so many relays share the
+    /// outbox.
+    #[must_use]
+    pub fn sender(name: &'static str, directory: &Path, to: &Self, attempts: u32, relays: u32) -> Self {
+        let (attempts, relays) = (attempts.to_string(), relays.to_string());
+        let options = [
+            ("--name", name),
+            ("--to", &to.address()),
+            ("--attempts", &attempts),
+            ("--relays", &relays),
+        ];
+        let options = options.into_iter().flat_map(|(option, value)| [option, value]);
+        Self::new(
+            name,
+            directory,
+            std::iter::once("send")
+                .chain(options)
+                .map(str::to_owned)
+                .collect(),
+        )
+    }
+
+    /// Starts the process, or starts it again, and waits until it serves.
+    ///
+    /// # Panics
+    /// It runs already, or does not come to serve.
+    pub async fn start(&mut self) {
+        assert!(self.program.is_none(), "{} runs already", self.name);
+        let mut station = command("test_service");
+        station.args(&self.arguments).args(["--listen", &self.address()]);
+        station.arg("--database").arg(self.database());
+        let mut program = Program::start(self.name, station, &self.directory);
+        assert_eq!(program.line("listening").await, self.address());
+        self.program = Some(program);
+    }
+
+    fn program(&mut self) -> &mut Program {
+        self.program
+            .as_mut()
+            .unwrap_or_else(|| panic!("{} does not run", self.name))
+    }
+
+    /// Kills the process with SIGKILL.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub async fn kill(&mut self) {
+        let program = self.program.take();
+        program
+            .unwrap_or_else(|| panic!("{} does not run", self.name))
+            .kill()
+            .await;
+    }
+
+    /// Ends the process by SIGTERM.
+    ///
+    /// # Panics
+    /// It does not run, or does not end well.
+    pub async fn terminate(&mut self) {
+        let program = self.program.take();
+        let program = program.unwrap_or_else(|| panic!("{} does not run", self.name));
+        assert_eq!(program.terminate().await, Some(0), "{} ends well", self.name);
+    }
+
+    /// Sends a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.program().signal(signal);
+    }
+
+    /// Makes whoever comes by next stop there.
+    ///
+    /// # Panics
+    /// The process does not answer.
+    pub async fn arm(&mut self, point: Point) {
+        self.program().tell(&format!("arm {}", point.name())).await;
+        assert_eq!(self.program().line("armed").await, point.name());
+    }
+
+    /// Waits until somebody stands at the armed point: who.
+    ///
+    /// # Panics
+    /// Nobody comes.
+    pub async fn paused(&mut self, point: Point) -> String {
+        let line = self.program().line("paused").await;
+        let who = line.strip_prefix(point.name());
+        who.unwrap_or_else(|| panic!("paused at `{line}` instead of {point:?}"))
+            .trim_start()
+            .to_owned()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where it listens, running or not.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.port.address()
+    }
+
+    /// Its redb file.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.directory.join(format!("{}.redb", self.name))
+    }
+
+    fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address())).expect("an address");
+        endpoint.connect_timeout(STEP).timeout(STEP).connect_lazy()
+    }
+
+    /// A client that sends texts by this sender. It connects when it is used, and again after the process was started again.
+    #[must_use]
+    pub fn post(&self) -> PostClient<Channel> {
+        PostClient::new(self.channel())
+    }
+
+    /// Sends a text.
+    ///
+    /// # Panics
+    /// The sender refuses it.
+    pub async fn send(&self, key: &str, text: &str) {
+        let (key, text) = (key.to_owned(), text.to_owned());
+        let sent = self.post().send(SendRequest { key, text }).await;
+        sent.unwrap_or_else(|status| panic!("{}: {status}", self.name));
+    }
+
+    /// The sender's outbox, as its own admin service sees it; nothing while it does not answer.
+    pub async fn outbox(&self) -> Option<OutboxStatusReply> {
+        let mut admin = OutboxAdminClient::new(self.channel());
+        Some(admin.status(OutboxStatusRequest {}).await.ok()?.into_inner())
+    }
+
+    /// Waits until everything that was sent has been acknowledged.
+    pub async fn is_through(&self) {
+        eventually(&format!("{}'s outbox is empty", self.name), async || {
+            (self.outbox().await?.stored_count == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// What took effect at this receiver for a sender's key; nothing while it does not answer.
+    pub async fn texts(&self, sender: &Self, key: &str) -> Option<String> {
+        let (sender, key) = (sender.name.to_owned(), key.to_owned());
+        let mut letterbox = LetterboxClient::new(self.channel());
+        let reply = letterbox.read(ReadRequest { sender, key }).await;
+        Some(reply.ok()?.into_inner().texts)
+    }
+
+    /// Waits until just this has taken effect at this receiver.
+    pub async fn has(&self, sender: &Self, key: &str, texts: &str) {
+        eventually(&format!("{} has `{texts}`", self.name), async || {
+            (self.texts(sender, key).await? == texts).then_some(())
+        })
+        .await;
+    }
+
+    /// Whether this receiver takes poisoned texts from now on.
+    ///
+    /// # Panics
+    /// It does not answer.
+    pub async fn mend(&self, is_mended: bool) {
+        let mut letterbox = LetterboxClient::new(self.channel());
+        letterbox
+            .mend(MendRequest { is_mended })
+            .await
+            .unwrap_or_else(|status| panic!("{}: {status}", self.name));
+    }
+
+    /// How many rows a table of its file has. No process may have the file open.
+    ///
+    /// # Panics
+    /// The file cannot be read.
+    #[must_use]
+    pub fn row_count(&self, table: &str) -> usize {
+        rows(&self.database(), table).len()
+    }
+
+    /// The lines of its book, by sender and key. No process may have the file open.
+    ///
+    /// # Panics
+    /// The file cannot be read.
+    #[must_use]
+    pub fn book(&self) -> BTreeMap<String, String> {
+        let text = |bytes: Bytes| String::from_utf8(bytes.into()).expect("text");
+        let rows = rows(&self.database(), BOOK).into_iter();
+        rows.map(|(line, texts)| (text(line), text(texts))).collect()
+    }
+}
+
+fn rows(path: &Path, table: &str) -> Vec<(Bytes, Bytes)> {
+    let file = RedbFile::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let rows = file.snapshot().and_then(|rows| rows.scan(table, ""));
+    rows.expect("a store's file")
+}
