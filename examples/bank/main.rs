@@ -19,7 +19,6 @@
 //! `cents_before`, `cents_after`, `in_doubt`, `unfinished`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -28,7 +27,8 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use synod::BoxError;
 use synod::resource::redb::{RedbFile, RedbResource, Snapshot};
-use synod_examples::{process, replica};
+use synod_examples::program::{self, Directory, Report};
+use synod_examples::replica;
 
 mod kills;
 mod service;
@@ -120,82 +120,55 @@ struct Summary {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let of_process = |result: Result<(), Box<dyn std::error::Error>>| {
-        // Into the trace, whose end the driver shows.
-        result.map(|()| true).map_err(|error| error.to_string().into())
-    };
-    let result: Result<bool, BoxError> = match cli.role {
-        Some(Role::Replica(args)) => of_process(replica::main("bank", &args)),
-        Some(Role::Bank(args)) => of_process(service::main(&args)),
+    program::exit(match cli.role {
+        Some(Role::Replica(args)) => program::of_process(replica::main("bank", &args)),
+        Some(Role::Bank(args)) => program::of_process(service::main(&args)),
         None => drive(&cli.run),
-    };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// Whether everything adds up.
 fn drive(run: &Run) -> Result<bool, BoxError> {
-    let temporary = tempfile::Builder::new().prefix("bank-").tempdir()?;
-    let data = match &run.keep {
-        Some(data) => {
-            std::fs::create_dir_all(data)?;
-            if std::fs::read_dir(data)?.next().is_some() {
-                return Err(format!("--keep {}: the directory must be new or empty", data.display()).into());
-            }
-            std::path::absolute(data)?
-        }
-        None => temporary.path().to_owned(),
-    };
-    let traces = data.join("traces");
-    std::fs::create_dir(&traces)?;
-    process::start_trace(std::fs::File::create(traces.join("initiator.txt"))?);
-    let runtime = tokio::runtime::Runtime::new()?;
-    let summary = runtime.block_on(all(run, &data, &traces))?;
-    print(run, &summary)?;
-    Ok(summary.adds_up)
+    let directory = Directory::choose("bank", run.keep.as_deref(), "initiator.txt")?;
+    program::drive(run.json, all(run, &directory.data, &directory.traces))
 }
 
-fn print(run: &Run, summary: &Summary) -> Result<(), BoxError> {
-    let mut out = std::io::stdout();
-    if run.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(summary)?)?;
-        return Ok(());
+impl Report for Summary {
+    fn adds_up(&self) -> bool {
+        self.adds_up
     }
-    let Kills {
-        leaders,
-        followers,
-        banks,
-    } = summary.kills;
-    writeln!(
-        out,
-        "{} transfers in {} s; {} refused for want of money, {} given up, {} were in doubt and resolved\n\
-         SIGKILL: {leaders} leaders, {followers} followers, {banks} banks; longest time without a commit {} ms\n\
-         {} cents before, {} cents after; {} branches in doubt, {} deliveries unfinished (seed {})",
-        summary.transfers,
-        summary.seconds,
-        summary.refused,
-        summary.given_up,
-        summary.resolved,
-        summary.longest_gap_ms.unwrap_or(0),
-        summary.cents_before,
-        summary.cents_after,
-        summary.in_doubt,
-        summary.unfinished,
-        summary.seed
-    )?;
-    match &summary.problems[..] {
-        [] => writeln!(out, "it adds up: no money was made or lost, and both books agree")?,
-        problems => problems
-            .iter()
-            .try_for_each(|problem| writeln!(out, "PROBLEM: {problem}"))?,
+
+    fn figures(&self) -> String {
+        let Kills {
+            leaders,
+            followers,
+            banks,
+        } = self.kills;
+        format!(
+            "{} transfers in {} s; {} refused for want of money, {} given up, {} were in doubt and resolved\n\
+             SIGKILL: {leaders} leaders, {followers} followers, {banks} banks; longest time without a commit {} ms\n\
+             {} cents before, {} cents after; {} branches in doubt, {} deliveries unfinished (seed {})",
+            self.transfers,
+            self.seconds,
+            self.refused,
+            self.given_up,
+            self.resolved,
+            self.longest_gap_ms.unwrap_or(0),
+            self.cents_before,
+            self.cents_after,
+            self.in_doubt,
+            self.unfinished,
+            self.seed
+        )
     }
-    Ok(())
+
+    fn verdict(&self) -> &'static str {
+        "no money was made or lost, and both books agree"
+    }
+
+    fn problems(&self) -> &[String] {
+        &self.problems
+    }
 }
 
 async fn all(run: &Run, data: &Path, traces: &Path) -> Result<Summary, BoxError> {

@@ -17,7 +17,8 @@ use crate::report::{Kill, ProcessKill, Summary};
 use crate::services::{self, Services};
 use crate::workload::{Shop, Workload, WorkloadError};
 use synod_examples::cluster::{Cluster, ClusterError};
-use synod_examples::process::{self, Process, ProcessError};
+use synod_examples::process::{Process, ProcessError};
+use synod_examples::program::{Directory, DirectoryError};
 
 /// The exit codes beside success; they are part of the help text.
 const EXIT_FAILED: u8 = 1;
@@ -30,10 +31,8 @@ const DEATH_WAIT: Duration = Duration::from_millis(500);
 /// Why there is no summary.
 #[derive(Debug, thiserror::Error)]
 enum DriverError {
-    #[error("--keep {0}: the directory must be new or empty")]
-    NotEmpty(String),
-    #[error("{0}: {1}")]
-    Directory(String, std::io::Error),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
@@ -74,7 +73,7 @@ pub(crate) fn main(run: &Run) -> ExitCode {
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(match error {
-                DriverError::NotEmpty(_) | DriverError::Directory(..) => EXIT_BAD_INPUT,
+                DriverError::Directory(_) => EXIT_BAD_INPUT,
                 DriverError::Interrupted => EXIT_INTERRUPTED,
                 _ => EXIT_FAILED,
             })
@@ -104,33 +103,7 @@ fn print(run: &Run, summary: &Summary) -> ExitCode {
 /// Chooses the directory. On Ctrl-C or SIGTERM everything below is dropped: processes are killed and a temporary
 /// directory is deleted.
 async fn in_directory(run: &Run, input: &Input) -> Result<Summary, DriverError> {
-    let failed = |path: &Path, error| DriverError::Directory(path.display().to_string(), error);
-    let temporary;
-    let data = match &run.keep {
-        Some(data) => {
-            std::fs::create_dir_all(data).map_err(|error| failed(data, error))?;
-            if std::fs::read_dir(data)
-                .map_err(|error| failed(data, error))?
-                .next()
-                .is_some()
-            {
-                return Err(DriverError::NotEmpty(data.display().to_string()));
-            }
-            std::path::absolute(data).map_err(|error| failed(data, error))?
-        }
-        None => {
-            let parent = std::env::temp_dir();
-            temporary = tempfile::Builder::new()
-                .prefix("order_inventory-")
-                .tempdir()
-                .map_err(|error| failed(&parent, error))?;
-            temporary.path().to_owned()
-        }
-    };
-    let traces = data.join("traces");
-    std::fs::create_dir(&traces).map_err(|error| failed(&traces, error))?;
-    let trace = traces.join("initiator.txt");
-    process::start_trace(std::fs::File::create(&trace).map_err(|error| failed(&trace, error))?);
+    let directory = Directory::choose("order_inventory", run.keep.as_deref(), "initiator.txt")?;
     let signals = async {
         let (Ok(mut interrupt), Ok(mut terminate)) =
             (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -141,7 +114,7 @@ async fn in_directory(run: &Run, input: &Input) -> Result<Summary, DriverError> 
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
     };
     tokio::select! {
-        summary = all(run, input, &data, &traces) => summary,
+        summary = all(run, input, &directory.data, &directory.traces) => summary,
         () = signals => Err(DriverError::Interrupted),
     }
 }

@@ -15,7 +15,6 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +29,8 @@ use synod::{
     BoxError, CommitError, Committed, Participant, ResolveError, Resource, RetryError, RetryOptions,
 };
 use synod_examples::cluster::Cluster;
-use synod_examples::{process, replica};
+use synod_examples::program::{self, Directory, Report};
+use synod_examples::replica;
 
 mod journal;
 mod venue;
@@ -125,67 +125,44 @@ enum Refusal {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match cli.role {
-        Some(Role::Replica(args)) => replica::main("seats", &args)
-            .map(|()| true)
-            .map_err(|error| error.to_string().into()),
+    program::exit(match cli.role {
+        Some(Role::Replica(args)) => program::of_process(replica::main("seats", &args)),
         None => drive(&cli.run),
-    };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 /// Whether everything adds up.
 fn drive(run: &Run) -> Result<bool, BoxError> {
-    let temporary = tempfile::Builder::new().prefix("seats-").tempdir()?;
-    let data = match &run.keep {
-        Some(data) => {
-            std::fs::create_dir_all(data)?;
-            if std::fs::read_dir(data)?.next().is_some() {
-                return Err(format!("--keep {}: the directory must be new or empty", data.display()).into());
-            }
-            std::path::absolute(data)?
-        }
-        None => temporary.path().to_owned(),
-    };
-    let traces = data.join("traces");
-    std::fs::create_dir(&traces)?;
-    process::start_trace(std::fs::File::create(traces.join("box-office.txt"))?);
-    let runtime = tokio::runtime::Runtime::new()?;
-    let summary = runtime.block_on(sell_all(run, &data, &traces))?;
-    let mut out = std::io::stdout();
-    if run.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&summary)?)?;
-    } else {
-        writeln!(
-            out,
+    let directory = Directory::choose("seats", run.keep.as_deref(), "box-office.txt")?;
+    program::drive(run.json, sell_all(run, &directory.data, &directory.traces))
+}
+
+impl Report for Summary {
+    fn adds_up(&self) -> bool {
+        self.adds_up
+    }
+
+    fn figures(&self) -> String {
+        format!(
             "{} guests: {} tickets sold, {} too poor, {} found their row sold out\n\
              {} seats taken, {} purses charged, {} in doubt",
-            summary.guests,
-            summary.sold,
-            summary.too_poor,
-            summary.sold_out,
-            summary.seats_taken,
-            summary.purses_charged,
-            summary.in_doubt
-        )?;
-        match &summary.problems[..] {
-            [] => writeln!(
-                out,
-                "it adds up: every seat is paid for, and every payment has its seat"
-            )?,
-            problems => problems
-                .iter()
-                .try_for_each(|problem| writeln!(out, "PROBLEM: {problem}"))?,
-        }
+            self.guests,
+            self.sold,
+            self.too_poor,
+            self.sold_out,
+            self.seats_taken,
+            self.purses_charged,
+            self.in_doubt
+        )
     }
-    Ok(summary.adds_up)
+
+    fn verdict(&self) -> &'static str {
+        "every seat is paid for, and every payment has its seat"
+    }
+
+    fn problems(&self) -> &[String] {
+        &self.problems
+    }
 }
 
 /// The two databases that one transaction changes.

@@ -1,10 +1,12 @@
 //! `order_inventory` as a user runs it: the binary, its exit code, its two streams, and what it leaves behind. Every run has
 //! a deadline.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -16,26 +18,11 @@ const STOCK: &str = "sku,quantity\nMUG,6\nCUP,100\n";
 const HEADER: &str = "order_id,customer,sku,quantity\n";
 
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_order_inventory"));
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
+    support::command(env!("CARGO_BIN_EXE_order_inventory"), args)
 }
 
-/// Waits with a deadline; the output is small enough for the pipes to hold it.
-fn finish(mut child: Child) -> Output {
-    let started = Instant::now();
-    while child.try_wait().expect("the child can be waited for").is_none() {
-        if started.elapsed() > RUN_TIMEOUT {
-            child.kill().expect("the child can be killed");
-            panic!("no end after {RUN_TIMEOUT:?}: {:?}", child.wait_with_output());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.wait_with_output().expect("the child's output")
+fn finish(child: Child) -> Output {
+    support::finish(child, RUN_TIMEOUT)
 }
 
 fn run(args: &[&str]) -> Output {

@@ -251,11 +251,7 @@ where
     Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
 {
     let scope = call.scope().clone();
-    let id = BranchId {
-        gtid: scope.gtid(),
-        call: call.id(),
-        execution: call.execution(),
-    };
+    let id = call.begin_branch();
     let caller_is_gone = CancellationToken::new();
     // Dropped with this future; the task below looks at it before it prepares.
     let _presence = caller_is_gone.clone().drop_guard();

@@ -59,11 +59,7 @@ where
     Fut: Future<Output = Result<T, BoxError>> + Send + 'static,
 {
     let scope = call.scope().clone();
-    let id = BranchId {
-        gtid: scope.gtid(),
-        call: call.id(),
-        execution: call.execution(),
-    };
+    let id = call.begin_branch();
     match run_admitted(resource, &scope, id, work).await {
         Ok((value, admission)) => {
             let calls = OpenCalls {

@@ -13,7 +13,7 @@ use synod_participant_core::transaction::{
     BranchVote, CallRefused, Commit, CommitRefused, Ignored, Ledger, OpenCalls, Reply,
 };
 use synod_proto::command::Decide;
-use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
+use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, UnixMillis};
 use synod_proto::session::{AbortCause, AbortKind, Decision};
 use tonic::Status;
 
@@ -307,9 +307,13 @@ impl OpenCall {
         &self.scope
     }
 
-    /// The execution that a branch under this call goes by.
-    pub(crate) fn execution(&self) -> ExecutionId {
-        self.execution.unwrap_or_else(|| ExecutionId(random_u64()))
+    /// A branch under this call: of the execution that the arriving call goes by, or of a new one (T2).
+    pub(crate) fn begin_branch(&self) -> BranchId {
+        BranchId {
+            gtid: self.scope.gtid(),
+            call: self.id,
+            execution: self.execution.unwrap_or_else(|| ExecutionId(random_u64())),
+        }
     }
 
     /// What the request says of itself.

@@ -21,7 +21,7 @@ use crate::error::{BranchFailure, UnknownCall};
 use crate::open;
 use crate::participant::Participant;
 use crate::resource::ResourceManager;
-use crate::scope::Scope;
+use crate::scope::{OpenCall, Scope};
 
 /// See [`Participant::layer`].
 #[derive(Clone, Debug)]
@@ -242,6 +242,12 @@ impl Joined {
         self.scope.discard(call)
     }
 
+    fn open_call(&self, what: &'static str) -> Result<OpenCall, Status> {
+        let refused = BranchFailure::from_refused(self.gtid());
+        let call = self.scope.open_branch(what);
+        call.map_err(|error| Status::from(refused(error)))
+    }
+
     /// A branch on one of this service's databases: see [`Resource::branch`]. Two branches of one
     /// transaction must not touch the same rows: the second would wait for the first, which waits for the
     /// outcome (traps C15).
@@ -256,11 +262,7 @@ impl Joined {
         F: FnOnce(BranchTransaction<R>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, Status>> + Send + 'static,
     {
-        let refused = BranchFailure::from_refused(self.gtid());
-        let call = self
-            .scope
-            .open_branch("a local branch")
-            .map_err(|error| Status::from(refused(error)))?;
+        let call = self.open_call("a local branch")?;
         let result = branch::run(resource, call, move |tx| {
             let working = work(tx);
             async move { working.await.map_err(Into::into) }
@@ -280,11 +282,7 @@ impl Joined {
         F: FnOnce(BranchTransaction<R>) -> Fut + Send + 'static,
         Fut: Future<Output = Result<T, Status>> + Send + 'static,
     {
-        let refused = BranchFailure::from_refused(self.gtid());
-        let call = self
-            .scope
-            .open_branch("an open local branch")
-            .map_err(|error| Status::from(refused(error)))?;
+        let call = self.open_call("an open local branch")?;
         let result = open::run(resource, call, move |tx| {
             let working = work(tx);
             async move { working.await.map_err(Into::into) }
