@@ -77,6 +77,7 @@ async fn every_kind_of_load_ends_as_it_began() {
                 "1",
             ],
             &["--rate", "200"],
+            &["--participants", "redb", "--in-flight", "8"],
         ] {
             let (measured, progress) = bench(&addresses, arguments).await;
             assert!(progress.contains("measuring: "), "{arguments:?}: {progress}");
@@ -84,7 +85,7 @@ async fn every_kind_of_load_ends_as_it_began() {
                 measured["transactions"].as_u64() > Some(0),
                 "{arguments:?}: {measured}"
             );
-            for nothing in ["aborted", "overloaded", "unfinished"] {
+            for nothing in ["aborted", "overloaded", "failed", "unfinished"] {
                 assert_eq!(measured[nothing], 0, "{arguments:?}: {nothing} in {measured}");
             }
             assert_eq!(measured["drained"], true, "{arguments:?}");
@@ -95,11 +96,56 @@ async fn every_kind_of_load_ends_as_it_began() {
                 quantiles.is_sorted() && quantiles[0] > 0,
                 "{arguments:?}: {latency}"
             );
+            for used in ["syncs", "cpu_us", "written_bytes"] {
+                assert!(
+                    measured[used].as_f64() > Some(0.0),
+                    "{arguments:?}: {used} in {measured}"
+                );
+            }
+        }
+    };
+    timeout(DEADLINE, test).await.expect("it ends in time");
+}
+
+/// Services with real files: every branch's vote and effect is synced in its own service's file, and the files are gone with
+/// the run. Also in an open loop, and with more branches than services, where a service takes several of one transaction.
+#[tokio::test]
+async fn services_with_databases_are_measured_with_their_files() {
+    let test = async {
+        let (_cluster, addresses) = cluster().await;
+        let directory = tempfile::tempdir().expect("a directory");
+        let data = directory.path().to_str().expect("a plain name");
+        for (arguments, services, branches) in [
+            (&["--in-flight", "1"][..], 2, 2.0),
+            (
+                &["--sessions", "3", "--branches", "4", "--in-flight", "6"],
+                3,
+                4.0,
+            ),
+            (&["--rate", "50", "--in-flight", "32"], 2, 2.0),
+        ] {
+            let arguments = [&["--participants", "redb", "--data", data], arguments].concat();
+            let (measured, _) = bench(&addresses, &arguments).await;
+            assert_eq!(measured["participants"], "redb", "{measured}");
+            for nothing in ["aborted", "overloaded", "failed", "resent", "unfinished"] {
+                assert_eq!(measured[nothing], 0, "{arguments:?}: {nothing} in {measured}");
+            }
+            let databases = measured["databases"].as_array().expect("measured");
+            assert_eq!(databases.len(), services, "{measured}");
+            for database in databases {
+                for used in ["syncs", "written_bytes"] {
+                    assert!(database[used].as_f64() > Some(0.0), "{arguments:?}: {measured}");
+                }
+            }
+            // A branch is two commits of its file, each two syncs or shared; a few that others began lie at the edges.
+            let syncs = measured["database_syncs"].as_f64().expect("measured");
             assert!(
-                measured["syncs"].as_f64() > Some(0.0),
-                "{arguments:?}: {measured}"
+                (0.1..6.0 * branches).contains(&syncs),
+                "{syncs} for each transaction: {measured}"
             );
         }
+        let left = std::fs::read_dir(directory.path()).expect("readable").count();
+        assert_eq!(left, 0, "the files are removed");
     };
     timeout(DEADLINE, test).await.expect("it ends in time");
 }
@@ -124,6 +170,27 @@ async fn a_bench_that_cannot_run_says_why() {
         for (arguments, code, text) in [
             (&["bench", "--seconds", "0"][..], 2, "--seconds takes"),
             (&["bench", "--rate=0"], 2, "--rate takes"),
+            (
+                &["bench", "--participants", "redb", "--unary"],
+                2,
+                "--unary is not for --participants redb",
+            ),
+            (
+                &["bench", "--participants", "redb", "--branches", "0"],
+                2,
+                "--branches 1 or more",
+            ),
+            (
+                &["bench", "--participants", "redb", "--sessions", "65"],
+                2,
+                "--sessions up to 64",
+            ),
+            (&["bench", "--data", "."], 2, "--data is for"),
+            (
+                &["bench", "--participants", "redb", "--endpoints", "127.0.0.1:1"],
+                6,
+                "no leader was found at 127.0.0.1:1",
+            ),
             (
                 &["bench", "--endpoints", "127.0.0.1:1"],
                 6,

@@ -189,8 +189,9 @@ impl Generator {
         std::mem::take(&mut self.tally)
     }
 
-    pub(super) fn progress(&mut self, now: Instant) -> Progress {
-        self.tally.progress(now)
+    /// How it goes, and why it cannot go on.
+    pub(super) fn look(&mut self) -> (Progress, Option<BenchError>) {
+        (self.tally.progress(Instant::now()), self.failure())
     }
 
     pub(super) fn failure(&self) -> Option<BenchError> {

@@ -2,7 +2,7 @@
 //!
 //! It speaks the public protocol and nothing else: sessions that propose outcomes, take deliveries and acknowledge
 //! them, or single calls. A transaction here begins at step 4: no business call is made, its branches are of databases
-//! in memory, and so what is measured is the coordinator.
+//! in memory, and so what is measured is the coordinator. With services and redb files (`redb`) it is the whole.
 //!
 //! | file | holds |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | `generator` | the load: transactions, their branches, and when each is due |
 //! | `session`, `unary` | the two ways to the coordinator |
 //! | `replicas` | what the replica processes used meanwhile |
+//! | `redb` | the load with services and databases |
 //! | [`tally`] | counting and latencies |
 //! | [`report`] | the results |
 //!
@@ -20,13 +21,14 @@
 
 mod generator;
 mod plan;
+mod redb;
 mod replicas;
 mod report;
 mod session;
 mod tally;
 mod unary;
 
-pub(crate) use plan::{Pace, Plan, Transport};
+pub(crate) use plan::{Pace, Participants, Plan, Transport};
 pub(crate) use report::Report;
 
 use generator::Generator;
@@ -64,14 +66,17 @@ pub(crate) enum BenchError {
 
 /// Runs the plan on this thread. `progress` is called once a second.
 pub(crate) async fn run(plan: Plan, progress: impl Fn(&Progress)) -> Result<Report, BenchError> {
-    LocalSet::new().run_until(drive(plan, progress)).await
+    match &plan.participants {
+        Participants::Memory => LocalSet::new().run_until(drive(&plan, progress)).await,
+        Participants::Redb { directory } => redb::drive(&plan, directory.as_deref(), progress).await,
+    }
 }
 
-async fn drive(plan: Plan, progress: impl Fn(&Progress)) -> Result<Report, BenchError> {
-    let generator = Rc::new(RefCell::new(Generator::new(&plan)?));
+async fn drive(plan: &Plan, progress: impl Fn(&Progress)) -> Result<Report, BenchError> {
+    let generator = Rc::new(RefCell::new(Generator::new(plan)?));
     let stop = CancellationToken::new();
     let _stop_if_dropped = stop.clone().drop_guard();
-    let connected = session::start(&plan, &generator, &stop);
+    let connected = session::start(plan, &generator, &stop);
     let unreachable = || BenchError::Unreachable {
         endpoints: plan.endpoints.join(", "),
         last: generator.borrow().trouble(),
@@ -91,10 +96,11 @@ async fn drive(plan: Plan, progress: impl Fn(&Progress)) -> Result<Report, Bench
         }))
     });
 
-    watch(&generator, plan.warm_up, &progress).await?;
+    let look = || generator.borrow_mut().look();
+    watch(plan.warm_up, &progress, look).await?;
     let before = Sample::take(&plan.endpoints).await;
     generator.borrow_mut().measure(Instant::now());
-    let measured = watch(&generator, plan.measured, &progress).await;
+    let measured = watch(plan.measured, &progress, look).await;
     let elapsed = generator.borrow_mut().end_measuring(Instant::now());
     let after = Sample::take(&plan.endpoints).await;
     measured?;
@@ -109,7 +115,7 @@ async fn drive(plan: Plan, progress: impl Fn(&Progress)) -> Result<Report, Bench
     let unfinished_count = replicas::unfinished_at_leader(&plan.endpoints, DRAIN_TIMEOUT).await;
     let tally = generator.borrow_mut().take_tally();
     Ok(Report::new(
-        &plan,
+        plan,
         &tally,
         elapsed,
         before.until(&after),
@@ -120,16 +126,16 @@ async fn drive(plan: Plan, progress: impl Fn(&Progress)) -> Result<Report, Bench
 
 /// Lets time pass, tells the progress once a second, and ends early if the load failed.
 async fn watch(
-    generator: &Rc<RefCell<Generator>>,
     span: Duration,
     progress: &impl Fn(&Progress),
+    mut look: impl FnMut() -> (Progress, Option<BenchError>),
 ) -> Result<(), BenchError> {
     let end = Instant::now() + span;
     while Instant::now() < end {
         sleep_until(end.min(Instant::now() + Duration::from_secs(1))).await;
-        let told = generator.borrow_mut().progress(Instant::now());
+        let (told, failure) = look();
         progress(&told);
-        if let Some(error) = generator.borrow().failure() {
+        if let Some(error) = failure {
             return Err(error);
         }
     }

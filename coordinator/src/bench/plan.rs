@@ -1,5 +1,6 @@
 //! What to run.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// One run of the load generator.
@@ -7,7 +8,7 @@ use std::time::Duration;
 pub(crate) struct Plan {
     /// The replicas, as `host:port`.
     pub(crate) endpoints: Vec<String>,
-    /// How many sessions, each a connection of its own: one for every process of a real deployment.
+    /// How many sessions, each a connection of its own: one for every process of a real deployment. At least one.
     pub(crate) session_count: usize,
     /// How many transactions are under way at one time, over all sessions. At least one a session.
     pub(crate) in_flight: usize,
@@ -15,6 +16,8 @@ pub(crate) struct Plan {
     pub(crate) branch_count: usize,
     /// How they travel.
     pub(crate) transport: Transport,
+    /// What the branches' databases are.
+    pub(crate) participants: Participants,
     /// When they begin.
     pub(crate) pace: Pace,
     /// How long before anything counts.
@@ -30,6 +33,18 @@ pub(crate) enum Transport {
     Session,
     /// A gRPC call for each: what a script does.
     Unary,
+}
+
+/// What the branches' databases are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Participants {
+    /// Nothing is stored: a delivery is acknowledged at once.
+    Memory,
+    /// A service with a redb file for each session.
+    Redb {
+        /// Where their directory is made; a temporary place unless told.
+        directory: Option<PathBuf>,
+    },
 }
 
 /// When transactions begin.

@@ -4,6 +4,7 @@
 //! are said to be unmeasured for all others.
 
 use super::session::{REPLICA_TIMEOUT, connect};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::time::Duration;
 use synod_proto::v1;
@@ -36,11 +37,17 @@ struct Usage {
 #[derive(Clone, Debug)]
 pub(crate) struct Used {
     pub(crate) replicas: Vec<UsedByReplica>,
+    /// All replicas' CPU, where every one was measured; a process that several share counts once.
+    pub(crate) cpu: Option<Duration>,
+    /// Bytes that all replicas' processes made the disk write, likewise.
+    pub(crate) written_bytes: Option<u64>,
+    /// Whether a process has several replicas, so that its use is no single one's.
+    pub(crate) is_shared: bool,
     /// The load generator's own CPU.
     pub(crate) own_cpu: Option<Duration>,
 }
 
-/// What one replica used. `None` is not measured.
+/// What one replica used. `None` is not measured, or not this replica's alone.
 #[derive(Clone, Debug)]
 pub(crate) struct UsedByReplica {
     pub(crate) endpoint: String,
@@ -76,30 +83,63 @@ impl Sample {
 
     /// What was used from this sample to a later one. A replica that was restarted in between is not measured.
     pub(super) fn until(self, later: &Self) -> Used {
-        let replicas = self.replicas.into_iter().zip(&later.replicas);
-        let replicas = replicas.map(|(before, after)| {
+        let mut processes: BTreeMap<u32, Option<Usage>> = BTreeMap::new();
+        let mut replicas = Vec::new();
+        let mut is_measured = true;
+        for (before, after) in self.replicas.iter().zip(&later.replicas) {
             let same = match (&before.status, &after.status) {
                 (Some(before), Some(after)) if before.process_id == after.process_id => Some((before, after)),
                 _ => None,
             };
-            let usage = same.and_then(|_| Some((before.usage?, after.usage?)));
+            let usage = same.and_then(|_| Some(before.usage?.until(after.usage?)));
+            is_measured &= usage.is_some();
+            if let Some((status, _)) = same {
+                processes.insert(status.process_id, usage);
+            }
             let last = after.status.as_ref().or(before.status.as_ref());
-            UsedByReplica {
+            replicas.push(UsedByReplica {
                 endpoint: before.endpoint.clone(),
                 role: last.map_or_else(|| "unreachable".to_owned(), |status| status.role.clone()),
                 version: last.map(|status| status.version.clone()).unwrap_or_default(),
-                cpu: usage.map(|(before, after)| after.cpu.saturating_sub(before.cpu)),
+                cpu: usage.map(|usage| usage.cpu),
                 sync_count: same.map(|(before, after)| after.log_write_count - before.log_write_count),
-                written_bytes: usage
-                    .and_then(|(before, after)| after.written_bytes?.checked_sub(before.written_bytes?)),
+                written_bytes: usage.and_then(|usage| usage.written_bytes),
+            });
+        }
+        let is_shared = processes.len() < replicas.len() && is_measured;
+        if is_shared {
+            for one in &mut replicas {
+                (one.cpu, one.written_bytes) = (None, None);
             }
-        });
+        }
+        let all = || processes.values().copied().filter(|_| is_measured);
         Used {
-            replicas: replicas.collect(),
+            cpu: all()
+                .map(|usage| Some(usage?.cpu))
+                .sum::<Option<_>>()
+                .filter(|_| is_measured),
+            written_bytes: all()
+                .map(|usage| usage?.written_bytes)
+                .sum::<Option<_>>()
+                .filter(|_| is_measured),
+            is_shared,
             own_cpu: self
                 .own
                 .zip(later.own)
-                .map(|(before, after)| after.cpu.saturating_sub(before.cpu)),
+                .map(|(before, after)| before.until(after).cpu),
+            replicas,
+        }
+    }
+}
+
+impl Usage {
+    fn until(self, later: Self) -> Self {
+        Self {
+            cpu: later.cpu.saturating_sub(self.cpu),
+            written_bytes: later
+                .written_bytes
+                .zip(self.written_bytes)
+                .and_then(|(later, earlier)| later.checked_sub(earlier)),
         }
     }
 }
@@ -187,6 +227,41 @@ mod tests {
         let io = "rchar: 1\nwchar: 2\nwrite_bytes: 8192\ncancelled_write_bytes: 0\n";
         assert_eq!(written_bytes(io), Some(8_192));
         assert_eq!(written_bytes("rchar: 1\n"), None);
+    }
+
+    /// The replicas of `synod dev` are one process (traps J10): its CPU counts once, and is no replica's.
+    #[test]
+    fn a_process_with_several_replicas_counts_once() {
+        let sample = |processes: [u32; 3], cpu_ms: u64| Sample {
+            replicas: processes
+                .map(|process_id| One {
+                    endpoint: "127.0.0.1:1".to_owned(),
+                    status: Some(v1::StatusReply {
+                        process_id,
+                        ..v1::StatusReply::default()
+                    }),
+                    usage: Some(Usage {
+                        cpu: Duration::from_millis(cpu_ms),
+                        written_bytes: Some(cpu_ms),
+                    }),
+                })
+                .to_vec(),
+            own: None,
+        };
+        let shared = sample([7; 3], 100).until(&sample([7; 3], 130));
+        assert_eq!(
+            (shared.cpu, shared.written_bytes),
+            (Some(Duration::from_millis(30)), Some(30))
+        );
+        assert!(shared.is_shared && shared.replicas.iter().all(|one| one.cpu.is_none()));
+        let apart = sample([7, 8, 9], 100).until(&sample([7, 8, 9], 130));
+        assert_eq!(
+            (apart.cpu, apart.written_bytes),
+            (Some(Duration::from_millis(90)), Some(90))
+        );
+        assert!(!apart.is_shared && apart.replicas.iter().all(|one| one.cpu.is_some()));
+        let restarted = sample([7, 8, 9], 100).until(&sample([7, 8, 10], 130));
+        assert_eq!((restarted.cpu, restarted.written_bytes), (None, None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The results: as JSON, and as a text for people that says what was not measured.
 
-use super::plan::{Pace, Plan, Transport};
+use super::plan::{Pace, Participants, Plan, Transport};
 use super::replicas::Used;
 use super::tally::{Tally, per};
 use serde::Serialize;
@@ -13,6 +13,7 @@ pub(crate) struct Report {
     pub(crate) sessions: usize,
     pub(crate) in_flight: usize,
     pub(crate) branches: usize,
+    pub(crate) participants: &'static str,
     pub(crate) transport: &'static str,
     /// The rate asked for, in an open loop.
     pub(crate) rate_asked: Option<f64>,
@@ -25,6 +26,8 @@ pub(crate) struct Report {
     pub(crate) aborted: u64,
     pub(crate) overloaded: u64,
     pub(crate) resent: u64,
+    /// Transactions whose work failed and that were begun anew.
+    pub(crate) failed: u64,
     /// Whether every transaction that was begun has ended.
     pub(crate) drained: bool,
     /// Commits with an unacknowledged branch at the leader, after the run.
@@ -36,6 +39,10 @@ pub(crate) struct Report {
     /// The load generator's own, for each transaction.
     pub(crate) generator_cpu_us: Option<f64>,
     pub(crate) replicas: Vec<Replica>,
+    /// Over all of the services' files, for each transaction; `null` where there are none.
+    pub(crate) database_syncs: Option<f64>,
+    pub(crate) database_written_bytes: Option<f64>,
+    pub(crate) databases: Vec<DatabaseShare>,
     pub(crate) not_measured: Vec<String>,
 }
 
@@ -58,6 +65,22 @@ pub(crate) struct Replica {
     pub(crate) cpu_us: Option<f64>,
     pub(crate) syncs: Option<f64>,
     pub(crate) written_bytes: Option<f64>,
+}
+
+/// One service's file, for each transaction.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct DatabaseShare {
+    pub(crate) file: String,
+    pub(crate) syncs: f64,
+    pub(crate) written_bytes: f64,
+}
+
+/// What was done to one service's file in the measured time.
+#[derive(Clone, Debug)]
+pub(super) struct Database {
+    pub(super) file: String,
+    pub(super) sync_count: u64,
+    pub(super) written_bytes: u64,
 }
 
 impl Report {
@@ -93,12 +116,16 @@ impl Report {
                 written_bytes: one.written_bytes.and_then(share_of),
             })
             .collect();
-        let total = |pick: fn(&Replica) -> Option<f64>| replicas.iter().map(pick).sum::<Option<f64>>();
+        let syncs = replicas.iter().map(|one| one.syncs).sum();
         let latencies = &tally.latencies_us;
         let mut report = Self {
             sessions: plan.session_count,
             in_flight: plan.in_flight,
             branches: plan.branch_count,
+            participants: match plan.participants {
+                Participants::Memory => "memory",
+                Participants::Redb { .. } => "redb",
+            },
             transport: match plan.transport {
                 Transport::Session => "session",
                 Transport::Unary => "unary",
@@ -121,28 +148,65 @@ impl Report {
             aborted: tally.aborted_count,
             overloaded: tally.overloaded_count,
             resent: tally.resent_count,
+            failed: tally.failed_count,
             drained: is_drained,
             unfinished: unfinished_count,
-            cpu_us: total(|one| one.cpu_us),
-            syncs: total(|one| one.syncs),
-            written_bytes: total(|one| one.written_bytes),
+            cpu_us: used.cpu.and_then(micros),
+            syncs,
+            written_bytes: used.written_bytes.and_then(share_of),
             generator_cpu_us: used.own_cpu.and_then(micros),
             replicas,
+            database_syncs: None,
+            database_written_bytes: None,
+            databases: Vec::new(),
             not_measured: Vec::new(),
         };
-        report.not_measured = report.list_unmeasured(plan);
+        report.not_measured = report.list_unmeasured(plan, used.is_shared);
         report
     }
 
-    fn list_unmeasured(&self, plan: &Plan) -> Vec<String> {
-        let mut list = vec![
-            "business calls, local transactions and prepares of a participant: transactions begin with the proposal"
-                .to_owned(),
-        ];
-        if self.branches == 0 {
-            list.push("delivery: these commits name no branch (--branches)".to_owned());
+    /// Adds what was done to the services' files while so many transactions ended.
+    pub(super) fn set_databases(&mut self, databases: Vec<Database>, transaction_count: u64) {
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a run writes far fewer than 2^52 bytes"
+        )]
+        let share = |total: u64| total as f64 / transaction_count as f64;
+        if transaction_count == 0 {
+            return;
+        }
+        self.databases = databases
+            .into_iter()
+            .map(|one| DatabaseShare {
+                file: one.file,
+                syncs: share(one.sync_count),
+                written_bytes: share(one.written_bytes),
+            })
+            .collect();
+        self.database_syncs = Some(self.databases.iter().map(|one| one.syncs).sum());
+        self.database_written_bytes = Some(self.databases.iter().map(|one| one.written_bytes).sum());
+    }
+
+    fn list_unmeasured(&self, plan: &Plan, is_shared: bool) -> Vec<String> {
+        let mut list = Vec::new();
+        if let Participants::Redb { .. } = plan.participants {
+            list.push(
+                "CPU of the services by themselves: they share the load generator's process".to_owned(),
+            );
+            list.push("networks and machines between services: they are on loopback".to_owned());
         } else {
-            list.push("a database: branches are in memory and acknowledge at once".to_owned());
+            list.push(
+                "business calls, local transactions and prepares of a participant: transactions begin with the proposal"
+                    .to_owned(),
+            );
+            if self.branches == 0 {
+                list.push("delivery: these commits name no branch (--branches)".to_owned());
+            } else {
+                list.push(
+                    "a database: branches are in memory and acknowledge at once (--participants redb)"
+                        .to_owned(),
+                );
+            }
         }
         if self.cpu_us.is_none() || self.written_bytes.is_none() {
             list.push(
@@ -155,14 +219,10 @@ impl Report {
         } else {
             list.push("latency below 1 ms: the schedule is looked at every millisecond".to_owned());
         }
-        let processes: std::collections::BTreeSet<_> = self
-            .replicas
-            .iter()
-            .map(|one| one.cpu_us.map(f64::to_bits))
-            .collect();
-        if self.replicas.len() > 1 && processes.len() == 1 && self.cpu_us.is_some() {
+        if is_shared {
             list.push(
-                "CPU of each replica by itself: the replicas share one process (`synod dev`)".to_owned(),
+                "CPU and bytes of each replica by itself: the replicas share one process (`synod dev`)"
+                    .to_owned(),
             );
         }
         list
@@ -191,12 +251,12 @@ impl Report {
         );
         let _ = writeln!(
             text,
-            "longest time without one: {:.1} ms; aborted {}, overloaded {}, resent {}",
-            self.gap_ms_max, self.aborted, self.overloaded, self.resent
+            "longest time without one: {:.1} ms; aborted {}, overloaded {}, resent {}, failed {}",
+            self.gap_ms_max, self.aborted, self.overloaded, self.resent, self.failed
         );
         let _ = writeln!(
             text,
-            "for each, over all replicas: CPU {} us, syncs {}, bytes written {}",
+            "for each, over all replicas: CPU us {}, syncs {}, bytes written {}",
             number(self.cpu_us, 2),
             number(self.syncs, 4),
             number(self.written_bytes, 0)
@@ -204,7 +264,7 @@ impl Report {
         for one in &self.replicas {
             let _ = writeln!(
                 text,
-                "  {} {}: CPU {} us, syncs {}, bytes written {}",
+                "  {} {}: CPU us {}, syncs {}, bytes written {}",
                 one.address,
                 one.role,
                 number(one.cpu_us, 2),
@@ -214,9 +274,24 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "  load generator: CPU {} us",
+            "  load generator: CPU us {}",
             number(self.generator_cpu_us, 2)
         );
+        if !self.databases.is_empty() {
+            let _ = writeln!(
+                text,
+                "for each, over all services' files: syncs {}, bytes written {}",
+                number(self.database_syncs, 4),
+                number(self.database_written_bytes, 0)
+            );
+        }
+        for one in &self.databases {
+            let _ = writeln!(
+                text,
+                "  {}: syncs {:.4}, bytes written {:.0}",
+                one.file, one.syncs, one.written_bytes
+            );
+        }
         if !self.drained {
             let _ = writeln!(text, "NOT all transactions ended after the run");
         }

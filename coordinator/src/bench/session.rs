@@ -23,7 +23,7 @@ pub(super) const REPLICA_TIMEOUT: Duration = Duration::from_millis(1_000);
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a request that found a full queue waits.
-const OVERLOADED_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const OVERLOADED_PAUSE: Duration = Duration::from_millis(20);
 
 /// Flow-control windows, in bytes: deliveries must not wait for the generator's turn.
 const WINDOW_BYTES: u32 = 8 << 20;

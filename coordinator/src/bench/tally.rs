@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub(crate) overloaded_count: u64,
     /// Requests that were sent again to another leader, at any time.
     pub(crate) resent_count: u64,
+    /// Transactions whose work failed before anybody was asked for a commit, and that were begun anew, at any time.
+    pub(crate) failed_count: u64,
     /// The longest time within the measured window without a transaction's end.
     pub(crate) gap_max: Duration,
     window: Window,
@@ -47,9 +49,13 @@ enum Window {
 pub(crate) struct Progress {
     pub(crate) is_measuring: bool,
     pub(crate) per_second: f64,
+    /// Half of what was measured so far took so long, in microseconds, and 99 % of it.
+    pub(crate) p50_us: u64,
+    pub(crate) p99_us: u64,
     pub(crate) aborted_count: u64,
     pub(crate) overloaded_count: u64,
     pub(crate) resent_count: u64,
+    pub(crate) failed_count: u64,
 }
 
 impl Default for Tally {
@@ -60,6 +66,7 @@ impl Default for Tally {
             aborted_count: 0,
             overloaded_count: 0,
             resent_count: 0,
+            failed_count: 0,
             gap_max: Duration::ZERO,
             window: Window::Before,
             last_end: None,
@@ -127,9 +134,12 @@ impl Tally {
         Progress {
             is_measuring: matches!(self.window, Window::Open { .. }),
             per_second: per(count, elapsed),
+            p50_us: self.latencies_us.value_at_quantile(0.5),
+            p99_us: self.latencies_us.value_at_quantile(0.99),
             aborted_count: self.aborted_count,
             overloaded_count: self.overloaded_count,
             resent_count: self.resent_count,
+            failed_count: self.failed_count,
         }
     }
 }

@@ -4,6 +4,7 @@ use super::client;
 use super::exit::{Exit, Failure};
 use super::output::print;
 use crate::bench::{self, BenchError, Pace, Plan, Transport};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Arguments of `synod bench`.
@@ -18,9 +19,10 @@ pub(super) struct Args {
         default_value = "127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403"
     )]
     endpoints: Vec<String>,
-    /// How many sessions, each on a connection of its own.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    sessions: u32,
+    /// How many sessions, each on a connection of its own; with `--participants redb` each is a service. 4 unless told,
+    /// 2 with redb.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    sessions: Option<u32>,
     /// How many transactions are under way at one time, over all sessions. At least one a session.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     in_flight: u32,
@@ -31,12 +33,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     warm_up: f64,
     /// How many branches each transaction names; a transaction has ended when it is decided and every branch was
-    /// delivered and acknowledged. 0: commits of one read-only vote, which need no delivery.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=63))]
-    branches: u32,
+    /// delivered and acknowledged. 0: commits of one read-only vote, which need no delivery. 0 unless told, 2 with redb.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=63))]
+    branches: Option<u32>,
     /// What the branches' databases are.
     #[arg(long, value_enum, default_value_t = Participants::Memory)]
     participants: Participants,
+    /// Where the services' files go, in a directory that is removed at the end; a temporary place unless told, which may
+    /// be no real disk.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Make a gRPC call of each proposal instead of sending many on a session.
     #[arg(long)]
     unary: bool,
@@ -54,7 +60,13 @@ pub(super) struct Args {
 enum Participants {
     /// Nothing is stored: a delivery is acknowledged at once.
     Memory,
+    /// Each session is a service in this process: the participant library, with a redb file and a gRPC server of its
+    /// own. Branches work, prepare and commit on their files, and vote with the reply.
+    Redb,
 }
+
+/// Services each have threads and a file.
+const SERVICE_COUNT_MAX: u32 = 64;
 
 pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     let seconds = |name: &str, value: f64, min: f64| {
@@ -75,16 +87,46 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             return Err(Failure::new(Exit::Usage, text));
         }
     };
-    let Participants::Memory = args.participants;
+    let usage = |text: &str| Failure::new(Exit::Usage, text.to_owned());
+    let (sessions, branches, participants) = match args.participants {
+        Participants::Memory if args.data.is_some() => {
+            return Err(usage("--data is for --participants redb"));
+        }
+        Participants::Memory => (
+            args.sessions.unwrap_or(4),
+            args.branches.unwrap_or(0),
+            bench::Participants::Memory,
+        ),
+        Participants::Redb if args.unary => {
+            return Err(usage(
+                "--unary is not for --participants redb: the library's requests go by its session",
+            ));
+        }
+        Participants::Redb if args.branches == Some(0) => {
+            return Err(usage("--participants redb takes --branches 1 or more"));
+        }
+        Participants::Redb if args.sessions > Some(SERVICE_COUNT_MAX) => {
+            let text = format!("--participants redb takes --sessions up to {SERVICE_COUNT_MAX}");
+            return Err(usage(&text));
+        }
+        Participants::Redb => (
+            args.sessions.unwrap_or(2),
+            args.branches.unwrap_or(2),
+            bench::Participants::Redb {
+                directory: args.data.clone(),
+            },
+        ),
+    };
     let plan = Plan {
         endpoints: args
             .endpoints
             .iter()
             .map(|one| client::address(one).to_owned())
             .collect(),
-        session_count: args.sessions as usize,
-        in_flight: args.in_flight as usize,
-        branch_count: args.branches as usize,
+        session_count: sessions as usize,
+        in_flight: args.in_flight.max(sessions) as usize,
+        branch_count: branches as usize,
+        participants,
         transport: if args.unary {
             Transport::Unary
         } else {
@@ -101,9 +143,19 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
             } else {
                 "warming up"
             };
+            let ms = |us| Duration::from_micros(us).as_secs_f64() * 1e3;
+            let latency = if told.is_measuring {
+                format!(", p50 {:.3} ms, p99 {:.3} ms", ms(told.p50_us), ms(told.p99_us))
+            } else {
+                String::new()
+            };
             eprintln!(
-                "{phase}: {:.0}/s, aborted {}, overloaded {}, resent {}",
-                told.per_second, told.aborted_count, told.overloaded_count, told.resent_count
+                "{phase}: {:.0}/s{latency}, aborted {}, overloaded {}, resent {}, failed {}",
+                told.per_second,
+                told.aborted_count,
+                told.overloaded_count,
+                told.resent_count,
+                told.failed_count
             );
         };
         bench::run(plan, progress).await.map_err(|error| {

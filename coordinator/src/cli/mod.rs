@@ -15,7 +15,7 @@
 //! | `synod outbox dead --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | those that were given up, and why; on stderr, whether they keep what was delivered from being deleted |
 //! | `synod outbox requeue\|discard ID --service ADDR [--consumer NAME] --author A --reason R [--json]` | a dead letter is sent again, or given up for good |
 //! | `synod completions bash\|zsh\|fish` | a script for the shell |
-//! | `synod bench [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--warm-up S] [--rate PER_SECOND] [--unary] [--json]` | a load generator |
+//! | `synod bench [--participants memory\|redb] [--data DIR] [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--warm-up S] [--rate PER_SECOND] [--unary] [--json]` | a load generator |
 //!
 //! `status` and `txn` also take `--endpoints LIST`, the replicas to ask, and `--timeout-ms MS`, how long `txn` looks for a
 //! leader and waits for its answer; `bench` takes `--endpoints`.
@@ -52,7 +52,7 @@
 //! | `outbox list` | a list of `id`, `position`, `topic`, `key`, `key_hex`, `sequence`, `published_at_unix_ms`, `body_bytes`, `states` [{`consumer`, `state` (`pending`, `delivered`, `dead`), `attempt_count`, `reason`}] |
 //! | `outbox dead` | a list of the same, each with `consumer`, `attempt_count`, `reason`, `died_at_unix_ms` |
 //! | `outbox requeue`, `discard` | `id`, `action` (`requeued`, `discarded`), `consumers` |
-//! | `bench` | `sessions`, `in_flight`, `branches`, `transport` (`session`, `unary`), `rate_asked`, `seconds`, `transactions`, `per_second`, `latency_us` {`p50`, `p90`, `p99`, `p99_9`, `max`}, `gap_ms_max`, `aborted`, `overloaded`, `resent`, `drained`, `unfinished`; for each transaction `cpu_us`, `syncs`, `written_bytes` (of all replicas), `generator_cpu_us`; `replicas` [{`address`, `role`, `version`, `cpu_us`, `syncs`, `written_bytes`}], `not_measured` (why something is null) |
+//! | `bench` | `sessions`, `in_flight`, `branches`, `participants` (`memory`, `redb`), `transport` (`session`, `unary`), `rate_asked`, `seconds`, `transactions`, `per_second`, `latency_us` {`p50`, `p90`, `p99`, `p99_9`, `max`}, `gap_ms_max`, `aborted`, `overloaded`, `resent` (asked again of another leader), `failed` (work that failed and was begun anew), `drained`, `unfinished`; for each transaction `cpu_us`, `syncs`, `written_bytes` (of all replicas), `generator_cpu_us` (with redb the services' too), `database_syncs`, `database_written_bytes` (of all services' files); `replicas` [{`address`, `role`, `version`, `cpu_us`, `syncs`, `written_bytes`}], `databases` [{`file`, `syncs`, `written_bytes`}], `not_measured` (why something is null) |
 
 mod bench;
 mod client;
