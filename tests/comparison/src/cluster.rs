@@ -143,6 +143,11 @@ impl Cluster {
         finish(self.spawn_load(programs, load)?, &self.directory)
     }
 
+    /// The replicas' processes.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        self.replicas.iter().map(Child::id).collect()
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
@@ -152,11 +157,16 @@ impl Cluster {
 pub(crate) fn finish(load: Child, directory: &Path) -> Result<serde_json::Value, Failure> {
     let output = load.wait_with_output()?;
     if !output.status.success() {
-        let trace = fs::read_to_string(directory.join("load.log")).unwrap_or_default();
+        let trace = read_trace(&directory.join("load.log"));
         let text = String::from_utf8_lossy(&output.stdout);
         return Err(format!("the load generator ended with {}: {trace}{text}", output.status).into());
     }
     Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// What a process wrote for people, if it wrote anything.
+pub(crate) fn read_trace(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 impl Drop for Cluster {
@@ -171,7 +181,7 @@ impl Drop for Cluster {
 }
 
 /// Addresses that were free a moment ago. Another process could take one in between; then the start fails loudly.
-fn free_addresses() -> Result<Vec<String>, Failure> {
+pub(crate) fn free_addresses() -> Result<Vec<String>, Failure> {
     let listeners = (0..3)
         .map(|_| TcpListener::bind("127.0.0.1:0"))
         .collect::<Result<Vec<_>, _>>()?;

@@ -2,10 +2,9 @@
 //!
 //! The messages are those of etcd's `etcdserverpb`, with the few fields that are needed here.
 
-use crate::{Failure, processes};
-use hdrhistogram::Histogram;
+use crate::Failure;
+use crate::tally::{LoadArgs, Tally, measure};
 use http::uri::PathAndQuery;
-use serde_json::json;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,9 +24,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// As long as the record of a decision without branches: the same bytes for both.
 const VALUE_BYTES: usize = 52;
-
-/// Latencies above ten minutes are not told apart, in microseconds.
-const LATENCY_US_MAX: u64 = 600_000_000;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutRequest {
@@ -57,36 +53,8 @@ struct ResponseHeader {
     member_id: u64,
 }
 
-/// Arguments of `compare etcd-load`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[arg(long, value_delimiter = ',')]
-    endpoints: Vec<String>,
-    #[arg(long)]
-    sessions: u32,
-    #[arg(long)]
-    in_flight: u32,
-    #[arg(long)]
-    seconds: f64,
-    #[arg(long)]
-    warm_up: f64,
-    /// The members' processes.
-    #[arg(long)]
-    process: Vec<u32>,
-}
-
-struct Tally {
-    latencies_us: Histogram<u64>,
-    count: u64,
-    failed_count: u64,
-    gap_max: Duration,
-    last_end: Instant,
-    since: Instant,
-    until: Option<Instant>,
-}
-
 /// Runs the load and writes its figures as JSON.
-pub(crate) fn load(args: &Args) -> Result<(), Failure> {
+pub(crate) fn load(args: &LoadArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -95,52 +63,15 @@ pub(crate) fn load(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn drive(args: &Args) -> Result<serde_json::Value, Failure> {
-    let start = Instant::now();
-    let since = start + Duration::from_secs_f64(args.warm_up);
-    let tally = Rc::new(RefCell::new(Tally {
-        latencies_us: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?,
-        count: 0,
-        failed_count: 0,
-        gap_max: Duration::ZERO,
-        last_end: since,
-        since,
-        until: None,
-    }));
+async fn drive(args: &LoadArgs) -> Result<serde_json::Value, Failure> {
     // The leader answers soonest: a follower would hand each put on.
     let first = leader_of(&args.endpoints).await?.unwrap_or(0);
+    let tally = Tally::new(args)?;
     for session in 0..args.sessions {
-        let share = (args.in_flight + args.sessions - 1 - session) / args.sessions;
         let (endpoints, tally) = (args.endpoints.clone(), tally.clone());
-        tokio::task::spawn_local(keep(endpoints, first, session, share, tally));
+        tokio::task::spawn_local(keep(endpoints, first, session, args.share(session), tally));
     }
-    tokio::time::sleep_until(since).await;
-    let before = processes::cpu(&args.process);
-    tokio::time::sleep_until(since + Duration::from_secs_f64(args.seconds)).await;
-    let after = processes::cpu(&args.process);
-    let now = Instant::now();
-    {
-        let mut tally = tally.borrow_mut();
-        tally.until = Some(now);
-        tally.gap_max = tally.gap_max.max(now - tally.last_end);
-    }
-    // What began within the time counts with its whole latency.
-    sleep(Duration::from_millis(500)).await;
-    let tally = tally.borrow();
-    #[expect(clippy::cast_precision_loss, reason = "a count of puts stays far below 2^52")]
-    let count = tally.count as f64;
-    let cpu = before.zip(after).filter(|_| tally.count > 0);
-    Ok(json!({
-        "per_second": count / (now - since).as_secs_f64(),
-        "transactions": tally.count,
-        "failed": tally.failed_count,
-        "latency_us": {
-            "p50": tally.latencies_us.value_at_quantile(0.5),
-            "p99": tally.latencies_us.value_at_quantile(0.99),
-        },
-        "gap_ms_max": tally.gap_max.as_secs_f64() * 1e3,
-        "cpu_us": cpu.map(|(before, after)| after.saturating_sub(before).as_secs_f64() * 1e6 / count),
-    }))
+    Ok(measure(args, &tally).await)
 }
 
 /// One session: a connection, and a loop for each of its puts. When it breaks, the next member is tried.
@@ -194,20 +125,6 @@ async fn put_until_failure(
                     return;
                 }
             }
-        }
-    }
-}
-
-impl Tally {
-    fn end(&mut self, begun: Instant, now: Instant) {
-        if now >= self.since && self.until.is_none() {
-            self.count += 1;
-            self.gap_max = self.gap_max.max(now - self.last_end);
-            self.last_end = now;
-        }
-        if begun >= self.since && self.until.is_none_or(|until| begun <= until) {
-            let us = u64::try_from((now - begun).as_micros()).unwrap_or(u64::MAX);
-            self.latencies_us.saturating_record(us.max(1));
         }
     }
 }

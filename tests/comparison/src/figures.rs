@@ -92,7 +92,27 @@ pub(crate) struct Figures {
     pairs: BTreeMap<Shape, Vec<(Measurement, Measurement)>>,
     pub(crate) etcd_failovers: Vec<Failover>,
     pub(crate) synod_failovers: Vec<Failover>,
+    /// dtmrs and Synod with two branches, 64 in flight; or why there is none.
+    pub(crate) dtmrs: Dtmrs,
+    /// Each idle replica's share of a core, in percent.
+    pub(crate) idle_percent: Vec<f64>,
 }
+
+/// The comparison with dtmrs.
+#[derive(Clone, Debug)]
+pub(crate) enum Dtmrs {
+    Missing { reason: String },
+    Pairs(Vec<(Measurement, Measurement)>),
+}
+
+impl Default for Dtmrs {
+    fn default() -> Self {
+        Self::Pairs(Vec::new())
+    }
+}
+
+/// How many transactions of two branches are in flight beside dtmrs.
+pub(crate) const DTMRS_IN_FLIGHT: u32 = 64;
 
 /// The line of JSON. `null` is not measured.
 #[derive(Clone, Debug, Serialize)]
@@ -110,6 +130,7 @@ pub(crate) struct Summary {
     dtmrs_ratio_64: Option<f64>,
     postgres_ratio_16: Option<f64>,
     lock_ratio_64: Option<f64>,
+    idle_cpu_percent: Option<f64>,
 }
 
 /// Medians of one system under one load.
@@ -156,6 +177,40 @@ impl Figures {
         )
     }
 
+    fn dtmrs_ratio(&self) -> Option<f64> {
+        match &self.dtmrs {
+            Dtmrs::Missing { .. } => None,
+            Dtmrs::Pairs(pairs) => median(
+                pairs
+                    .iter()
+                    .map(|(dtmrs, synod)| synod.per_second / dtmrs.per_second),
+            ),
+        }
+    }
+
+    /// The lines on dtmrs.
+    fn dtmrs_text(&self) -> String {
+        let pairs = match &self.dtmrs {
+            Dtmrs::Missing { reason } => return format!("dtmrs was not measured: {reason}\n"),
+            Dtmrs::Pairs(pairs) => pairs,
+        };
+        let of = |pick: fn(&(Measurement, Measurement)) -> f64| number(median(pairs.iter().map(pick)), 0);
+        let ms = |pick: fn(&(Measurement, Measurement)) -> f64| number(median(pairs.iter().map(pick)), 2);
+        format!(
+            "Two branches, {DTMRS_IN_FLIGHT} in flight, 4 sessions: dtmrs 0.13 (one server, a saga over gRPC, its state in Redis \
+             that syncs before each answer) {} transactions/s, p50 {} ms, p99 {} ms; Synod (three replicas) {} transactions/s, p50 {} \
+             ms, p99 {} ms; ratio {}. Branches do nothing in either. Counted are transactions of which both branches were called \
+             (dtmrs), or told and heard (Synod).\n",
+            of(|pair| pair.0.per_second),
+            ms(|pair| pair.0.p50_us / 1e3),
+            ms(|pair| pair.0.p99_us / 1e3),
+            of(|pair| pair.1.per_second),
+            ms(|pair| pair.1.p50_us / 1e3),
+            ms(|pair| pair.1.p99_us / 1e3),
+            number(self.dtmrs_ratio(), 1),
+        )
+    }
+
     pub(crate) fn summary(&self) -> Summary {
         let rate = |shape| self.ratio(shape, |one| one.per_second).map(rounded);
         let synod = |shape| self.medians(shape).map(|(_, synod)| synod);
@@ -171,9 +226,11 @@ impl Figures {
             two_branch_ratio_256: rate(Shape::TwoBranches),
             failover_ms_median: median(gaps()).map(rounded),
             failover_ms_worst: gaps().reduce(f64::max).map(rounded),
-            dtmrs_ratio_64: None,
+            dtmrs_ratio_64: self.dtmrs_ratio().map(rounded),
             postgres_ratio_16: None,
             lock_ratio_64: None,
+            // The busiest replica's.
+            idle_cpu_percent: self.idle_percent.iter().copied().reduce(f64::max).map(rounded),
         }
     }
 
@@ -216,9 +273,26 @@ impl Figures {
                 number(gaps().reduce(f64::max), 0),
             );
         }
+        let _ = write!(text, "\n{}", self.dtmrs_text());
+        let idle: Vec<String> = self
+            .idle_percent
+            .iter()
+            .map(|one| format!("{one:.1} %"))
+            .collect();
         let _ = writeln!(
             text,
-            "\nCPU and syncs are over three replicas, for each put or decision. Ratios are medians over the pairs. Not measured: a database under the branches; PostgreSQL and locks, which Synod does not have yet; dtmrs, which this program cannot drive yet."
+            "\nCPU of an idle replica of Synod: {} of a core.",
+            if idle.is_empty() {
+                "-".to_owned()
+            } else {
+                idle.join(", ")
+            }
+        );
+        let _ = writeln!(
+            text,
+            "\nCPU and syncs are over three replicas, for each put or decision. Ratios are medians over the pairs. Not measured: a \
+             database under the branches (`synod bench --participants redb`); PostgreSQL under them and locks (postgres_ratio_16, \
+             lock_ratio_64), which are not built yet."
         );
         let _ = writeln!(text, "{}", versions.join("; "));
         text
@@ -273,6 +347,35 @@ mod tests {
             (summary.decisions_ratio_64, summary.failover_ms_median),
             (None, None)
         );
+        assert_eq!((summary.postgres_ratio_16, summary.lock_ratio_64), (None, None));
+    }
+
+    /// What was not measured is null, and the text says why.
+    #[test]
+    fn without_dtmrs_there_is_no_ratio_but_a_reason() {
+        let mut figures = Figures {
+            dtmrs: Dtmrs::Missing {
+                reason: "no network".to_owned(),
+            },
+            ..Figures::default()
+        };
+        assert_eq!(figures.summary().dtmrs_ratio_64, None);
+        assert!(figures.table(&[]).contains("dtmrs was not measured: no network"));
+        figures.dtmrs = Dtmrs::Pairs(vec![
+            (measured(10.0), measured(200.0)),
+            (measured(8.0), measured(80.0)),
+        ]);
+        assert_eq!(figures.summary().dtmrs_ratio_64, Some(15.0));
+    }
+
+    /// The busiest replica counts, since any of them may be the leader.
+    #[test]
+    fn the_busiest_idle_replica_counts() {
+        let figures = Figures {
+            idle_percent: vec![0.1, 0.7, 0.2],
+            ..Figures::default()
+        };
+        assert_eq!(figures.summary().idle_cpu_percent, Some(0.7));
     }
 
     #[test]
