@@ -10,7 +10,7 @@ use synod_tests::actors::initiator::{Habits, Initiator};
 use synod_tests::exhaustive::cases::{crashes, damages, double_crashes};
 use synod_tests::exhaustive::script::reference;
 use synod_tests::exhaustive::sweep::sweep;
-use synod_tests::exhaustive::{Act, Case, IMAGE_COUNT};
+use synod_tests::exhaustive::{Act, Case, IMAGE_COUNT, Machine, stores};
 use synod_tests::faults::Fault;
 use synod_tests::log_disk::damage::{Aim, Damage, Strike, Verdict};
 use synod_tests::log_disk::{CrashPoint, OperationFault};
@@ -274,7 +274,7 @@ fn a10_a_log_that_truncates_uses_or_forgets_a_bad_record_is_found_out() {
 #[test]
 fn l7_some_crash_points_second_crashes_and_damaged_places() {
     let reference = reference(1).expect("the script passes");
-    let all = crashes(1, &reference);
+    let all = crashes(1, &reference.operation_counts);
     assert!(all.len() >= 300 * IMAGE_COUNT, "{} crash points", all.len());
     let some: Vec<Case> = all.into_iter().step_by(37).collect();
     let crashed = sweep(&some, 2);
@@ -287,17 +287,46 @@ fn l7_some_crash_points_second_crashes_and_damaged_places() {
     }
 }
 
+/// C1, F2, F5, in small: the services' redb files, in the same program.
+#[test]
+fn c1_some_crash_points_of_redb_stores_and_second_crashes() {
+    let reference = stores::reference(0).expect("the script passes");
+    let all = crashes(0, &reference.operation_counts);
+    assert!(all.len() >= 300 * IMAGE_COUNT, "{} crash points", all.len());
+    assert!(reference.effect_count >= 8, "{reference:?}");
+    let some: Vec<Case> = all.into_iter().step_by(101).collect();
+    let crashed = sweep(&some, 2);
+    let again = double_crashes(&crashed.passed, 6);
+    let again: Vec<Case> = again.into_iter().step_by(3).collect();
+    let crashed_again = sweep(&again, 2);
+    for swept in [&crashed, &crashed_again] {
+        assert!(swept.failed.is_empty(), "{:?}", swept.failed);
+        assert!(!swept.passed.is_empty());
+    }
+}
+
 #[test]
 fn a_case_is_named_by_a_line_that_can_be_read_back() {
-    let replica = ReplicaId(2);
-    for (act, text) in [
-        (Act::Crash(17, 3, None), "1/2/17:torn"),
-        (Act::Crash(0, 0, Some((2, 1))), "1/2/0:nothing/2:everything"),
-        (Act::Damage(40), "1/2/site:40"),
+    let replica = Machine::Replica(ReplicaId(2));
+    let service = Machine::Service(1);
+    for (machine, act, text) in [
+        (replica, Act::Crash(17, 3, None), "1/2/17:torn"),
+        (
+            replica,
+            Act::Crash(0, 0, Some((2, 1))),
+            "1/2/0:nothing/2:everything",
+        ),
+        (replica, Act::Damage(40), "1/2/site:40"),
+        (service, Act::Crash(17, 3, None), "1/service-2/17:torn"),
+        (
+            service,
+            Act::Crash(0, 0, Some((2, 1))),
+            "1/service-2/0:nothing/2:everything",
+        ),
     ] {
         let case = Case {
             variant: 1,
-            replica,
+            machine,
             act,
         };
         assert_eq!(case.to_string(), text);
@@ -311,6 +340,9 @@ fn a_case_is_named_by_a_line_that_can_be_read_back() {
         "1/2/0:gone",
         "1/2/0:torn/1:torn/2",
         "1/2/x:torn",
+        "1/service-0/0:torn",
+        "1/service-3/0:torn",
+        "1/service-1/site:0",
     ] {
         assert!(text.parse::<Case>().is_err(), "{text}");
     }

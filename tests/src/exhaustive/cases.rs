@@ -1,18 +1,18 @@
 //! Which cases there are.
 
 use super::script::{Outcome, Reference};
-use super::{Act, Case, IMAGE_COUNT};
+use super::{Act, Case, IMAGE_COUNT, Machine};
 use std::collections::BTreeMap;
 
 /// Each operation with each image.
 #[must_use]
-pub fn crashes(variant: u8, reference: &Reference) -> Vec<Case> {
+pub fn crashes(variant: u8, operation_counts: &[(Machine, u64)]) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (replica, count) in &reference.operation_counts {
+    for (machine, count) in operation_counts {
         for operation in 0..*count {
             cases.extend((0..IMAGE_COUNT).map(|image| Case {
                 variant,
-                replica: *replica,
+                machine: *machine,
                 act: Act::Crash(operation, image, None),
             }));
         }
@@ -51,7 +51,7 @@ pub fn damages(variant: u8, reference: &Reference, of_class: usize) -> Vec<Case>
             let count = numbers.len().min(of_class);
             cases.extend((0..count).map(|place| Case {
                 variant,
-                replica: *replica,
+                machine: Machine::Replica(*replica),
                 act: Act::Damage(numbers[(2 * place + 1) * numbers.len() / (2 * count)]),
             }));
         }

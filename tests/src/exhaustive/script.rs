@@ -1,6 +1,6 @@
 //! The scripted run: the same in every case up to the moment that the case is about.
 
-use super::{Act, Case};
+use super::{Act, Case, Machine, stores};
 use crate::actors::initiator::Habits;
 use crate::actors::participant;
 use crate::checkers::{Violation, require};
@@ -29,7 +29,7 @@ const FOLLOWER_STARTS_AT: Micros = 2_100_000;
 const LEADER_CRASHES_AT: Micros = 2_400_000;
 const ALL_START_AT: Micros = 2_900_000;
 /// Another leader serves, and all have caught up.
-const ENDS_AT: Micros = 4_200_000;
+pub(super) const ENDS_AT: Micros = 4_200_000;
 
 /// How long a machine stays down that stops by the case.
 const DOWN_US: Micros = 150_000;
@@ -47,7 +47,7 @@ pub struct Outcome {
 #[derive(Clone, Debug)]
 pub struct Reference {
     /// How many operations each replica's disk has, by the end of the script.
-    pub operation_counts: Vec<(ReplicaId, u64)>,
+    pub operation_counts: Vec<(Machine, u64)>,
     /// What can be damaged in each log then.
     pub sites: Vec<(ReplicaId, Vec<Site>)>,
     /// Outcomes in the log.
@@ -75,6 +75,12 @@ fn stage(variant: u8) -> Result<World, Violation> {
         ..Habits::single()
     };
     populate(&mut world, (2, participant::Habits::PLAIN), (2, &habits));
+    plan_crashes(&mut world, variant);
+    Ok(world)
+}
+
+/// What is done to the replicas in every run of every script.
+pub(super) fn plan_crashes(world: &mut World, variant: u8) {
     let follower = ReplicaId(variant % REPLICA_COUNT + 1);
     world.plan(FOLLOWER_CRASHES_AT, Fault::Crash(follower, UnsyncedWrite::Lost));
     world.plan(FOLLOWER_STARTS_AT, Fault::Start(follower));
@@ -82,7 +88,6 @@ fn stage(variant: u8) -> Result<World, Violation> {
     for id in world.replicas() {
         world.plan(ALL_START_AT, Fault::Start(id));
     }
-    Ok(world)
 }
 
 fn operation_count(world: &World, id: ReplicaId) -> u64 {
@@ -102,7 +107,7 @@ pub fn reference(variant: u8) -> Result<Reference, Violation> {
     world.run_until(ENDS_AT)?;
     let counted = replicas.iter().zip(before);
     let operation_counts = counted
-        .map(|(id, before)| (*id, operation_count(&world, *id) - before))
+        .map(|(id, before)| (Machine::Replica(*id), operation_count(&world, *id) - before))
         .collect();
     let logs = || {
         world
@@ -131,8 +136,10 @@ pub fn reference(variant: u8) -> Result<Reference, Violation> {
 /// # Errors
 /// A checker found something, or what the case is about did not happen.
 pub fn run(case: &Case) -> Result<Outcome, Violation> {
+    let Machine::Replica(id) = case.machine else {
+        return stores::run(case);
+    };
     let mut world = stage(case.variant)?;
-    let id = case.replica;
     let mut outcome = Outcome::default();
     match (case.act, case.point()) {
         (Act::Crash(..), Some(point)) => {

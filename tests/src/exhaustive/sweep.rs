@@ -25,6 +25,14 @@ pub struct Swept {
     pub failed: Vec<Failure>,
 }
 
+impl Swept {
+    /// How many cases there were.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.passed.len() + self.failed.len()
+    }
+}
+
 /// Runs a case; a panic is a failure like any other.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use crate::actors::ActorId;
 use crate::actors::operator::Operator;
 use crate::actors::service::{
     ACCOUNT_COUNT, ACCOUNTS, BALANCE, Books, JOURNAL, Leg, LegKind, Sabotage, Service, ServiceFault, Setup,
-    SharedBooks, StoreHabits, journal_row,
+    SharedBooks, StopPoint, StoreHabits, journal_row,
 };
 use crate::chance::small;
 use crate::checkers::{Check, Violation, require};
@@ -31,7 +31,20 @@ pub struct Bank {
     service_count: u32,
     books: SharedBooks,
     sabotage: Option<Sabotage>,
+    script: Option<Script>,
 }
+
+/// What is not left to chance in a bank that is part of a script.
+#[derive(Clone, Copy, Debug)]
+pub struct Script {
+    /// How many transactions each service begins, and the longest pause before each.
+    pub transactions: (u64, Micros),
+    /// Whose machine loses power by plan, counted from 0, and when.
+    pub stop: Option<(u32, StopPoint)>,
+}
+
+/// The longest time that an operation of a scripted bank's disks takes.
+const SCRIPTED_DISK_US_MAX: Micros = 300;
 
 /// The most services of a drawn bank.
 pub const SERVICE_COUNT_DRAWN_MAX: u32 = 4;
@@ -45,6 +58,16 @@ impl Bank {
             service_count,
             books: SharedBooks::default(),
             sabotage: None,
+            script: None,
+        }
+    }
+
+    /// As [`new`](Self::new), with this told.
+    #[must_use]
+    pub fn scripted(seed: u64, service_count: u32, script: Script) -> Self {
+        Self {
+            script: Some(script),
+            ..Self::new(seed, service_count)
         }
     }
 
@@ -107,7 +130,7 @@ impl Workload for Bank {
                 0 => 0,
                 _ => random.between(4, 16),
             };
-            let setup = Setup {
+            let mut setup = Setup {
                 replicas: replicas.clone(),
                 store,
                 transactions: (count, random.between(20_000, 3_000_000)),
@@ -115,7 +138,11 @@ impl Workload for Bank {
                 seed: random.next_u64(),
                 books: self.books.clone(),
                 sabotage: self.sabotage,
+                stop: None,
             };
+            if let Some(script) = self.script {
+                script.apply(number, &mut setup);
+            }
             world.add_actor(Service::new(setup));
         }
         world.add_actor(Operator::new(replicas));
@@ -168,6 +195,20 @@ impl Workload for Bank {
             };
             plan.push((at, fault));
         }
+    }
+}
+
+impl Script {
+    fn apply(&self, number: u32, setup: &mut Setup) {
+        setup.transactions = self.transactions;
+        if let Some((_, habits)) = &mut setup.store {
+            *habits = StoreHabits {
+                quick_repair: number.is_multiple_of(2),
+                veil_ppm: 0,
+                disk_us_max: SCRIPTED_DISK_US_MAX,
+            };
+        }
+        setup.stop = self.stop.filter(|(own, _)| *own == number).map(|(_, stop)| stop);
     }
 }
 

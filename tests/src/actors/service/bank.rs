@@ -4,7 +4,7 @@
 use super::desk::{Answered, Desk};
 use super::process::Process;
 use super::scope::{Patience, Scope};
-use super::{Message, Service, tasks};
+use super::{Disks, Message, Service, tasks};
 use crate::actors::ActorId;
 use crate::chance::{pick, place};
 use futures::future::{Either, join_all, select};
@@ -127,6 +127,8 @@ pub struct Shape {
 /// What checkers know of the business, beside the tables.
 #[derive(Debug, Default)]
 pub struct Books {
+    /// The disks under the stores.
+    pub disks: Disks,
     /// The stores that are open.
     pub stores: BTreeMap<ResourceId, RedbResource>,
     /// What a transaction whose Commit request was made must do, if it commits.

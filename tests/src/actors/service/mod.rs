@@ -8,11 +8,13 @@
 //! | `open` | `session/open.rs`, `open.rs`: branches that stay open between calls |
 //! | `scope` | `scope.rs`, `branch.rs`, `transaction.rs` |
 //! | `store` | a store's opening, and the look at its tables |
+//! | `disks` | nothing: it counts the operations under the stores |
 //! | `tasks` | tokio, in virtual time |
 //! | `bank` | a user's code |
 
 mod bank;
 mod desk;
+mod disks;
 mod open;
 mod process;
 mod scope;
@@ -22,6 +24,7 @@ mod tasks;
 pub(crate) use bank::{ACCOUNT_COUNT, ACCOUNTS, BALANCE, JOURNAL};
 pub use bank::{Books, Leg, LegKind, Shape, SharedBooks, Work, journal_row};
 pub use desk::Answered;
+pub use disks::Disks;
 pub use store::StoreHabits;
 
 use super::{Actor, ActorId, Scene, Speech};
@@ -95,6 +98,17 @@ pub enum Sabotage {
     DiskLies,
 }
 
+/// A moment at which a service's machine loses power, by the operations of its store's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopPoint {
+    /// The operation that does not take place, counted from 0 at the beginning: a write, a sync or a change of length.
+    pub after: u64,
+    /// What is left of what was not synced.
+    pub power_loss: PowerLoss,
+    /// Power is lost once more, at this operation from the loss on, with this left.
+    pub again: Option<(u64, PowerLoss)>,
+}
+
 /// How a service is set up.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -112,11 +126,16 @@ pub struct Setup {
     pub books: SharedBooks,
     /// What it does wrong, if anything.
     pub sabotage: Option<Sabotage>,
+    /// When its machine loses power by plan, if it does.
+    pub stop: Option<StopPoint>,
 }
 
 /// The service's own timers, above those of a process.
 const START: u64 = 2;
 const RECOVER: u64 = 3;
+
+/// How long a machine stays down that lost power by plan, or while its store was being opened.
+const PLANNED_DOWN_US: Micros = 100_000;
 
 /// The service: a machine with a disk, and at most one process on it.
 pub struct Service {
@@ -128,6 +147,8 @@ pub struct Service {
     is_resting: Rc<Cell<bool>>,
     /// The disk's next failure is the end of the machine.
     dies_with_disk: bool,
+    /// The next loss of power by plan.
+    stop: Option<StopPoint>,
     is_recovering: bool,
     disk_us_max: Micros,
 }
@@ -157,19 +178,52 @@ impl Service {
             if setup.sabotage == Some(Sabotage::DiskLies) {
                 disk.lie();
             }
+            setup.books.borrow_mut().disks.note(resource, &disk);
         }
         let disk_us_max = setup.store.map_or(1, |(_, habits)| habits.disk_us_max);
-        Self {
+        let mut own = Self {
             begun_count: Rc::default(),
             disk,
             process: None,
             is_resting: Rc::default(),
             dies_with_disk: false,
+            stop: setup.stop,
             is_recovering: false,
             disk_us_max,
             random: Random::new(random.next_u64()),
             setup,
+        };
+        own.arm();
+        own
+    }
+
+    fn arm(&mut self) {
+        if let Some(stop) = self.stop {
+            self.dies_with_disk = true;
+            self.disk.fail_from(self.disk.operation_count() + stop.after + 1);
         }
+    }
+
+    /// Power is lost, by plan or as drawn. Returns whether by plan.
+    fn lose_power(&mut self, drawn: PowerLoss) -> bool {
+        (self.dies_with_disk, self.is_recovering) = (false, false);
+        let planned = self.stop.take_if(|_| self.disk.has_failed());
+        self.disk
+            .lose_power(planned.map_or(drawn, |stop| stop.power_loss));
+        if let (Some(stop), Some((resource, _))) = (planned, self.setup.store) {
+            self.setup
+                .books
+                .borrow_mut()
+                .disks
+                .note_stop(resource, &self.disk);
+            self.stop = stop.again.map(|(after, power_loss)| StopPoint {
+                after,
+                power_loss,
+                again: None,
+            });
+            self.arm();
+        }
+        planned.is_some()
     }
 
     /// A fault of the machine.
@@ -238,10 +292,10 @@ impl Service {
             _ => PowerLoss::Torn(seed),
         };
         // First the power, then the process: what its end would write does not arrive.
-        self.disk.lose_power(power_loss);
+        let is_planned = self.lose_power(power_loss);
         drop(process);
-        (self.dies_with_disk, self.is_recovering) = (false, false);
         let pause = match self.random.between(0, 3) {
+            _ if is_planned => PLANNED_DOWN_US,
             0 => 1,
             _ => self.random.between(1_000, 2_000_000),
         };
@@ -259,6 +313,11 @@ impl Service {
             Some((resource, habits)) => {
                 match store::open(&self.disk, &clock, resource, habits.quick_repair) {
                     Ok(redb) => {
+                        self.setup
+                            .books
+                            .borrow_mut()
+                            .disks
+                            .note_opened(resource, &self.disk);
                         self.setup
                             .books
                             .borrow_mut()
@@ -280,8 +339,9 @@ impl Service {
                     Err(_) if self.disk.has_failed() => {
                         // A second crash, during the recovery from the first.
                         self.count("a crash during the opening of a store");
-                        self.disk.lose_power(PowerLoss::Torn(self.random.next_u64()));
-                        return scene.wake_after(100_000, START);
+                        let drawn = PowerLoss::Torn(self.random.next_u64());
+                        self.lose_power(drawn);
+                        return scene.wake_after(PLANNED_DOWN_US, START);
                     }
                     Err(error) => {
                         let text = format!("service {}: its store does not open: {error}", scene.own.0);

@@ -1,4 +1,5 @@
-//! `crash_points`: stops a machine at every operation of its log's disk, and damages a log at every kind of place.
+//! `crash_points`: stops a machine at every operation of its log's disk, or of the disk under its redb file, and damages a
+//! log at every kind of place.
 //!
 //! Prints a table for people and, as the last line, one JSON object. Exit code 1 if a case failed (each with the line that
 //! replays it), or if there were fewer cases than are asked for.
@@ -9,20 +10,25 @@ use std::process::ExitCode;
 use std::time::Instant;
 use synod_tests::exhaustive::cases::{crashes, damages, double_crashes};
 use synod_tests::exhaustive::script::{Outcome, Reference, VARIANT_COUNT, reference};
-use synod_tests::exhaustive::sweep::{Failure, run_one, sweep};
-use synod_tests::exhaustive::{Act, Case, IMAGE_COUNT};
+use synod_tests::exhaustive::stores;
+use synod_tests::exhaustive::sweep::{Failure, Swept, run_one, sweep};
+use synod_tests::exhaustive::{Act, Case, IMAGE_COUNT, Machine};
 use synod_tests::log_disk::damage::Verdict;
 
 /// Failures that are shown; the rest is counted.
 const SHOWN_MAX: usize = 20;
 
-/// Every crash point of a scripted run, and every kind of damage to a log.
+/// Every crash point of scripted runs, and every kind of damage to a log.
 #[derive(Debug, Parser)]
 #[command(name = "crash_points")]
 struct Arguments {
-    /// Runs one case only: VARIANT/REPLICA/OPERATION:IMAGE[/OPERATION:IMAGE], or VARIANT/REPLICA/site:NUMBER.
+    /// Runs one case only: VARIANT/MACHINE/OPERATION:IMAGE[/OPERATION:IMAGE], or VARIANT/MACHINE/site:NUMBER; a machine is
+    /// 1, 2, 3 or service-1, service-2.
     #[arg(long)]
     only: Option<Case>,
+    /// How many variants of the script with redb stores are run.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=i64::from(VARIANT_COUNT)))]
+    store_variants: u8,
     /// How many variants of the script are run.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(VARIANT_COUNT)))]
     variants: u8,
@@ -32,12 +38,18 @@ struct Arguments {
     /// Second crashes follow every so many first ones.
     #[arg(long, default_value_t = 30)]
     double_every: usize,
+    /// The same, of the redb stores.
+    #[arg(long, default_value_t = 100)]
+    store_double_every: usize,
     /// How many places of each class are damaged, in each log.
     #[arg(long, default_value_t = 2)]
     sites_per_class: usize,
     /// Fails if there are fewer operations.
     #[arg(long, default_value_t = 0)]
     operations_min: u64,
+    /// Fails if the disks under the redb stores have fewer operations.
+    #[arg(long, default_value_t = 0)]
+    store_operations_min: u64,
     /// Fails if there are fewer second crashes.
     #[arg(long, default_value_t = 0)]
     doubles_min: usize,
@@ -105,12 +117,13 @@ fn all(arguments: &Arguments) -> ExitCode {
         |what: &str, count: usize| eprintln!("{:>6.1} s  {what}: {count}", began_at.elapsed().as_secs_f64());
     let single: Vec<Case> = references
         .iter()
-        .flat_map(|(variant, one)| crashes(*variant, one))
+        .flat_map(|(variant, one)| crashes(*variant, &one.operation_counts))
         .collect();
     let single: Vec<Case> = single.into_iter().step_by(arguments.every.max(1)).collect();
     let operations: u64 = references
         .iter()
-        .flat_map(|(_, one)| one.operation_counts.iter().map(|(_, count)| count))
+        .flat_map(|(_, one)| &one.operation_counts)
+        .map(|(_, count)| count)
         .sum();
     note("crash points", single.len());
     let crashed = sweep(&single, threads);
@@ -123,10 +136,22 @@ fn all(arguments: &Arguments) -> ExitCode {
         .collect();
     note("damaged places", sites.len());
     let damaged = sweep(&sites, threads);
-    note(
-        "failed",
-        crashed.failed.len() + crashed_again.failed.len() + damaged.failed.len(),
-    );
+    let stores = match Stores::run(arguments, threads, &note) {
+        Ok(stores) => stores,
+        Err(text) => {
+            println!("{text}");
+            return ExitCode::from(1);
+        }
+    };
+    let all = [
+        &crashed,
+        &crashed_again,
+        &damaged,
+        &stores.crashed,
+        &stores.crashed_again,
+    ];
+    let failed: Vec<&Failure> = all.into_iter().flat_map(|swept| &swept.failed).collect();
+    note("failed", failed.len());
 
     let verdicts = verdicts(&damaged.passed);
     let classes = classes(&references, &sites);
@@ -140,11 +165,8 @@ fn all(arguments: &Arguments) -> ExitCode {
     for (verdict, count) in &verdicts {
         println!("{count:>8}    {verdict}");
     }
-    let failed: Vec<&Failure> = [&crashed, &crashed_again, &damaged]
-        .into_iter()
-        .flat_map(|swept| &swept.failed)
-        .collect();
-    println!("{:>8}  failed", failed.len());
+    stores.print();
+    println!("\n{:>8}  failed", failed.len());
     for failure in failed.iter().take(SHOWN_MAX) {
         println!(
             "{}\ncargo run -p synod-tests --bin crash_points -- --only {}",
@@ -152,6 +174,7 @@ fn all(arguments: &Arguments) -> ExitCode {
         );
     }
     let is_short = operations < arguments.operations_min
+        || stores.operations < arguments.store_operations_min
         || double.len() < arguments.doubles_min
         || sites.len() < arguments.sites_min;
     if is_short {
@@ -166,6 +189,9 @@ fn all(arguments: &Arguments) -> ExitCode {
         "corruption_sites": sites.len(),
         "corruption_classes": classes,
         "verdicts": verdicts,
+        "store_operations": stores.operations,
+        "store_crash_points": stores.crashed.count(),
+        "store_double_crashes": stores.crashed_again.count(),
         "failed": failed.iter().map(|one| one.case.to_string()).collect::<Vec<_>>(),
         "seconds": (seconds * 10.0).round() / 10.0,
     });
@@ -174,6 +200,72 @@ fn all(arguments: &Arguments) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
+    }
+}
+
+/// The scripted runs with redb stores.
+struct Stores {
+    references: Vec<(u8, stores::Reference)>,
+    operations: u64,
+    crashed: Swept,
+    crashed_again: Swept,
+}
+
+impl Stores {
+    fn run(arguments: &Arguments, threads: usize, note: &impl Fn(&str, usize)) -> Result<Self, String> {
+        let mut references = Vec::new();
+        for variant in 0..arguments.store_variants {
+            let one = stores::reference(variant);
+            let one = one.map_err(|violation| {
+                format!("variant {variant} with stores fails with nothing done to it: {violation}")
+            })?;
+            references.push((variant, one));
+        }
+        let counts = references.iter().flat_map(|(_, one)| &one.operation_counts);
+        let operations = counts.map(|(_, count)| count).sum();
+        let single: Vec<Case> = references
+            .iter()
+            .flat_map(|(variant, one)| crashes(*variant, &one.operation_counts))
+            .step_by(arguments.every.max(1))
+            .collect();
+        note("crash points of stores", single.len());
+        let crashed = sweep(&single, threads);
+        let double = double_crashes(&crashed.passed, arguments.store_double_every);
+        note("second crashes of stores", double.len());
+        let crashed_again = sweep(&double, threads);
+        Ok(Self {
+            references,
+            operations,
+            crashed,
+            crashed_again,
+        })
+    }
+
+    fn print(&self) {
+        println!("\nvariant  operations of service 1, 2  outcomes  effects  what happened");
+        for (variant, one) in &self.references {
+            let counts = one.operation_counts.iter().map(|(_, count)| count.to_string());
+            let happened = one.counts.iter().map(|(what, count)| format!("{what}: {count}"));
+            println!(
+                "{variant:>7}  {:>26}  {:>8}  {:>7}  {}",
+                counts.collect::<Vec<_>>().join(", "),
+                one.outcome_count,
+                one.effect_count,
+                happened.collect::<Vec<_>>().join(", ")
+            );
+        }
+        println!(
+            "\n{:>8}  operations of the disks under redb stores",
+            self.operations
+        );
+        println!(
+            "{:>8}  crash points: each operation with {IMAGE_COUNT} images",
+            self.crashed.count()
+        );
+        println!(
+            "{:>8}  second crashes, while a store is opened again",
+            self.crashed_again.count()
+        );
     }
 }
 
@@ -198,7 +290,10 @@ fn classes(references: &[(u8, Reference)], cases: &[Case]) -> BTreeMap<&'static 
     let mut counts = BTreeMap::new();
     for case in cases {
         let of_variant = references.iter().find(|(variant, _)| *variant == case.variant);
-        let sites = of_variant.and_then(|(_, one)| one.sites.iter().find(|(id, _)| *id == case.replica));
+        let sites = of_variant.and_then(|(_, one)| {
+            let mut sites = one.sites.iter();
+            sites.find(|(id, _)| Machine::Replica(*id) == case.machine)
+        });
         if let (Act::Damage(number), Some((_, sites))) = (case.act, sites) {
             *counts.entry(sites[number].class).or_default() += 1;
         }
