@@ -2,11 +2,13 @@
 //! found out (L3, L7, L9, L10; traps A10, A11, A12).
 
 use std::collections::BTreeSet;
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use synod_coordinator::log::{CrashImage, Disk, Log, MemoryDisk};
 use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::ReplicaId;
 use synod_tests::actors::initiator::{Habits, Initiator};
+use synod_tests::actors::service::Sabotage;
 use synod_tests::exhaustive::cases::{crashes, damages, double_crashes};
 use synod_tests::exhaustive::script::reference;
 use synod_tests::exhaustive::sweep::sweep;
@@ -303,6 +305,17 @@ fn c1_some_crash_points_of_redb_stores_and_second_crashes() {
         assert!(swept.failed.is_empty(), "{:?}", swept.failed);
         assert!(!swept.passed.is_empty());
     }
+    // The checkers are not blind: a disk that loses what it said was synced is found out.
+    let lost: Vec<&Case> = some
+        .iter()
+        .filter(|case| matches!(case.act, Act::Crash(_, 0, _)))
+        .collect();
+    let is_found_out = |case: &Case| {
+        let run = || stores::run_sabotaged(case, Some(Sabotage::DiskLies));
+        !matches!(catch_unwind(run), Ok(Ok(_)))
+    };
+    let found_out = lost.iter().filter(|case| is_found_out(case)).count();
+    assert!(found_out > 0, "none of {} crashes on a lying disk", lost.len());
 }
 
 #[test]

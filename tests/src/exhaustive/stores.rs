@@ -5,7 +5,7 @@
 
 use super::script::{ENDS_AT, Outcome, REPLICA_COUNT, plan_crashes};
 use super::{Case, Machine};
-use crate::actors::service::SharedBooks;
+use crate::actors::service::{Sabotage, SharedBooks};
 use crate::checkers::{Violation, require};
 use crate::run::converge_after;
 use crate::schedule::Micros;
@@ -54,6 +54,7 @@ fn stage(variant: u8, script: Script) -> Result<(World, SharedBooks), Violation>
 const UNDISTURBED: Script = Script {
     transactions: TRANSACTIONS,
     stop: None,
+    sabotage: None,
 };
 
 /// Runs a variant with nothing else done to it.
@@ -84,11 +85,20 @@ pub fn reference(variant: u8) -> Result<Reference, Violation> {
 /// # Errors
 /// A checker found something, or what the case is about did not happen.
 pub(super) fn run(case: &Case) -> Result<Outcome, Violation> {
+    run_sabotaged(case, None)
+}
+
+/// Runs a case with services that do something wrong: to show that somebody notices.
+///
+/// # Errors
+/// As [`super::script::run`].
+pub fn run_sabotaged(case: &Case, sabotage: Option<Sabotage>) -> Result<Outcome, Violation> {
     let (Machine::Service(number), Some(stop)) = (case.machine, case.stop_point()) else {
         return Err(Violation("a service's machine only loses power".to_string()));
     };
     let script = Script {
         stop: Some((number, stop)),
+        sabotage,
         ..UNDISTURBED
     };
     let (mut world, books) = stage(case.variant, script)?;

@@ -41,6 +41,8 @@ pub struct Script {
     pub transactions: (u64, Micros),
     /// Whose machine loses power by plan, counted from 0, and when.
     pub stop: Option<(u32, StopPoint)>,
+    /// What its services do wrong, if anything.
+    pub sabotage: Option<Sabotage>,
 }
 
 /// The longest time that an operation of a scripted bank's disks takes.
@@ -67,6 +69,7 @@ impl Bank {
     pub fn scripted(seed: u64, service_count: u32, script: Script) -> Self {
         Self {
             script: Some(script),
+            sabotage: script.sabotage,
             ..Self::new(seed, service_count)
         }
     }

@@ -27,7 +27,7 @@ struct Arguments {
     #[arg(long)]
     only: Option<Case>,
     /// How many variants of the script with redb stores are run.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=i64::from(VARIANT_COUNT)))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=i64::from(VARIANT_COUNT)))]
     store_variants: u8,
     /// How many variants of the script are run.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(VARIANT_COUNT)))]
