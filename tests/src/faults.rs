@@ -36,6 +36,9 @@ pub enum Fault {
     /// The replica that stands or leads in the highest ballot is cut off in one direction from those peers that the number
     /// picks; all others hear each other.
     Hush(u64),
+    /// So many proposals one after the other, with this pause between them, to every replica: each the abort of a transaction
+    /// of its own.
+    Rush(u64, Micros),
     /// Every replica hears every other.
     Mend,
     /// The network behaves otherwise.

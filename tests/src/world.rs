@@ -3,6 +3,7 @@
 mod faulty;
 mod known;
 mod replicas;
+mod rush;
 mod services;
 
 use crate::actors::databases::Databases;
@@ -159,6 +160,7 @@ pub struct World {
     sessions: BTreeMap<SessionId, Session>,
     next_session: u64,
     mailboxes: BTreeMap<SessionId, Vec<Response>>,
+    rush: rush::Rush,
     random: Random,
     actors_random: Random,
     /// Of streams, and of what services over the library say to each other.
@@ -208,6 +210,7 @@ impl World {
             sessions: BTreeMap::new(),
             next_session: 0,
             mailboxes: BTreeMap::new(),
+            rush: rush::Rush::default(),
             random: Random::new(setup.seed ^ 0x776f_726c),
             actors_random: Random::new(setup.seed ^ 0x6163_746f),
             streams_random: Random::new(setup.seed ^ 0x7374_7265),

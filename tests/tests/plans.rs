@@ -82,6 +82,7 @@ fn every_fault() -> Vec<Fault> {
         Fault::PutBack(TWO),
         Fault::Swap(ONE, TWO),
         Fault::Hush(u64::MAX),
+        Fault::Rush(3, 2_000),
     ]
 }
 

@@ -2,12 +2,14 @@
 //! lies on its disk and what services are told, and compare.
 
 pub mod ballots;
+pub mod directories;
 pub mod gate;
 pub mod linearizability;
 pub mod log;
 pub mod outcomes;
 pub mod points;
 pub mod queues;
+pub mod reads;
 
 use crate::actors::databases::Databases;
 use crate::host::{Host, Output};
@@ -61,10 +63,14 @@ pub struct Checkers {
     pub gate: gate::GateChecker,
     /// Ballots and who leads in them.
     pub ballots: ballots::BallotChecker,
+    /// Whose directories take part.
+    pub directories: directories::DirectoryChecker,
     /// What services are told, against what the log says.
     pub outcomes: outcomes::OutcomeChecker,
     /// What services are told, against what they asked.
     pub histories: linearizability::HistoryChecker,
+    /// Whether absence is told only on a quorum's word.
+    pub reads: reads::ReadChecker,
     /// What waits.
     pub queues: queues::QueueChecker,
     /// How often the run came past each named point.
@@ -96,6 +102,10 @@ impl Checkers {
         self.ballots
             .after_turn(now, host, output, self.log.decided_up_to())
             .map_err(by("ballots"))?;
+        self.directories
+            .after_turn(host, output)
+            .map_err(by("directories"))?;
+        self.reads.after_turn(host, output).map_err(by("reads"))?;
         self.queues.after_turn(host).map_err(by("queues"))?;
         for told in &output.told {
             self.histories.on_told(told);
@@ -109,6 +119,7 @@ impl Checkers {
     /// A session asks something.
     pub fn on_asked(&mut self, now: Micros, session: SessionId, request: &Request) {
         self.histories.on_asked(session, request);
+        self.reads.on_asked(session, request);
         self.outcomes.on_asked(now, session, request);
     }
 

@@ -53,6 +53,10 @@ pub(super) enum FaultForm {
     Hush {
         pick: u64,
     },
+    Rush {
+        count: u64,
+        gap_us: u64,
+    },
     Mend,
     Weather(WeatherForm),
     WallClock {
@@ -350,6 +354,10 @@ impl From<&Fault> for FaultForm {
             Fault::Service(id, fault) => Self::of_service(id.0, *fault),
             Fault::BreakSessions => Self::BreakSessions,
             Fault::Hush(pick) => Self::Hush { pick: *pick },
+            Fault::Rush(count, gap_us) => Self::Rush {
+                count: *count,
+                gap_us: *gap_us,
+            },
         }
     }
 }
@@ -430,6 +438,7 @@ impl From<FaultForm> for Fault {
             }
             FaultForm::BreakSessions => Self::BreakSessions,
             FaultForm::Hush { pick } => Self::Hush(pick),
+            FaultForm::Rush { count, gap_us } => Self::Rush(count, gap_us),
         }
     }
 }
@@ -476,6 +485,7 @@ impl FaultForm {
             | Self::ServiceWallClock { actor, .. } => (Vec::new(), Some(*actor)),
             Self::CrashLeader { .. }
             | Self::Hush { .. }
+            | Self::Rush { .. }
             | Self::Mend
             | Self::Weather(_)
             | Self::BreakSessions => (Vec::new(), None),
@@ -484,7 +494,7 @@ impl FaultForm {
 }
 
 /// Every kind of fault, as the figures of a run name it.
-pub const FAULT_KINDS: [&str; 30] = [
+pub const FAULT_KINDS: [&str; 31] = [
     "crash",
     "crash of the leader",
     "start",
@@ -515,6 +525,7 @@ pub const FAULT_KINDS: [&str; 30] = [
     "branch rolled back by hand",
     "wall clock of a service",
     "hushed leader",
+    "rush of proposals",
 ];
 
 /// The name of a fault's kind, one of [`FAULT_KINDS`].
@@ -551,5 +562,6 @@ pub fn fault_kind(fault: &Fault) -> &'static str {
         Fault::Service(_, ServiceFault::RollBackByHand(_)) => 27,
         Fault::Service(_, ServiceFault::WallClock(_)) => 28,
         Fault::Hush(_) => 29,
+        Fault::Rush(..) => 30,
     }]
 }

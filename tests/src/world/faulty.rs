@@ -66,6 +66,7 @@ impl World {
             Fault::Cut(from, to) => self.network.cut(from, to),
             Fault::Topology(open) => self.set_topology(|from, to| open.contains(&(from, to))),
             Fault::Hush(pick) => self.hush(pick),
+            Fault::Rush(count, gap_us) => self.rush(count, gap_us),
             Fault::Mend => self.set_topology(|_, _| true),
             Fault::Weather(weather) => self.network.weather = weather,
             Fault::WallClock(id, offset_ms) => self.host(id).clocks.wall_offset_ms = offset_ms,
@@ -300,7 +301,8 @@ impl World {
     fn set_topology(&mut self, is_open: impl Fn(ReplicaId, ReplicaId) -> bool) {
         let all = self.replicas();
         for from in &all {
-            for to in &all {
+            // A replica has no line to itself.
+            for to in all.iter().filter(|to| *to != from) {
                 if is_open(*from, *to) {
                     if self.network.mend(*from, *to) {
                         self.schedule.after(

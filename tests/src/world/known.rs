@@ -119,6 +119,7 @@ impl World {
         self.checkers.gate.on_rolled_back(id, &left);
         if !is_as_good(&left, &self.hosts[&id].store) {
             self.awaiting_refusal.insert(id);
+            self.checkers.directories.on_lost(id, left.incarnation);
         }
         self.host(id).replace(left, log);
     }

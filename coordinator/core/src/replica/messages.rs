@@ -42,7 +42,7 @@ impl Replica {
         if to != self.config.replica || !self.config.replicas.contains(&from) {
             return self.ignore(Ignored::UnknownReplica);
         }
-        if !is_plausible(from, &message) {
+        if !is_plausible(from, &message) || (from == to && !is_own_acceptors(&message)) {
             return self.ignore(Ignored::Malformed);
         }
         match message {
@@ -157,7 +157,7 @@ impl Replica {
     }
 
     pub(super) fn on_peer_connected(&mut self, now: Now, peer: ReplicaId, effects: &mut Effects<Unsynced>) {
-        if !self.config.replicas.contains(&peer) {
+        if !self.config.replicas.contains(&peer) || peer == self.config.replica {
             return self.ignore(Ignored::UnknownReplica);
         }
         self.connected.insert(peer);
@@ -579,6 +579,15 @@ impl Replica {
             _ => {}
         }
     }
+}
+
+/// Whether a replica may say this to itself: only what its own acceptor answers. Anything else would count it as a peer
+/// beside itself: its answer to its own heartbeat would make a quorum (T10), its hello an admission (L10).
+fn is_own_acceptors(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Promise { .. } | Message::Nack { .. } | Message::Accepted { .. }
+    )
 }
 
 /// Whether a replica that follows the protocol could have sent this. What a ballot claims is not believed of a sender

@@ -5,13 +5,13 @@ use super::{Bench, Out, WALL, accepted, ballot, disk, establish, promise, to, va
 use crate::effects::Notice;
 use crate::paxos::acceptor::ACCEPT_WINDOW_SLOTS;
 use crate::paxos::{Accepted, Ballot, Message, Slot};
-use crate::replica::{Ignored, RoleName};
+use crate::replica::{Ignored, Input, RoleName};
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::command::Command;
-use synod_proto::ids::{ReplicaId, RequestId, ResourceId};
+use synod_proto::ids::{Incarnation, ProcessNonce, ReplicaId, RequestId, ResourceId};
 use synod_proto::limits::RESOURCE_COUNT_MAX;
 use synod_proto::session::{Refusal, Request, Response};
 
@@ -295,4 +295,39 @@ fn an_old_accept_for_a_decided_slot_above_an_unreadable_one_is_ignored() {
         Out::default()
     );
     assert_eq!(bench.replica.ignored(), &[Ignored::StaleSlot]);
+}
+
+/// T10, L10: a replica is no peer of its own. A heartbeat that it answered itself would make a quorum of two out of one, and its
+/// own hello would be on its disk as an admission: a driver that connects it to itself changes nothing.
+#[test]
+fn t10_a_replica_that_is_connected_to_itself_confirms_nothing() {
+    let mut bench = Bench::fresh(3);
+    let own = bench.serve();
+    let before = bench.meta();
+    assert_eq!(bench.step(Input::PeerConnected(ReplicaId(1))), Out::default());
+    assert_eq!(bench.replica.ignored(), &[Ignored::UnknownReplica]);
+    let asked = bench.ask(Request::Outcome {
+        request: RequestId(1),
+        gtid: gtid(),
+    });
+    let Some(Message::Heartbeat { sequence, .. }) = asked.early.first().map(|one| &one.message) else {
+        panic!("a round of heartbeats: {:?}", asked.early)
+    };
+    let answer = Message::HeartbeatAnswer {
+        ballot: own,
+        sequence: *sequence,
+        wall: WALL,
+    };
+    let hello = Message::Hello {
+        incarnation: Incarnation([9; 16]),
+        start: 9,
+        process: ProcessNonce(9),
+        promised: own,
+        accepted_up_to: Slot(1),
+    };
+    for message in [asked.early[0].message.clone(), answer, hello] {
+        assert_eq!(bench.hear(1, message), Out::default());
+        assert_eq!(bench.replica.ignored(), &[Ignored::Malformed]);
+    }
+    assert_eq!(bench.meta(), before);
 }
