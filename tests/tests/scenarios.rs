@@ -19,6 +19,12 @@ fn l3_a_value_of_a_lower_ballot_does_not_stand_in_for_a_lost_record() {
     play("lower-value-beside-lost-record");
 }
 
+/// L5.
+#[test]
+fn l5_a_candidate_learns_what_its_promises_call_decided_first() {
+    play("candidate-behind-its-promises");
+}
+
 /// L10.
 #[test]
 fn l10_two_wiped_replicas_do_not_believe_each_other() {

@@ -4,10 +4,11 @@ use crate::actors::initiator::{Habits, Initiator};
 use crate::checkers::{Check, Violation, require};
 use crate::faults::{Fault, topology};
 use crate::run::{converge_after, resource};
-use crate::script::{Desk, ELECTION_US, commit, gtid, named, prepare, settled};
+use crate::script::{Desk, ELECTION_US, commit, gtid, named, prepare, settled_with};
 use crate::store::UnsyncedWrite;
 use crate::world::{Setup, World};
 use synod_coordinator_core::paxos::Slot;
+use synod_coordinator_core::replica::{Config, RoleName};
 use synod_proto::command::Decide;
 use synod_proto::ids::ReplicaId;
 use synod_proto::session::{Decision, Request, Response};
@@ -17,7 +18,15 @@ const CUT_OFF_COUNT: u8 = 4;
 
 /// A settled world that has seen a transaction; its leader, and the others.
 fn stage(seed: u64) -> Result<(World, ReplicaId, [ReplicaId; 2]), Violation> {
-    let (mut world, participants) = settled(Setup::scripted(seed, 3), 2)?;
+    stage_with(seed, |_| {})
+}
+
+/// As [`stage`], with another configuration of the replicas.
+fn stage_with(
+    seed: u64,
+    adapt: impl Fn(&mut Config),
+) -> Result<(World, ReplicaId, [ReplicaId; 2]), Violation> {
+    let (mut world, participants) = settled_with(Setup::scripted(seed, 3), 2, adapt)?;
     let replicas = world.replicas();
     let leader = world.serving().expect("a settled world has a leader");
     world.add_actor(Initiator::new(replicas.clone(), participants, Habits::single()));
@@ -69,9 +78,7 @@ fn expect_waiting(
         "a replica serves without knowing what was decided last".to_string()
     })?;
     for id in [holder, other] {
-        let decided_up_to = world.hosts[&id]
-            .replica()
-            .map(|replica| replica.status().decided_up_to);
+        let decided_up_to = decided_up_to(world, id);
         require(decided_up_to < Some(slot), || {
             format!("replica {id} has decided up to {decided_up_to:?}, and nobody could know slot {slot}")
         })?;
@@ -148,5 +155,52 @@ pub(super) fn two_directories_wiped() -> Check {
     world.run_for(5_000_000)?;
     require(world.serving().is_none(), || {
         "replicas that have lost their directories count".to_string()
+    })
+}
+
+fn decided_up_to(world: &World, id: ReplicaId) -> Option<Slot> {
+    let replica = world.hosts[&id].replica();
+    replica.map(|replica| replica.status().decided_up_to)
+}
+
+/// L5: a promise does not report what it calls decided. The leader decides two slots at once, of which one follower knows
+/// nothing, and the other not that they are decided; then it resigns, and promises the first of the two its votes. What that one
+/// is behind it has to read from the leader's disk, which takes longer than the promise.
+pub(super) fn candidate_behind_its_promises() -> Check {
+    let (mut world, leader, [holder, behind]) = stage_with(9, |config| config.limits.retained_bytes_max = 1)?;
+    world.on_fault(Fault::Cut(leader, behind))?;
+    let before = decided_up_to(&world, leader).unwrap_or_default();
+    let mut desk = Desk::open(&mut world, leader);
+    let told = [1, 2].map(|number| one_branch(&mut world, number));
+    for decide in &told {
+        let (request, command) = (desk.number(), decide.encode());
+        world.ask(desk.session, Request::Decide { request, command });
+        // Each becomes an entry of its own, and the second one leaves before the first is decided.
+        world.run_for(100)?;
+    }
+    let last = Slot(before.0 + 2);
+    let is_decided = |world: &World| decided_up_to(world, leader) >= Some(last);
+    world.run_while_not(ELECTION_US, "both are decided", is_decided)?;
+    let links = topology(&[(leader.0, behind.0)]);
+    world.on_fault(Fault::Topology(links))?;
+    world.on_fault(Fault::Drain(leader))?;
+    let of_others = [holder, behind].map(|id| decided_up_to(&world, id));
+    require(of_others == [Some(before); 2], || {
+        format!(
+            "the script is out of step: the others have decided up to {of_others:?}, before that {before}"
+        )
+    })?;
+    world.run_for(5_000_000)?;
+    let role = world.hosts[&behind]
+        .replica()
+        .map(|replica| replica.status().role);
+    require(
+        matches!(role, Some(RoleName::Leading | RoleName::Serving)),
+        || format!("the script is out of step: replica {behind} is {role:?}"),
+    )?;
+    converge_after(&mut world, 1_000_000)?;
+    let is_there = |decide: &Decide| world.checkers.outcomes.committed_branches(decide.gtid).is_some();
+    require(told.iter().all(is_there), || {
+        "what was told is not in the log".to_string()
     })
 }

@@ -20,7 +20,7 @@ pub struct Scenario {
 }
 
 /// Every script.
-pub const ALL: [Scenario; 5] = [
+pub const ALL: [Scenario; 6] = [
     Scenario {
         name: "last-record-lost",
         what: "the leader is gone, and the other record of what it decided last cannot be read",
@@ -30,6 +30,11 @@ pub const ALL: [Scenario; 5] = [
         name: "lower-value-beside-lost-record",
         what: "the same, and the third replica holds another value for that slot, of a lower ballot",
         play: log::lower_value_beside_lost_record,
+    },
+    Scenario {
+        name: "candidate-behind-its-promises",
+        what: "a candidate lacks what its only promise calls decided, and another replica does not know that it is",
+        play: log::candidate_behind_its_promises,
     },
     Scenario {
         name: "two-directories-wiped",

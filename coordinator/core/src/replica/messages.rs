@@ -237,8 +237,10 @@ impl Replica {
         }
         let Acknowledged { ballot, slot } = acknowledged;
         let has_lost = meta.promised < ballot || meta.accepted_up_to < slot;
-        // Only that peer's memory knows it; a contradiction of its own it has on disk.
-        let is_known_in_memory_only = contradiction.is_none() && has_lost;
+        // What only the peer's memory knows is forgotten when it restarts; and the start that it has on disk is passed by a
+        // directory that is started often enough. A directory in its first start is no copy: peers know another one in its
+        // place, and will for ever.
+        let is_to_be_noted = has_lost || meta.start > 1;
         let contradiction = contradiction.or_else(|| {
             has_lost.then(|| {
                 format!(
@@ -255,7 +257,7 @@ impl Replica {
                 contradiction: contradiction.clone(),
             });
             self.admission = Admission::Refused { contradiction };
-            if is_known_in_memory_only && self.is_writable() {
+            if is_to_be_noted && self.is_writable() {
                 let own = PeerSeen::lost(self.config.incarnation, self.process);
                 self.acceptor.note_peer(self.config.replica, own);
             }

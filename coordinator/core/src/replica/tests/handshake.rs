@@ -292,6 +292,26 @@ fn l10_a_directory_that_has_lost_something_stays_refused_after_a_restart() {
     assert!(matches!(admission, Admission::Refused { .. }), "{admission:?}");
 }
 
+/// A copy that was put back comes in starts that peers have seen, until it has been started as often as the original. Then
+/// nobody would contradict it any more; so it is on its own disk that it was contradicted.
+#[test]
+fn l10_a_copy_that_was_contradicted_stays_refused_when_its_starts_have_caught_up() {
+    let (mut bench, _) = Bench::started(3, admitted_before(), vec![]);
+    let out = bench.hear(3, answer(2, Some("start 2 was seen before".into())));
+    let meta = out.batch.expect("the finding is written").meta;
+    assert!(meta.has_lost(ReplicaId(1), Incarnation([1; 16])));
+    let recovered = Recovered {
+        meta,
+        ..Recovered::default()
+    };
+    let (mut bench, _) = Bench::started(3, recovered, vec![]);
+    for peer in [2, 3] {
+        bench.hear(peer, answer(3, None));
+    }
+    let admission = bench.replica.status().admission;
+    assert!(matches!(admission, Admission::Refused { .. }), "{admission:?}");
+}
+
 /// What this replica's directory looks like on disk once it has been admitted.
 fn admitted_before() -> Recovered {
     let own = PeerSeen {
