@@ -111,12 +111,13 @@ impl Host {
         self.process.as_ref().map(|process| &process.replica)
     }
 
-    /// Whether everything that the replica has asked to be written is on disk.
+    /// Whether everything that the replica has asked to be written is on disk. After a failed write it is not, for the rest of
+    /// the process.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         self.process
             .as_ref()
-            .is_none_or(|process| process.group.is_idle())
+            .is_none_or(|process| process.is_writable && process.group.is_idle())
     }
 
     /// Starts a process on the directory.

@@ -238,9 +238,10 @@ impl Replica {
         let Acknowledged { ballot, slot } = acknowledged;
         let has_lost = meta.promised < ballot || meta.accepted_up_to < slot;
         // What only the peer's memory knows is forgotten when it restarts; and the start that it has on disk is passed by a
-        // directory that is started often enough. A directory in its first start is no copy: peers know another one in its
-        // place, and will for ever.
-        let is_to_be_noted = has_lost || meta.start > 1;
+        // copy that is started often enough. A directory that was never admitted here was wiped, or belongs to another
+        // replica: the peers know another one in its place, and will for ever.
+        let was_admitted = meta.was_admitted(self.config.replica, self.config.incarnation);
+        let is_to_be_noted = has_lost || was_admitted;
         let contradiction = contradiction.or_else(|| {
             has_lost.then(|| {
                 format!(
