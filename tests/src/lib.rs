@@ -11,9 +11,9 @@
 //!
 //! | to add | touch |
 //! |---|---|
-//! | a workload | a new file in [`workloads`], with its [`Actor`](actors::Actor)s and its checker |
+//! | a workload | a new file in [`workloads`], with its [`Actor`](actors::Actor)s, checker, points and faults, and its line in [`workloads::of`] |
 //! | a kind of fault | [`Fault`](faults::Fault), and where it takes hold in [`World`](world::World) |
-//! | a property | a new file in [`checkers`] |
+//! | a property | a new file in [`checkers`], and its calls in [`Checkers`](checkers::Checkers) |
 //! | what must go wrong together | a script in [`scenarios`] |
 #![forbid(unsafe_code)]
 

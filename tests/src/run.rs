@@ -22,8 +22,8 @@ pub use crate::workloads::scripted::{populate, resource};
 /// How long a healed world may take to come to rest: the longest deadline, an election and some rounds of asking.
 pub const CONVERGENCE_US: Micros = 90_000_000;
 
-/// How long a healed world is watched at least, before anything must be at rest.
-const WATCH_US: Micros = 10_000_000;
+/// How long a healed world is watched at least, before anything must be at rest: as long as its ballots are counted.
+const WATCH_US: Micros = MINUTE_US;
 
 const MINUTE_US: Micros = 60_000_000;
 
@@ -216,15 +216,9 @@ pub fn play_with(draw: &Draw, workloads: Vec<Box<dyn Workload>>) -> (Check, Opti
     for (at, fault) in draw.plan.iter().filter(|(at, _)| *at < draw.faults_us) {
         world.plan(*at, fault.clone());
     }
-    // Some are watched for the whole minute in which ballots are counted.
-    let watch_us = if draw.seed.is_multiple_of(8) {
-        MINUTE_US
-    } else {
-        WATCH_US
-    };
     let result = world
         .run_until(draw.faults_us)
-        .and_then(|()| converge_after(&mut world, watch_us).map_err(|violation| violation.by("convergence")))
+        .and_then(|()| converge_after(&mut world, WATCH_US).map_err(|violation| violation.by("convergence")))
         .and_then(|()| {
             if draw.is_long {
                 outlive_watermark(&mut world).map_err(|violation| violation.by("watermark"))

@@ -1,8 +1,10 @@
 //! Plans: one run as a file that people can read, change and keep.
 //!
 //! A [`Plan`] holds everything that a run is made of: the world (with the seed of all that is still left to chance, such
-//! as delays) and the list of faults with their times. A seed is short but means something else as soon as the generator
-//! changes; a plan keeps its meaning. Plans of found bugs live in `tests/plans/` and run in every test run.
+//! as delays) and the list of faults with their times. A seed is short but means something else as soon as anything drawn
+//! from it changes; a plan keeps its world and its faults. What the workloads do in it still follows from the plan's seed, so
+//! that a kept plan is a regression test of a kind of run, not of one order of events for ever: what must stay has a
+//! test of its own as well. Plans of found bugs live in `tests/plans/` and run in every test run.
 //!
 //! | what | where |
 //! |---|---|
