@@ -13,11 +13,14 @@ use synod_proto::ids::ReplicaId;
 /// Services begin early in a run, and a storm that nothing is proposed in does no harm.
 const BEGIN_US_MAX: Micros = 8_000_000;
 
-/// Draws the storms of a run: in a third of the runs, one or two.
+/// How soon before a fault of a storm a rush of proposals begins, at most: what it proposes is then on its way.
+const RUSH_AHEAD_US_MAX: Micros = 40_000;
+
+/// Draws the storms of a run: in half of the runs, one or two.
 #[must_use]
 pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, length: Micros) -> Plan {
     let mut plan = Vec::new();
-    if random.between(0, 2) > 0 {
+    if random.between(0, 1) > 0 {
         return plan;
     }
     for _ in 0..random.between(1, 2) {
@@ -26,10 +29,16 @@ pub fn draw(random: &mut Random, replicas: &BTreeSet<ReplicaId>, length: Micros)
             plan.push((at, Fault::Weather(draw_weather(random))));
         }
         let pause_us_max = random.between(300_000, 1_500_000);
+        let is_rushed = random.between(0, 3) > 0;
         for _ in 0..random.between(2, 12) {
+            if is_rushed && random.between(0, 3) > 0 {
+                let begin = at.saturating_sub(random.between(0, RUSH_AHEAD_US_MAX));
+                let (count, gap_us) = (random.between(2, 24), random.between(200, 12_000));
+                plan.push((begin, Fault::Rush(count, gap_us)));
+            }
             plan.push(match random.between(0, 9) {
                 0 => (at, Fault::Mend),
-                1 => (at, Fault::CrashLeader(UnsyncedWrite::Lost)),
+                1 | 2 => (at, Fault::CrashLeader(UnsyncedWrite::Lost)),
                 _ => (at, Fault::Hush(random.next_u64())),
             });
             at += random.between(20_000, pause_us_max);
