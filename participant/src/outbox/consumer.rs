@@ -16,6 +16,11 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// See [`KEEP_ALIVE_INTERVAL`].
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The most topics of one consumer. The store has room for some more that were taken away from it.
+const TOPIC_COUNT_MAX: usize = 1000;
+
+const _: () = assert!(TOPIC_COUNT_MAX < crate::resource::redb::messages::TOPIC_COUNT_MAX);
+
 /// A service that consumes messages: a name, an address, and topics.
 #[derive(Clone, Debug)]
 pub struct Consumer {
@@ -42,7 +47,12 @@ impl Consumer {
         }
     }
 
-    /// It takes this topic. A topic that is added later begins with what is published from then on.
+    /// It takes this topic; at most 1000. A topic that is added later begins with what becomes visible after the outbox was opened
+    /// with it. One that is taken away stays the consumer's as far as it was visible by then, and gets delivered: keep its handler
+    /// until [`ConsumerStatus`](super::ConsumerStatus) shows the mark above it, or
+    /// [drop](super::Outbox::unsubscribe_topic) what is left. What becomes visible later, since it waited for its time or for its
+    /// branch's outcome, goes to whoever takes the topic then, and if nobody does, to the consumer that it was taken away from
+    /// last.
     #[must_use]
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
         self.topics.insert(topic.into());
@@ -50,7 +60,9 @@ impl Consumer {
     }
 
     /// When it is first registered, it gets the messages that are still stored, too; else only those that become visible
-    /// afterwards.
+    /// afterwards. Stored is what another consumer of the topic has not got yet. One that was
+    /// [unsubscribed](super::Outbox::unsubscribe) and comes back gets nothing twice: what was settled for it before is not among
+    /// them.
     #[must_use]
     pub fn from_start(mut self) -> Self {
         self.is_from_start = true;
@@ -103,6 +115,13 @@ impl Consumer {
         }
         if self.topics.is_empty() {
             return invalid(format!("the consumer `{}` takes no topic", self.name));
+        }
+        if self.topics.len() > TOPIC_COUNT_MAX {
+            let text = format!(
+                "the consumer `{}` takes more than {TOPIC_COUNT_MAX} topics",
+                self.name
+            );
+            return invalid(text);
         }
         for topic in &self.topics {
             if let Err(error) = check_name("topic", topic) {

@@ -25,7 +25,7 @@ use crate::resource::{Identity, ResourceError};
 /// How far one settlement moves the mark at most: above it there may be more.
 const MARK_STEP_FULL: u64 = 4096;
 
-/// How long the mark may stay before messages of other topics than the consumer's.
+/// How long the mark may stay before messages that are not the consumer's.
 const SKIP_DELAY: Duration = Duration::from_millis(500);
 
 /// What a lane tells a session.
@@ -75,10 +75,8 @@ impl Lane {
             })?;
         let mut letters = Vec::new();
         let mut unsettled = Vec::new();
-        for (position, letter) in read.letters(row.number, Position(0), usize::MAX)? {
-            if position < row.mark {
-                unsettled.push(position);
-            }
+        for (position, letter) in read.letters_below(row.number, row.mark)? {
+            unsettled.push(position);
             let Some(message) = read.message(position)? else {
                 continue;
             };
@@ -227,6 +225,25 @@ impl Lane {
         self.step(|relay, now| match action {
             OperatorAction::Requeue => relay.on_requeued(now, &row, low_water),
             OperatorAction::Discard => relay.on_discarded(now, &row, low_water),
+        });
+    }
+
+    pub(super) fn on_unsubscribed(&self, letters: &[Row], low_water: &LowWater) {
+        self.step(|relay, now| {
+            for row in letters {
+                relay.on_discarded(now, row, low_water.clone());
+            }
+        });
+    }
+
+    /// What was to be sent is not the consumer's any more.
+    pub(super) fn on_dropped(&self, sends: &[Send]) {
+        self.step(|relay, now| {
+            for send in sends {
+                if let Err(ignored) = relay.on_dropped(now, send.session, send.position, send.fence) {
+                    tracing::debug!(position = %send.position, ?ignored, "it was not in flight any more");
+                }
+            }
         });
     }
 

@@ -169,11 +169,12 @@ impl OutboxBuilder {
         consumers: &[Consumer],
     ) -> Result<Outbox, OutboxError> {
         let identity = store.identity(None).await?;
-        let run = store
+        let opened = store
             .work(OpenOutbox {
                 consumers: registered,
             })
             .await?;
+        let run = opened.map_err(|text| OutboxError::Invalid { text })?;
         let snapshot = store.snapshot()?;
         let mut lanes = BTreeMap::new();
         let mut workers = Vec::new();
@@ -271,7 +272,10 @@ impl Outbox {
     }
 
     /// Takes a consumer that is no longer named where the outbox is opened off the list, with its dead letters: nothing is kept
-    /// for it any more. Answers whether there was one.
+    /// for it any more. Answers whether there was one. If it is cut short, a part was dropped: call it again.
+    ///
+    /// Registered again under its name, the consumer gets nothing that was settled for it before, [from its
+    /// start](Consumer::from_start) or not; for all that is still stored give it another name.
     ///
     /// # Errors
     /// [`OutboxError::Invalid`] for a consumer that is still named; [`OutboxError::Resource`].
@@ -280,8 +284,44 @@ impl Outbox {
             let text = format!("`{consumer}` is named where the outbox is opened: take it away there first");
             return Err(OutboxError::Invalid { text });
         }
-        let consumer = consumer.to_owned();
-        Ok(self.inner.store.work(Unsubscribe { consumer }).await?)
+        self.drop_for(consumer, None).await
+    }
+
+    /// Drops what a consumer has not got of a topic that was taken away from it, dead letters included; what was taken away is in
+    /// [`ConsumerStatus::retired_topics`]. Answers whether there was such a topic. If it is cut short, a part was dropped: call it
+    /// again.
+    ///
+    /// # Errors
+    /// [`OutboxError::Invalid`] for a topic that is still named for the consumer; [`OutboxError::Resource`].
+    pub async fn unsubscribe_topic(&self, consumer: &str, topic: &str) -> Result<bool, OutboxError> {
+        let lane = self.inner.lanes.get(consumer);
+        if lane.is_some_and(|lane| lane.takes(topic)) {
+            let text = format!(
+                "`{topic}` is named for `{consumer}` where the outbox is opened: take it away there first"
+            );
+            return Err(OutboxError::Invalid { text });
+        }
+        self.drop_for(consumer, Some(topic.to_owned())).await
+    }
+
+    async fn drop_for(&self, consumer: &str, topic: Option<String>) -> Result<bool, OutboxError> {
+        let mut was_there = false;
+        loop {
+            let work = Unsubscribe {
+                consumer: consumer.to_owned(),
+                topic: topic.clone(),
+            };
+            let Some(done) = self.inner.store.work(work).await? else {
+                return Ok(was_there);
+            };
+            was_there = true;
+            if let Some(lane) = self.inner.lanes.get(consumer) {
+                lane.on_unsubscribed(&done.letters, &done.low_water);
+            }
+            if !done.has_more {
+                return Ok(true);
+            }
+        }
     }
 
     /// Takes whatever database answers for the consumer next as its own, after it was replaced or restored. What the earlier one

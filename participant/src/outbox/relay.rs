@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use synod_participant_core::relay::{RelaySession, Send};
-use synod_proto::ids::Position;
 use synod_proto::limits::{DELIVERY_BYTES_FULL, DELIVERY_COUNT_MAX, MESSAGE_BYTES_MAX};
 use synod_proto::message::{Delivery, Hello, InboxFrame, RelayFrame, Welcome};
 use synod_proto::v1;
@@ -19,7 +18,7 @@ use super::Outbox;
 use super::lane::{Lane, ToSession};
 use crate::error::BoxError;
 use crate::resource::ResourceError;
-use crate::resource::redb::messages::MessageRead;
+use crate::resource::redb::messages::{ConsumerRow, MessageRead, MessageRow};
 
 /// The waits between two attempts to reach a consumer: doubled from the first to the last, jittered (traps B19).
 const RECONNECT_FIRST: Duration = Duration::from_millis(50);
@@ -193,12 +192,17 @@ async fn send(
         }
         if !batch.is_empty() {
             let sends = std::mem::take(&mut batch);
+            let name = lane.consumer.name.clone();
             // The snapshot is gone when the frames wait for the transport (traps H12).
-            for frame in lane
+            let (ready, dropped) = lane
                 .store
-                .read(move |snapshot| read(&MessageRead(snapshot), sends))
-                .await?
-            {
+                .read(move |snapshot| {
+                    let consumer = MessageRead(snapshot).consumer(&name)?;
+                    read(&MessageRead(snapshot), consumer.as_ref(), sends)
+                })
+                .await?;
+            lane.on_dropped(&dropped);
+            for frame in ready {
                 frames.send(RelayFrame::Deliver(frame).into()).await?;
             }
         }
@@ -213,19 +217,23 @@ async fn send(
     Ok(())
 }
 
-/// The messages, in frames that are full or the last one.
-fn read(read: &MessageRead<'_>, sends: Vec<Send>) -> Result<Vec<Vec<Delivery>>, ResourceError> {
+/// The messages, in frames that are full or the last one, and those that were dropped for the consumer by name meanwhile.
+fn read(
+    read: &MessageRead<'_>,
+    consumer: Option<&ConsumerRow>,
+    sends: Vec<Send>,
+) -> Result<(Vec<Vec<Delivery>>, Vec<Send>), ResourceError> {
     let mut frames = Vec::new();
     let mut frame = Vec::new();
+    let mut dropped = Vec::new();
     let mut bytes = 0;
     for send in sends {
-        let Position(position) = send.position;
-        let Some(message) = read.message(send.position)? else {
-            return Err(ResourceError::Invalid {
-                text: format!(
-                    "message {position} is not in the outbox any more: its consumer was unsubscribed"
-                ),
-            });
+        let is_own = |message: &MessageRow| {
+            consumer.is_some_and(|consumer| consumer.takes(&message.topic, send.position))
+        };
+        let Some(message) = read.message(send.position)?.filter(is_own) else {
+            dropped.push(send);
+            continue;
         };
         bytes += message.body.len() + message.key.len();
         bytes += message
@@ -254,5 +262,5 @@ fn read(read: &MessageRead<'_>, sends: Vec<Send>) -> Result<Vec<Vec<Delivery>>, 
     if !frame.is_empty() {
         frames.push(frame);
     }
-    Ok(frames)
+    Ok((frames, dropped))
 }

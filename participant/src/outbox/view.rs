@@ -1,12 +1,14 @@
 //! What an operator sees of an outbox, and does to its dead letters.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use synod_proto::ids::{MessageId, Position, ResourceId, Sequence, UnixMillis};
 use synod_proto::limits::{LIST_COUNT_MAX, TEXT_BYTES_MAX};
 
 use super::{Outbox, OutboxError};
 use crate::resource::redb::messages::{
-    ConsumerRow, FailureRow, MessageRead, MessageRow, Operate, OperatorAction, StoredState,
+    ConsumerRow, FailureRow, MessageRead, MessageRow, Operate, OperatorAction, StoredState, TopicRange,
 };
 
 /// An outbox at a glance.
@@ -35,6 +37,9 @@ pub struct ConsumerStatus {
     pub address: String,
     /// What it takes.
     pub topics: Vec<String>,
+    /// Topics that were taken away from it. What was visible of them is still its own, and what becomes visible later if nobody
+    /// else takes it, until it is delivered, or [dropped by name](Outbox::unsubscribe_topic).
+    pub retired_topics: Vec<String>,
     /// Every message below is settled, but for those that [`unsettled_count`](Self::unsettled_count) counts.
     pub mark: Position,
     /// Its dead letters.
@@ -133,6 +138,13 @@ fn state(stored: StoredState) -> EntryState {
     }
 }
 
+/// The names of some of its topics.
+fn topics(row: &ConsumerRow, is_asked: impl Fn(&TopicRange) -> bool) -> Vec<String> {
+    let asked = row.topics.iter().filter(|range| is_asked(range));
+    let names: BTreeSet<_> = asked.map(|range| range.topic.clone()).collect();
+    names.into_iter().collect()
+}
+
 /// Dead letters of one consumer behind `after`.
 fn dead(
     read: &MessageRead<'_>,
@@ -181,7 +193,8 @@ impl Outbox {
                         None => "not named where the outbox is opened: name it, or unsubscribe it".to_owned(),
                     },
                     consumer: name,
-                    topics: row.topics,
+                    topics: topics(&row, |range| range.until.is_none()),
+                    retired_topics: topics(&row, |range| range.until.is_some()),
                     mark: row.mark,
                     dead_count: letters.iter().filter(|(_, letter)| letter.is_dead()).count() as u64,
                     unsettled_count: letters
@@ -220,7 +233,10 @@ impl Outbox {
             let mut entries = Vec::new();
             for (position, message) in read.page(after, count_max.min(LIST_COUNT_MAX as usize))? {
                 let mut states = Vec::new();
-                for (name, row) in consumers.iter().filter(|(_, row)| row.takes(&message.topic)) {
+                for (name, row) in consumers
+                    .iter()
+                    .filter(|(_, row)| row.takes(&message.topic, position))
+                {
                     states.push((name.clone(), state(read.state(row, position)?)));
                 }
                 entries.push(entry(position, message, states));

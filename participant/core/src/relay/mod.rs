@@ -390,23 +390,7 @@ impl Relay {
         fence: Fence,
         answer: Answer,
     ) -> Result<(), Ignored> {
-        let open = self.sessions.get_mut(&session).ok_or(Ignored::UnknownSession)?;
-        if open.in_flight.get(&position) != Some(&fence) {
-            return Err(Ignored::NotInFlight);
-        }
-        open.in_flight.remove(&position);
-        let entry = self
-            .entries
-            .get_mut(&position)
-            .expect("what is in flight is in memory");
-        open.byte_count -= entry.byte_count;
-        if open.in_flight.is_empty() {
-            self.timers.cancel(Timer::Session(session));
-        } else {
-            let at = now.plus_duration(self.options.answer_timeout);
-            self.timers.set(Timer::Session(session), at);
-        }
-        let number = entry.key;
+        let number = self.end_flight(now, session, position, fence)?;
         match answer {
             Answer::Applied | Answer::Duplicate | Answer::Settled => {
                 self.entries.remove(&position);
@@ -425,12 +409,57 @@ impl Relay {
                 self.fail(now, position, text);
             }
             Answer::Stale | Answer::Busy { .. } => {
+                let entry = self
+                    .entries
+                    .get_mut(&position)
+                    .expect("what is in flight is in memory");
                 let count = entry.lost_count;
                 entry.lost_count = count.saturating_add(1);
                 self.back_off(now, number, position, count);
             }
         }
         Ok(())
+    }
+
+    /// What was to be sent is not the consumer's any more: somebody has dropped it for the consumer, by name.
+    ///
+    /// # Errors
+    /// It is not in flight any more; nothing changed.
+    pub fn on_dropped(
+        &mut self,
+        now: Timestamp,
+        session: RelaySession,
+        position: Position,
+        fence: Fence,
+    ) -> Result<(), Ignored> {
+        let number = self.end_flight(now, session, position, fence)?;
+        self.entries.remove(&position);
+        self.advance(number);
+        Ok(())
+    }
+
+    /// Takes a message off its session.
+    fn end_flight(
+        &mut self,
+        now: Timestamp,
+        session: RelaySession,
+        position: Position,
+        fence: Fence,
+    ) -> Result<KeyNumber, Ignored> {
+        let open = self.sessions.get_mut(&session).ok_or(Ignored::UnknownSession)?;
+        if open.in_flight.get(&position) != Some(&fence) {
+            return Err(Ignored::NotInFlight);
+        }
+        open.in_flight.remove(&position);
+        let entry = &self.entries[&position];
+        open.byte_count -= entry.byte_count;
+        if open.in_flight.is_empty() {
+            self.timers.cancel(Timer::Session(session));
+        } else {
+            let at = now.plus_duration(self.options.answer_timeout);
+            self.timers.set(Timer::Session(session), at);
+        }
+        Ok(entry.key)
     }
 
     fn fail(&mut self, now: Timestamp, position: Position, reason: String) {

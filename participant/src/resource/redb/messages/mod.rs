@@ -7,8 +7,9 @@
 //! | `synod:outbox_key` | name, position | nothing: a key's messages in their order |
 //! | `synod:outbox_due` | time, message id | [`MessageRow`] that waits for its time, and has no position yet |
 //! | `synod:outbox_sequence` | name | the key's next sequence number; its lock orders the key's publishers |
-//! | `synod:outbox_counter` | a name | `position`, the next to be given; `run`; `swept`; `record`; `consumer` |
+//! | `synod:outbox_counter` | a name | `position`, the next to be given; `run`; `record`; `consumer` |
 //! | `synod:outbox_consumer` | the consumer's name | [`ConsumerRow`], with its low-water mark |
+//! | `synod:outbox_gone` | the name of one that was unsubscribed | the mark that it had |
 //! | `synod:outbox_done` | consumer, position | nothing: delivered, at or above the mark |
 //! | `synod:outbox_failed` | consumer, position | [`FailureRow`] |
 //! | `synod:outbox_letter` | consumer, position | [`LetterRow`]: dead, requeued, or waiting behind one of these below the mark |
@@ -20,7 +21,9 @@
 //! So a branch that is in doubt for hours takes no place, and what it published comes behind everything that became visible
 //! before it (traps H1, H2).
 
+mod consumer_row;
 mod reads;
+mod subscribe;
 mod writes;
 
 use std::collections::BTreeMap;
@@ -32,11 +35,11 @@ use synod_proto::message::LowWater;
 
 use super::format::{ByteTable, DamagedRow};
 
+pub(crate) use consumer_row::{ConsumerRow, TopicRange};
 pub(crate) use reads::{MessageRead, StoredState};
+pub(crate) use subscribe::{OpenOutbox, Readmit, TOPIC_COUNT_MAX, Unsubscribe};
 pub(super) use writes::publish_row;
-pub(crate) use writes::{
-    MarkInbox, OpenOutbox, Operate, Operated, OperatorAction, Readmit, Release, Settle, Unsubscribe,
-};
+pub(crate) use writes::{MarkInbox, Operate, Operated, OperatorAction, Release, Settle};
 
 pub(crate) const OUTBOX: ByteTable = TableDefinition::new("synod:outbox");
 pub(crate) const KEYS: ByteTable = TableDefinition::new("synod:outbox_key");
@@ -46,6 +49,7 @@ pub(crate) const SEQUENCE: ByteTable = TableDefinition::new(SEQUENCE_TABLE);
 pub(crate) const COUNTER: TableDefinition<'static, &'static str, u64> =
     TableDefinition::new("synod:outbox_counter");
 pub(crate) const CONSUMER: ByteTable = TableDefinition::new("synod:outbox_consumer");
+pub(crate) const GONE: ByteTable = TableDefinition::new("synod:outbox_gone");
 pub(crate) const DONE: ByteTable = TableDefinition::new("synod:outbox_done");
 pub(crate) const FAILED: ByteTable = TableDefinition::new("synod:outbox_failed");
 pub(crate) const LETTER: ByteTable = TableDefinition::new("synod:outbox_letter");
@@ -60,7 +64,6 @@ pub(crate) const PUBLISH_TABLE: &str = "synod:outbox_new";
 
 pub(crate) const COUNTER_POSITION: &str = "position";
 pub(crate) const COUNTER_RUN: &str = "run";
-pub(crate) const COUNTER_SWEPT: &str = "swept";
 pub(crate) const COUNTER_RECORD: &str = "record";
 pub(crate) const COUNTER_CONSUMER: &str = "consumer";
 
@@ -78,20 +81,6 @@ pub(crate) struct MessageRow {
     pub(crate) deliver_at: UnixMillis,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Bytes,
-}
-
-/// A consumer, as the outbox knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ConsumerRow {
-    /// Stands for its name in other keys.
-    pub(crate) number: u32,
-    /// Everything below is settled, but for what has a [`LetterRow`].
-    pub(crate) mark: Position,
-    /// What the consumer's inbox has confirmed to know.
-    pub(crate) confirmed: Position,
-    /// Its database, once it was met (T11).
-    pub(crate) resource: Option<ResourceId>,
-    pub(crate) topics: Vec<String>,
 }
 
 /// The last failed attempt of a message that is still tried.
@@ -296,48 +285,6 @@ impl MessageRow {
         let id = MessageId(reader.array()?);
         reader.take(16)?;
         Ok((UnixMillis(reader.number::<8>()?), id, name(topic, key)))
-    }
-}
-
-impl ConsumerRow {
-    pub(crate) fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(128);
-        out.put_u8(ROW_VERSION);
-        out.put_u32(self.number);
-        out.put_u64(self.mark.0);
-        out.put_u64(self.confirmed.0);
-        out.put_u8(self.resource.is_some().into());
-        out.put_slice(&self.resource.map_or([0; 16], |resource| resource.0));
-        out.put_u16(u16::try_from(self.topics.len()).expect("topics are limited"));
-        for topic in &self.topics {
-            put_short(&mut out, topic.as_bytes());
-        }
-        out.freeze()
-    }
-
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DamagedRow> {
-        let mut reader = Reader::new("synod:outbox_consumer", bytes)?;
-        let number = reader.take(4)?.get_u32();
-        let mark = Position(reader.number::<8>()?);
-        let confirmed = Position(reader.number::<8>()?);
-        let is_met = reader.number::<1>()? == 1;
-        let resource = ResourceId(reader.array()?);
-        let mut topics = Vec::new();
-        for _ in 0..reader.number::<2>()? {
-            topics.push(reader.text()?);
-        }
-        reader.end()?;
-        Ok(Self {
-            number,
-            mark,
-            confirmed,
-            resource: is_met.then_some(resource),
-            topics,
-        })
-    }
-
-    pub(crate) fn takes(&self, topic: &str) -> bool {
-        self.topics.iter().any(|taken| taken == topic)
     }
 }
 

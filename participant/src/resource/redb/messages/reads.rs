@@ -2,7 +2,10 @@
 
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
-use ::redb::{Key, ReadOnlyTable, ReadableTable, ReadableTableMetadata, TableDefinition, TableError, Value};
+use ::redb::{
+    AccessGuard, Key, ReadOnlyTable, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition,
+    TableError, Value,
+};
 use bytes::Bytes;
 use synod_participant_core::relay::{Row, Rows};
 use synod_proto::ids::{Position, ResourceId, UnixMillis};
@@ -26,6 +29,17 @@ pub(crate) enum StoredState {
     Pending(Option<FailureRow>),
     Delivered,
     Dead(FailureRow),
+}
+
+type Guard = AccessGuard<'static, &'static [u8]>;
+
+fn letter_row(row: Result<(Guard, Guard), StorageError>) -> Result<(Position, LetterRow), ResourceError> {
+    let (key, row) = row.map_err(failed)?;
+    let position = last_number("synod:outbox_letter", key.value()).map_err(damaged)?;
+    Ok((
+        Position(position),
+        LetterRow::decode(row.value()).map_err(damaged)?,
+    ))
 }
 
 /// The tables of outbox and inbox in a snapshot.
@@ -108,16 +122,21 @@ impl MessageRead<'_> {
         let rows = table
             .range::<&[u8]>((Excluded(&after[..]), Included(&end[..])))
             .map_err(failed)?;
-        rows.take(count_max)
-            .map(|row| {
-                let (key, row) = row.map_err(failed)?;
-                let position = last_number("synod:outbox_letter", key.value()).map_err(damaged)?;
-                Ok((
-                    Position(position),
-                    LetterRow::decode(row.value()).map_err(damaged)?,
-                ))
-            })
-            .collect()
+        rows.take(count_max).map(letter_row).collect()
+    }
+
+    /// Letters below the mark: at most so many as the list of unsettled messages holds.
+    pub(crate) fn letters_below(
+        &self,
+        consumer: u32,
+        mark: Position,
+    ) -> Result<Vec<(Position, LetterRow)>, ResourceError> {
+        let Some(table) = self.open(LETTER)? else {
+            return Ok(Vec::new());
+        };
+        let (start, end) = (of_consumer(consumer, Position(0)), of_consumer(consumer, mark));
+        let rows = table.range::<&[u8]>(&start[..]..&end[..]).map_err(failed)?;
+        rows.map(letter_row).collect()
     }
 
     pub(crate) fn letter(
@@ -159,7 +178,7 @@ impl MessageRead<'_> {
         position: Position,
         message: &[u8],
     ) -> Result<Option<Row>, ResourceError> {
-        if !consumer.takes(MessageRow::topic_of(message).map_err(damaged)?) {
+        if !consumer.takes(MessageRow::topic_of(message).map_err(damaged)?, position) {
             return Ok(None);
         }
         let (failed_count, is_dead) = match self.state(consumer, position)? {

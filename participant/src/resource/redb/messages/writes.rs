@@ -9,20 +9,20 @@ use synod_proto::message::LowWater;
 
 use super::super::rows::WriteError;
 use super::super::writer::Work;
+use super::subscribe::route;
 use super::{
-    CONSUMER, COUNTER, COUNTER_CONSUMER, COUNTER_POSITION, COUNTER_RECORD, COUNTER_RUN, COUNTER_SWEPT,
-    ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, KEYS, LETTER, LetterRow, LetterState,
-    MessageRow, OUTBOX, RECORD, SEQUENCE, decode_low_water, due_key, encode_low_water, last_number, named,
-    of_consumer, origin_key, position_key,
+    CONSUMER, COUNTER, COUNTER_POSITION, COUNTER_RECORD, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX,
+    INBOX_ORIGIN, KEYS, LETTER, LetterRow, LetterState, MessageRow, OUTBOX, RECORD, SEQUENCE,
+    decode_low_water, due_key, encode_low_water, last_number, named, of_consumer, origin_key, position_key,
 };
 
 /// The most rows that one local transaction sweeps, passes or releases: the next one goes on, and others get their turn.
-const SWEEP_COUNT_MAX: usize = 4096;
+pub(super) const SWEEP_COUNT_MAX: usize = 4096;
 
 /// The most of an operator's actions that are kept.
 const RECORD_COUNT_MAX: u64 = 10_000;
 
-type ByteRows<'tx> = Table<'tx, &'static [u8], &'static [u8]>;
+pub(super) type ByteRows<'tx> = Table<'tx, &'static [u8], &'static [u8]>;
 
 /// Puts a message that has just become visible into the outbox: at the next position, or among those that wait for their time.
 /// Either way a position is used up, so that positions stay above all sequence numbers.
@@ -43,6 +43,7 @@ pub(in super::super) fn publish_row(
 
 fn insert_at(tx: &WriteTransaction, position: Position, message: &[u8]) -> Result<(), WriteError> {
     let (_, _, name) = MessageRow::due_of(message)?;
+    route(tx, MessageRow::topic_of(message)?, position)?;
     tx.open_table(OUTBOX)?
         .insert(&position_key(position)[..], message)?;
     tx.open_table(KEYS)?
@@ -50,27 +51,34 @@ fn insert_at(tx: &WriteTransaction, position: Position, message: &[u8]) -> Resul
     Ok(())
 }
 
+/// The position that the next visible message gets.
+pub(super) fn next_position(tx: &WriteTransaction) -> Result<Position, WriteError> {
+    let counters = tx.open_table(COUNTER)?;
+    let next = counters.get(COUNTER_POSITION)?;
+    Ok(Position(next.map_or(1, |value| value.value())))
+}
+
 /// The counter's value, from 1, which is then used up.
-fn next_counter(tx: &WriteTransaction, name: &'static str) -> Result<u64, WriteError> {
+pub(super) fn next_counter(tx: &WriteTransaction, name: &'static str) -> Result<u64, WriteError> {
     let mut counters = tx.open_table(COUNTER)?;
     let value = counters.get(name)?.map_or(0, |value| value.value()).max(1);
     counters.insert(name, value + 1)?;
     Ok(value)
 }
 
-fn consumer_row(tx: &WriteTransaction, name: &str) -> Result<Option<ConsumerRow>, WriteError> {
+pub(super) fn consumer_row(tx: &WriteTransaction, name: &str) -> Result<Option<ConsumerRow>, WriteError> {
     let table = tx.open_table(CONSUMER)?;
     let row = table.get(name.as_bytes())?;
     Ok(row.map(|row| ConsumerRow::decode(row.value())).transpose()?)
 }
 
-fn put_consumer(tx: &WriteTransaction, name: &str, row: &ConsumerRow) -> Result<(), WriteError> {
+pub(super) fn put_consumer(tx: &WriteTransaction, name: &str, row: &ConsumerRow) -> Result<(), WriteError> {
     tx.open_table(CONSUMER)?
         .insert(name.as_bytes(), &row.encode()[..])?;
     Ok(())
 }
 
-fn consumers(tx: &WriteTransaction) -> Result<Vec<(String, ConsumerRow)>, WriteError> {
+pub(super) fn consumers(tx: &WriteTransaction) -> Result<Vec<(String, ConsumerRow)>, WriteError> {
     let table = tx.open_table(CONSUMER)?;
     let mut found = Vec::new();
     for row in table.iter()? {
@@ -81,16 +89,13 @@ fn consumers(tx: &WriteTransaction) -> Result<Vec<(String, ConsumerRow)>, WriteE
     Ok(found)
 }
 
-fn range_of(consumer: u32) -> ([u8; 12], [u8; 12]) {
-    (
-        of_consumer(consumer, Position(0)),
-        of_consumer(consumer, Position(u64::MAX)),
-    )
+fn range_start(consumer: u32) -> [u8; 12] {
+    of_consumer(consumer, Position(0))
 }
 
 fn unsettled(tx: &WriteTransaction, row: &ConsumerRow) -> Result<Vec<Position>, WriteError> {
     let letters = tx.open_table(LETTER)?;
-    let (start, end) = (range_of(row.number).0, of_consumer(row.number, row.mark));
+    let (start, end) = (range_start(row.number), of_consumer(row.number, row.mark));
     let mut found = Vec::new();
     for letter in letters.range::<&[u8]>(&start[..]..&end[..])? {
         found.push(Position(last_number("synod:outbox_letter", letter?.0.value())?));
@@ -114,22 +119,23 @@ fn waits_behind_a_letter(
     Ok(letters.get(&of_consumer(consumer, before)[..])?.is_some())
 }
 
-/// Moves the consumer's mark over what is settled, and deletes what no consumer needs any more: message, index and states in
+/// Moves the consumer's mark over what is settled, and deletes what no consumer that takes it needs any more: message, index and states in
 /// one local transaction (traps H11, H16). The mark passes dead letters and what they hold up, of which it keeps a list (T13):
 /// so a dead letter holds back its own key, and no other's rows.
-fn advance(tx: &WriteTransaction, name: &str, mut row: ConsumerRow) -> Result<LowWater, WriteError> {
-    let next_position = {
-        let counters = tx.open_table(COUNTER)?;
-        counters.get(COUNTER_POSITION)?.map_or(1, |value| value.value())
-    };
+pub(super) fn advance(
+    tx: &WriteTransaction,
+    name: &str,
+    mut row: ConsumerRow,
+) -> Result<LowWater, WriteError> {
     let mut passed = unsettled(tx, &row)?;
+    let mut settled = Vec::new();
+    let mut mark = next_position(tx)?;
     {
         let outbox = tx.open_table(OUTBOX)?;
         let keys: ByteRows<'_> = tx.open_table(KEYS)?;
         let mut letters: ByteRows<'_> = tx.open_table(LETTER)?;
         let mut done = tx.open_table(DONE)?;
         let start = position_key(row.mark);
-        let mut mark = Position(next_position);
         for (looked, message) in outbox
             .range::<&[u8]>((Included(&start[..]), Unbounded))?
             .enumerate()
@@ -140,12 +146,13 @@ fn advance(tx: &WriteTransaction, name: &str, mut row: ConsumerRow) -> Result<Lo
                 mark = position;
                 break;
             }
-            if !row.takes(MessageRow::topic_of(message.value())?) {
+            if !row.takes(MessageRow::topic_of(message.value())?, position) {
                 continue;
             }
             let key = of_consumer(row.number, position);
             let is_letter = letters.get(&key[..])?.is_some();
             if !is_letter && done.remove(&key[..])?.is_some() {
+                settled.push(position);
                 continue;
             }
             let name = MessageRow::due_of(message.value())?.2;
@@ -161,68 +168,52 @@ fn advance(tx: &WriteTransaction, name: &str, mut row: ConsumerRow) -> Result<Lo
             passed.push(position);
         }
         row.mark = row.mark.max(mark);
+        // Of messages that were dropped while their answer was on its way.
+        let (start, end) = (range_start(row.number), of_consumer(row.number, row.mark));
+        let mut left = Vec::new();
+        for key in done.range::<&[u8]>(&start[..]..&end[..])?.take(SWEEP_COUNT_MAX) {
+            left.push(key?.0.value().to_vec());
+        }
+        for key in &left {
+            done.remove(&key[..])?;
+        }
     }
     put_consumer(tx, name, &row)?;
-    sweep(tx)?;
+    let consumers = consumers(tx)?;
+    for position in settled {
+        delete_unless_needed(tx, &consumers, position)?;
+    }
     Ok(LowWater {
         mark: row.mark,
         unsettled: passed,
     })
 }
 
-/// Deletes messages that lie below every consumer's mark and are nobody's letter.
-fn sweep(tx: &WriteTransaction) -> Result<(), WriteError> {
-    let consumers = consumers(tx)?;
-    let Some(below) = consumers.iter().map(|(_, row)| row.mark).min() else {
-        return Ok(());
-    };
-    let swept = {
-        let counters = tx.open_table(COUNTER)?;
-        counters.get(COUNTER_SWEPT)?.map_or(0, |value| value.value())
-    };
-    if swept >= below.0 {
-        return Ok(());
-    }
-    let mut found = Vec::new();
-    let mut swept_up_to = below.0;
-    {
-        let outbox = tx.open_table(OUTBOX)?;
-        let (start, end) = (position_key(Position(swept)), position_key(below));
-        for (looked, message) in outbox.range::<&[u8]>(&start[..]..&end[..])?.enumerate() {
-            let position = Position(last_number("synod:outbox", message?.0.value())?);
-            if looked == SWEEP_COUNT_MAX {
-                swept_up_to = position.0;
-                break;
-            }
-            found.push(position);
-        }
-    }
-    for position in found {
-        delete_unless_letter(tx, &consumers, position)?;
-    }
-    tx.open_table(COUNTER)?.insert(COUNTER_SWEPT, swept_up_to)?;
-    Ok(())
-}
-
-fn delete_unless_letter(
+/// Deletes a message with its index row, unless a consumer that takes it is not done with it: has not passed it, or has it on its
+/// list.
+pub(super) fn delete_unless_needed(
     tx: &WriteTransaction,
     consumers: &[(String, ConsumerRow)],
     position: Position,
 ) -> Result<(), WriteError> {
-    {
-        let letters = tx.open_table(LETTER)?;
-        for (_, row) in consumers {
-            if letters.get(&of_consumer(row.number, position)[..])?.is_some() {
-                return Ok(());
-            }
-        }
-    }
     let name = {
         let mut outbox = tx.open_table(OUTBOX)?;
-        let Some(message) = outbox.remove(&position_key(position)[..])? else {
-            return Ok(());
+        let letters = tx.open_table(LETTER)?;
+        let name = {
+            let Some(message) = outbox.get(&position_key(position)[..])? else {
+                return Ok(());
+            };
+            let topic = MessageRow::topic_of(message.value())?;
+            for (_, row) in consumers {
+                let is_ahead = position >= row.mark && row.takes(topic, position);
+                if is_ahead || letters.get(&of_consumer(row.number, position)[..])?.is_some() {
+                    return Ok(());
+                }
+            }
+            MessageRow::due_of(message.value())?.2
         };
-        MessageRow::due_of(message.value())?.2
+        outbox.remove(&position_key(position)[..])?;
+        name
     };
     let is_last = {
         let mut keys = tx.open_table(KEYS)?;
@@ -237,130 +228,16 @@ fn delete_unless_letter(
     Ok(())
 }
 
-/// A letter is settled: if its message lies where the sweep has been already, it goes now.
+/// A letter is settled: if the mark has passed its message, that goes now.
 fn forget_letter(tx: &WriteTransaction, row: &ConsumerRow, position: Position) -> Result<(), WriteError> {
-    tx.open_table(LETTER)?
-        .remove(&of_consumer(row.number, position)[..])?;
-    let swept = {
-        let counters = tx.open_table(COUNTER)?;
-        counters.get(COUNTER_SWEPT)?.map_or(0, |value| value.value())
-    };
-    if position.0 < swept {
-        delete_unless_letter(tx, &consumers(tx)?, position)?;
+    let letter = tx
+        .open_table(LETTER)?
+        .remove(&of_consumer(row.number, position)[..])?
+        .is_some();
+    if letter && position < row.mark {
+        delete_unless_needed(tx, &consumers(tx)?, position)?;
     }
     Ok(())
-}
-
-/// Registers the consumers, and takes the next run of the outbox: fences are counted on from it.
-pub(crate) struct OpenOutbox {
-    /// Name, topics, and whether a new one gets what is still there.
-    pub(crate) consumers: Vec<(String, Vec<String>, bool)>,
-}
-
-impl Work for OpenOutbox {
-    type Output = u64;
-
-    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(u64, bool), WriteError> {
-        let run = next_counter(tx, COUNTER_RUN)?;
-        let (next_position, first) = {
-            let counters = tx.open_table(COUNTER)?;
-            let outbox = tx.open_table(OUTBOX)?;
-            let first = match outbox.first()? {
-                Some((key, _)) => Some(last_number("synod:outbox", key.value())?),
-                None => None,
-            };
-            (
-                counters.get(COUNTER_POSITION)?.map_or(1, |value| value.value()),
-                first,
-            )
-        };
-        for (name, topics, from_start) in &self.consumers {
-            let row = match consumer_row(tx, name)? {
-                Some(row) => ConsumerRow {
-                    topics: topics.clone(),
-                    ..row
-                },
-                None => ConsumerRow {
-                    number: u32::try_from(next_counter(tx, COUNTER_CONSUMER)?).unwrap_or(u32::MAX),
-                    mark: Position(if *from_start {
-                        first.unwrap_or(next_position)
-                    } else {
-                        next_position
-                    }),
-                    confirmed: Position(0),
-                    resource: None,
-                    topics: topics.clone(),
-                },
-            };
-            put_consumer(tx, name, &row)?;
-        }
-        Ok((run, true))
-    }
-}
-
-/// Forgets what was known of a consumer's database: the next one that answers to the name is taken for it.
-pub(crate) struct Readmit {
-    pub(crate) consumer: String,
-}
-
-impl Work for Readmit {
-    type Output = bool;
-
-    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(bool, bool), WriteError> {
-        let Some(row) = consumer_row(tx, &self.consumer)? else {
-            return Ok((false, false));
-        };
-        let row = ConsumerRow {
-            confirmed: Position(0),
-            resource: None,
-            ..row
-        };
-        put_consumer(tx, &self.consumer, &row)?;
-        Ok((true, true))
-    }
-}
-
-/// Takes a consumer off the list, with all that is kept for it.
-pub(crate) struct Unsubscribe {
-    pub(crate) consumer: String,
-}
-
-impl Work for Unsubscribe {
-    type Output = bool;
-
-    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(bool, bool), WriteError> {
-        let Some(row) = consumer_row(tx, &self.consumer)? else {
-            return Ok((false, false));
-        };
-        let (start, end) = range_of(row.number);
-        let mut letters = Vec::new();
-        for table in [DONE, FAILED, LETTER] {
-            let mut table: ByteRows<'_> = tx.open_table(table)?;
-            let mut found = Vec::new();
-            for state in table.range::<&[u8]>(&start[..]..=&end[..])? {
-                found.push(state?.0.value().to_vec());
-            }
-            for key in &found {
-                table.remove(&key[..])?;
-            }
-            letters = found;
-        }
-        tx.open_table(CONSUMER)?.remove(self.consumer.as_bytes())?;
-        // What the sweep left because of these letters.
-        let consumers = consumers(tx)?;
-        let swept = {
-            let counters = tx.open_table(COUNTER)?;
-            counters.get(COUNTER_SWEPT)?.map_or(0, |value| value.value())
-        };
-        for key in letters {
-            let position = last_number("synod:outbox_letter", &key)?;
-            if position < swept {
-                delete_unless_letter(tx, &consumers, Position(position))?;
-            }
-        }
-        sweep(tx)?;
-        Ok((true, true))
-    }
 }
 
 /// Gives a position to scheduled messages whose time has come, by the database's clock (traps H14).
@@ -428,6 +305,15 @@ impl Work for Settle {
         };
         row.confirmed = row.confirmed.max(self.confirmed.unwrap_or_default());
         row.resource = row.resource.or(self.resource);
+        let acknowledged = self.settlement.delivered.iter().copied().max();
+        row.acknowledged = row.acknowledged.max(acknowledged.unwrap_or_default());
+        let is_own = |position: Position| -> Result<bool, WriteError> {
+            let outbox = tx.open_table(OUTBOX)?;
+            let Some(message) = outbox.get(&position_key(position)[..])? else {
+                return Ok(false);
+            };
+            Ok(row.takes(MessageRow::topic_of(message.value())?, position))
+        };
         let is_unsettled = |position: Position| -> Result<bool, WriteError> {
             let key = of_consumer(row.number, position);
             if tx.open_table(LETTER)?.get(&key[..])?.is_some() {
@@ -447,14 +333,14 @@ impl Work for Settle {
             }
         }
         for failure in &self.settlement.failed {
-            if is_unsettled(failure.position)? {
+            if is_own(failure.position)? && is_unsettled(failure.position)? {
                 let key = of_consumer(row.number, failure.position);
                 let failure = Self::failure(failure, now).encode();
                 tx.open_table(FAILED)?.insert(&key[..], &failure[..])?;
             }
         }
         for failure in &self.settlement.dead {
-            if is_unsettled(failure.position)? {
+            if is_own(failure.position)? && is_unsettled(failure.position)? {
                 let key = of_consumer(row.number, failure.position);
                 let letter = LetterRow {
                     state: LetterState::Dead,
