@@ -57,7 +57,10 @@ async fn a_consumer_with_another_database_is_left_alone_until_it_is_readmitted()
         })
         .await;
         assert_eq!(effects(&other, "a"), "");
-        outbox.readmit("billing").await.unwrap();
+        outbox
+            .readmit("billing", "ops", "replaced by an empty one")
+            .await
+            .unwrap();
         eventually("the new one gets what is left", async || {
             effects(&other, "a") == "2"
         })
@@ -256,6 +259,91 @@ async fn operators_see_and_settle_dead_letters() {
             "{records:?}"
         );
         assert_eq!(outbox.list(None, Position(2), 10).await.unwrap(), []);
+    })
+    .await;
+}
+
+/// T11: a consumer whose database was put back from a backup, while the mark stood still: what was delivered since is gone there and
+/// will not come again, so it is not taken for its later self until an operator says so. Then its keys go on.
+#[tokio::test]
+async fn a_consumer_put_back_under_the_same_mark_is_noticed() {
+    within(async {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, backup] = ["billing.redb", "backup.redb"].map(|name| folder.path().join(name));
+        let orders = memory();
+        // A message that is not taken holds the mark where it is.
+        let stuck = |url: String| consumer("billing", url).topic("no handler");
+        let billing = synod::resource::redb::RedbResource::open(&path).unwrap();
+        let server = serve(&appending(&billing)).await;
+        let outbox = open(&orders, [stuck(server.url())]).await;
+        let relay = run(outbox.relay());
+        let message = synod::outbox::Message::new("no handler", "z", "");
+        outbox_support::publish_message(&outbox, &orders, message).await;
+        publish(&outbox, &orders, "a", "1").await;
+        eventually("the first one", async || effects(&billing, "a") == "1").await;
+        let address = server.kill();
+        billing.close().await.unwrap();
+        std::fs::copy(&path, &backup).unwrap();
+
+        let billing = synod::resource::redb::RedbResource::open(&path).unwrap();
+        let server = serve_at(&appending(&billing), address).await;
+        publish(&outbox, &orders, "a", "2").await;
+        eventually("its answer is written", async || {
+            let listed = outbox.list(None, Position(2), 10).await.unwrap();
+            listed
+                .iter()
+                .all(|entry| entry.states[0].1 == synod::outbox::EntryState::Delivered)
+                && effects(&billing, "a") == "1 2"
+        })
+        .await;
+        let address = server.kill();
+        drop(billing);
+
+        let billing = synod::resource::redb::RedbResource::open(&backup).unwrap();
+        let _server = serve_at(&appending(&billing), address).await;
+        publish(&outbox, &orders, "a", "3").await;
+        eventually("it says why", async || {
+            let status = outbox.status().await.unwrap();
+            status.consumers[0]
+                .trouble
+                .contains("has lost messages: it acknowledged position 3")
+        })
+        .await;
+        assert_eq!(effects(&billing, "a"), "1");
+        let nameless = outbox.readmit("billing", "", "restored").await;
+        assert!(nameless.is_err());
+        outbox
+            .readmit("billing", "ops", "restored; 2 was entered by hand")
+            .await
+            .unwrap();
+        eventually("what is left", async || effects(&billing, "a") == "1 3").await;
+        assert!(outbox.records(1).await.unwrap()[0].contains("ops readmitted consumer billing"));
+        relay.kill().await;
+    })
+    .await;
+}
+
+/// An `open` that is given up half way leaves the outbox closed, and none of its tasks.
+#[tokio::test]
+async fn an_open_that_is_given_up_can_be_repeated() {
+    within(async {
+        let orders = memory();
+        for count in 0..20 {
+            let builder = synod::outbox::Outbox::builder(&orders);
+            let opening = builder
+                .consumer(consumer("billing", "http://127.0.0.1:1".to_owned()))
+                .open();
+            tokio::pin!(opening);
+            for _ in 0..count {
+                if futures::poll!(opening.as_mut()).is_ready() {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        }
+        let outbox = open(&orders, [consumer("billing", "http://127.0.0.1:1".to_owned())]).await;
+        publish(&outbox, &orders, "a", "1").await;
+        assert_eq!(stored(&outbox).await.0, 1);
     })
     .await;
 }

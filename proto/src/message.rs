@@ -30,6 +30,9 @@ pub struct Welcome {
     pub resource: ResourceId,
     /// The highest low-water mark of this source that the inbox has on disk.
     pub mark: Position,
+    /// The highest position that took effect in this database, or lies just below the mark; 0 before the first. One below what it
+    /// acknowledged once is of a database that has lost messages.
+    pub highest_applied: Position,
 }
 
 /// One message on its way to one consumer.

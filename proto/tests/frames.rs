@@ -131,6 +131,7 @@ fn messages() -> Vec<(&'static str, Frame)> {
             Frame::Inbox(InboxFrame::Welcome(Welcome {
                 resource: ResourceId([0x44; 16]),
                 mark: Position(99),
+                highest_applied: Position(103),
             })),
         ),
         (

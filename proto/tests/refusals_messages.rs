@@ -95,7 +95,15 @@ fn a_hello_and_a_welcome_name_both_sides() {
         limit("RelayHello.consumer", "bytes", TOPIC_BYTES_MAX)
     );
 
-    let welcome = |resource| from_inbox(FromInbox::Welcome(v1::InboxWelcome { resource, mark: 1 }));
+    let welcome = |resource| {
+        let mark = 1;
+        let highest_applied = 0;
+        from_inbox(FromInbox::Welcome(v1::InboxWelcome {
+            resource,
+            mark,
+            highest_applied,
+        }))
+    };
     assert_eq!(welcome(Bytes::new()), missing("InboxWelcome.resource"));
     assert_eq!(
         welcome(Bytes::from_static(&[1; 3])),

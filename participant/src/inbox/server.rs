@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use synod_participant_core::inbox as core;
 use synod_participant_core::inbox::{InboxSession, Origin, Refused, Ticket};
+use synod_proto::ids::Position;
 use synod_proto::limits::{DELIVERY_COUNT_MAX, MESSAGE_BYTES_MAX};
 use synod_proto::message::{Answer, Answered, Delivery, Hello, InboxFrame, LowWater, RelayFrame, Welcome};
 use synod_proto::v1;
@@ -82,9 +83,13 @@ impl Shared {
                 "the outbox belongs to coordinator {theirs}, and this consumer to {ours}: mend the address"
             )));
         }
-        let known = {
+        let (known, highest) = {
             let snapshot = self.store.snapshot()?;
-            MessageRead(&snapshot).inbox_low_water(hello.source, &hello.consumer)?
+            let read = MessageRead(&snapshot);
+            (
+                read.inbox_low_water(hello.source, &hello.consumer)?,
+                read.inbox_highest(hello.source, &hello.consumer)?,
+            )
         };
         if known.mark > hello.mark {
             return Err(Status::failed_precondition(format!(
@@ -95,6 +100,7 @@ impl Shared {
         Ok(Welcome {
             resource: identity.resource,
             mark: known.mark,
+            highest_applied: highest.max(Position(known.mark.0.saturating_sub(1))),
         })
     }
 

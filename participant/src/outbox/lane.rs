@@ -236,6 +236,11 @@ impl Lane {
         });
     }
 
+    pub(super) fn on_readmitted(&self) {
+        self.state().confirmed = None;
+        self.step(|relay, now| relay.on_readmitted(now));
+    }
+
     /// What was to be sent is not the consumer's any more.
     pub(super) fn on_dropped(&self, sends: &[Send]) {
         self.step(|relay, now| {

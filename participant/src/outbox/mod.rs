@@ -98,10 +98,16 @@ struct Inner {
     store: RedbResource,
     source: ResourceId,
     lanes: BTreeMap<String, Arc<Lane>>,
+    _running: Running,
+}
+
+/// What ends with the outbox, and with an [`open`](OutboxBuilder::open) that was given up half way.
+struct Running {
+    store: RedbResource,
     workers: Vec<JoinHandle<()>>,
 }
 
-impl Drop for Inner {
+impl Drop for Running {
     fn drop(&mut self) {
         for worker in &self.workers {
             worker.abort();
@@ -136,7 +142,7 @@ impl OutboxBuilder {
 
     /// Opens the outbox, and registers its consumers in the store: from then on messages are kept for them, whether or not they
     /// can be reached. A consumer that is no longer named here keeps its messages until it is
-    /// [unsubscribed](Outbox::unsubscribe). Must be called within a tokio runtime.
+    /// [unsubscribed](Outbox::unsubscribe). Must be called within a tokio runtime. Given up half way, it leaves the outbox closed.
     ///
     /// # Errors
     /// [`OutboxError::AlreadyOpen`]; [`OutboxError::Invalid`] for a consumer without topic, with an address that is none, or
@@ -159,15 +165,19 @@ impl OutboxBuilder {
         if !self.store.try_open_outbox() {
             return Err(OutboxError::AlreadyOpen);
         }
-        let opened = Self::start(&self.store, registered, &self.consumers).await;
-        opened.inspect_err(|_| self.store.close_outbox())
+        let running = Running {
+            store: self.store,
+            workers: Vec::new(),
+        };
+        Self::start(running, registered, &self.consumers).await
     }
 
     async fn start(
-        store: &RedbResource,
+        mut running: Running,
         registered: Vec<(String, Vec<String>, bool)>,
         consumers: &[Consumer],
     ) -> Result<Outbox, OutboxError> {
+        let store = running.store.clone();
         let identity = store.identity(None).await?;
         let opened = store
             .work(OpenOutbox {
@@ -177,21 +187,18 @@ impl OutboxBuilder {
         let run = opened.map_err(|text| OutboxError::Invalid { text })?;
         let snapshot = store.snapshot()?;
         let mut lanes = BTreeMap::new();
-        let mut workers = Vec::new();
         for consumer in consumers {
-            let lane = Arc::new(Lane::open(store, identity.clone(), consumer, run, &snapshot)?);
-            workers.extend(Lane::start(&lane));
+            let lane = Arc::new(Lane::open(&store, identity.clone(), consumer, run, &snapshot)?);
+            running.workers.extend(Lane::start(&lane));
             lanes.insert(consumer.name.clone(), lane);
         }
-        workers.push(tokio::spawn(release_due(
-            store.clone(),
-            lanes.values().cloned().collect(),
-        )));
+        let release = release_due(store.clone(), lanes.values().cloned().collect());
+        running.workers.push(tokio::spawn(release));
         let inner = Inner {
-            store: store.clone(),
+            store,
             source: identity.resource,
             lanes,
-            workers,
+            _running: running,
         };
         Ok(Outbox {
             inner: Arc::new(inner),
@@ -325,14 +332,20 @@ impl Outbox {
     }
 
     /// Takes whatever database answers for the consumer next as its own, after it was replaced or restored. What the earlier one
-    /// acknowledged and this one does not have is not sent again.
+    /// acknowledged and this one does not have is not sent again: bring it there by other means first. Author and reason are kept.
     ///
     /// # Errors
-    /// [`OutboxError::UnknownConsumer`]; [`OutboxError::Resource`].
-    pub async fn readmit(&self, consumer: &str) -> Result<(), OutboxError> {
-        self.lane(consumer)?;
-        let consumer = consumer.to_owned();
-        self.inner.store.work(Readmit { consumer }).await?;
+    /// [`OutboxError::UnknownConsumer`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
+    pub async fn readmit(&self, consumer: &str, author: &str, reason: &str) -> Result<(), OutboxError> {
+        let lane = self.lane(consumer)?;
+        view::check_words(author, reason)?;
+        let work = Readmit {
+            consumer: consumer.to_owned(),
+            author: author.to_owned(),
+            reason: reason.to_owned(),
+        };
+        self.inner.store.work(work).await?;
+        lane.on_readmitted();
         Ok(())
     }
 

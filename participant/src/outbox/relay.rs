@@ -130,16 +130,25 @@ fn check(lane: &Lane, welcome: &Welcome) -> Result<(), BoxError> {
     let name = &lane.consumer.name;
     if let Some(known) = row.resource.filter(|known| *known != welcome.resource) {
         return Err(format!(
-            "`{name}` answers from database {}, and it was {known} before: mend the address, or call Outbox::readmit",
+            "`{name}` answers from database {}, and it was {known} before: mend the address, or `synod outbox readmit {name}`",
             welcome.resource
         )
         .into());
     }
     if welcome.mark < row.confirmed {
         return Err(format!(
-            "the database of `{name}` has lost messages: it confirmed the low-water mark {}, and knows {} now; restore it, or call \
-             Outbox::readmit",
+            "the database of `{name}` has lost messages: it confirmed the low-water mark {}, and knows {} now; bring its later state \
+             back, or `synod outbox readmit {name}`: what it lost is not sent again",
             row.confirmed, welcome.mark
+        )
+        .into());
+    }
+    // A mark that stands still says nothing of what came since.
+    if welcome.highest_applied < row.acknowledged {
+        return Err(format!(
+            "the database of `{name}` has lost messages: it acknowledged position {}, and the highest that it has is {}; bring its \
+             later state back, or `synod outbox readmit {name}`: what it lost is not sent again",
+            row.acknowledged, welcome.highest_applied
         )
         .into());
     }

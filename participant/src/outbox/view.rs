@@ -138,6 +138,17 @@ fn state(stored: StoredState) -> EntryState {
     }
 }
 
+/// What is kept with an operator's action.
+pub(super) fn check_words(author: &str, reason: &str) -> Result<(), OutboxError> {
+    for (what, text) in [("author", author), ("reason", reason)] {
+        if text.trim().is_empty() || text.len() > TEXT_BYTES_MAX {
+            let text = format!("the {what} has 1 to {TEXT_BYTES_MAX} bytes: it is kept with the action");
+            return Err(OutboxError::Invalid { text });
+        }
+    }
+    Ok(())
+}
+
 /// The names of some of its topics.
 fn topics(row: &ConsumerRow, is_asked: impl Fn(&TopicRange) -> bool) -> Vec<String> {
     let asked = row.topics.iter().filter(|range| is_asked(range));
@@ -322,12 +333,7 @@ impl Outbox {
         author: &str,
         reason: &str,
     ) -> Result<Vec<String>, OutboxError> {
-        for (what, text) in [("author", author), ("reason", reason)] {
-            if text.trim().is_empty() || text.len() > TEXT_BYTES_MAX {
-                let text = format!("the {what} has 1 to {TEXT_BYTES_MAX} bytes: it is kept with the action");
-                return Err(OutboxError::Invalid { text });
-            }
-        }
+        check_words(author, reason)?;
         let letters = self.dead_letters(consumer, Position(0), usize::MAX).await?;
         let mut settled = Vec::new();
         for letter in letters.into_iter().filter(|letter| letter.entry.id == id) {

@@ -174,6 +174,7 @@ impl TryFrom<v1::InboxFrame> for InboxFrame {
             FromInbox::Welcome(welcome) => Self::Welcome(Welcome {
                 resource: resource("InboxWelcome.resource", &welcome.resource)?,
                 mark: Position(welcome.mark),
+                highest_applied: Position(welcome.highest_applied),
             }),
             FromInbox::Answers(answers) => {
                 const FIELD: &str = "DeliveryAnswers.answers";
@@ -218,6 +219,7 @@ impl From<InboxFrame> for v1::InboxFrame {
             InboxFrame::Welcome(welcome) => FromInbox::Welcome(v1::InboxWelcome {
                 resource: id_bytes(&welcome.resource.0),
                 mark: welcome.mark.0,
+                highest_applied: welcome.highest_applied.0,
             }),
             InboxFrame::Answers(answers) => FromInbox::Answers(v1::DeliveryAnswers {
                 answers: answers.into_iter().map(Into::into).collect(),

@@ -564,10 +564,13 @@ fn answered() -> impl Strategy<Value = Answered> {
 
 pub(crate) fn inbox_frame() -> impl Strategy<Value = InboxFrame> {
     prop_oneof![
-        (resource(), any::<u64>()).prop_map(|(resource, mark)| InboxFrame::Welcome(Welcome {
-            resource,
-            mark: Position(mark),
-        })),
+        (resource(), any::<u64>(), any::<u64>()).prop_map(|(resource, mark, applied)| {
+            InboxFrame::Welcome(Welcome {
+                resource,
+                mark: Position(mark),
+                highest_applied: Position(applied),
+            })
+        }),
         vec(answered(), 0..=DELIVERY_COUNT_MAX).prop_map(InboxFrame::Answers),
         any::<u64>().prop_map(|mark| InboxFrame::LowWaterReached(Position(mark))),
     ]

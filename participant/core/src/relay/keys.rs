@@ -111,6 +111,12 @@ impl Keys {
         self.dying.remove(&dead);
     }
 
+    pub(super) fn forget_previous(&mut self) {
+        for key in self.keys.values_mut() {
+            key.previous = None;
+        }
+    }
+
     pub(super) fn is_held(&self, number: KeyNumber) -> bool {
         self.held.contains(&number)
     }

@@ -628,6 +628,14 @@ impl Relay {
         }
     }
 
+    /// Another database answers for the consumer from now on: what the earlier one acknowledged or confirmed says nothing of it.
+    pub fn on_readmitted(&mut self, now: Timestamp) {
+        self.keys.forget_previous();
+        self.told = None;
+        self.confirmed = LowWater::default();
+        self.plan_low_water(now);
+    }
+
     /// The low-water mark that the store has.
     #[must_use]
     pub fn low_water(&self) -> &LowWater {

@@ -333,6 +333,25 @@ impl MessageRead<'_> {
         row.map(|row| InboxRow::decode(&row).map_err(damaged)).transpose()
     }
 
+    /// The highest position of an origin that has a row; 0 without any.
+    pub(crate) fn inbox_highest(
+        &self,
+        source: ResourceId,
+        consumer: &str,
+    ) -> Result<Position, ResourceError> {
+        let Some(table) = self.open(INBOX)? else {
+            return Ok(Position(0));
+        };
+        let origin = origin_key(source, consumer);
+        let (start, end) = (named(&origin, 0), named(&origin, u64::MAX));
+        let mut rows = table.range::<&[u8]>(&start[..]..=&end[..]).map_err(failed)?;
+        let Some(row) = rows.next_back() else {
+            return Ok(Position(0));
+        };
+        let highest = last_number("synod:inbox", row.map_err(failed)?.0.value()).map_err(damaged)?;
+        Ok(Position(highest))
+    }
+
     pub(crate) fn inbox_low_water(
         &self,
         source: ResourceId,

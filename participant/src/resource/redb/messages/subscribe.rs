@@ -11,7 +11,7 @@ use super::super::rows::WriteError;
 use super::super::writer::Work;
 use super::writes::{
     ByteRows, SWEEP_COUNT_MAX, advance, consumer_row, consumers, delete_unless_needed, next_counter,
-    next_position, put_consumer,
+    next_position, put_consumer, record,
 };
 use super::{
     CONSUMER, COUNTER_CONSUMER, COUNTER_RUN, ConsumerRow, DONE, FAILED, GONE, LETTER, LetterRow, MessageRow,
@@ -173,18 +173,26 @@ pub(super) fn route(tx: &WriteTransaction, topic: &str, position: Position) -> R
     Ok(())
 }
 
-/// Forgets what was known of a consumer's database: the next one that answers to the name is taken for it.
+/// Forgets what was known of a consumer's database: the next one that answers to the name is taken for it. With its record
+/// (traps J7).
 pub(crate) struct Readmit {
     pub(crate) consumer: String,
+    pub(crate) author: String,
+    pub(crate) reason: String,
 }
 
 impl Work for Readmit {
     type Output = bool;
 
-    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(bool, bool), WriteError> {
+    fn apply(&mut self, tx: &WriteTransaction, now: UnixMillis) -> Result<(bool, bool), WriteError> {
         let Some(row) = consumer_row(tx, &self.consumer)? else {
             return Ok((false, false));
         };
+        let text = format!(
+            "{} ms: {} readmitted consumer {}, which had acknowledged position {}: {}",
+            now.0, self.author, self.consumer, row.acknowledged, self.reason
+        );
+        record(tx, &text)?;
         let row = ConsumerRow {
             confirmed: Position(0),
             acknowledged: Position(0),

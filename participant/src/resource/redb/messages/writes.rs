@@ -440,18 +440,23 @@ impl Operate {
             OperatorAction::Requeue => "requeued",
             OperatorAction::Discard => "discarded",
         };
-        let number = next_counter(tx, COUNTER_RECORD)?;
         let text = format!(
             "{} ms: {} {verb} message {id} (position {}) for consumer {}: {}",
             now.0, self.author, self.position, self.consumer, self.reason
         );
-        let mut records = tx.open_table(RECORD)?;
-        records.insert(&number.to_be_bytes()[..], text.as_bytes())?;
-        if number > RECORD_COUNT_MAX {
-            records.remove(&(number - RECORD_COUNT_MAX).to_be_bytes()[..])?;
-        }
-        Ok(())
+        record(tx, &text)
     }
+}
+
+/// Keeps what an operator did.
+pub(super) fn record(tx: &WriteTransaction, text: &str) -> Result<(), WriteError> {
+    let number = next_counter(tx, COUNTER_RECORD)?;
+    let mut records = tx.open_table(RECORD)?;
+    records.insert(&number.to_be_bytes()[..], text.as_bytes())?;
+    if number > RECORD_COUNT_MAX {
+        records.remove(&(number - RECORD_COUNT_MAX).to_be_bytes()[..])?;
+    }
+    Ok(())
 }
 
 /// Raises the low-water mark of an origin in the consumer's database, and deletes the inbox rows below it that are settled
