@@ -1,5 +1,6 @@
 //! What can go wrong, as data: a plan is a list of moments and faults, drawn from a seed or written by hand.
 
+pub mod clog;
 pub mod storm;
 
 use crate::actors::ActorId;
@@ -31,6 +32,8 @@ pub enum Fault {
     Pause(ReplicaId, Micros),
     /// One direction between two replicas is cut.
     Cut(ReplicaId, ReplicaId),
+    /// One direction between two replicas holds what it carries for so long, and then delivers all of it in order.
+    Clog(ReplicaId, ReplicaId, Micros),
     /// Exactly these pairs of replicas hear each other.
     Topology(BTreeSet<(ReplicaId, ReplicaId)>),
     /// The replica that stands or leads in the highest ballot is cut off in one direction from those peers that the number

@@ -43,6 +43,9 @@ const SEGMENT_BYTES: [u64; 4] = [8 << 10, 32 << 10, 128 << 10, 512 << 10];
 /// A stream of its own, so that it changes nothing in what else is drawn.
 const STORM_STREAM: u64 = 0x7374_6f72_6d00;
 
+/// Likewise.
+const CLOG_STREAM: u64 = 0x636c_6f67_0000;
+
 /// What a seed draws before its run begins.
 #[derive(Clone, Debug)]
 pub struct Draw {
@@ -109,6 +112,12 @@ impl Draw {
                 &mut Random::new(seed ^ STORM_STREAM),
                 &replicas,
                 faults_us,
+            ));
+            plan.extend(faults::clog::draw(
+                &mut Random::new(seed ^ CLOG_STREAM),
+                &replicas,
+                faults_us,
+                gap_us_max,
             ));
             plan.sort_by_key(|(at, _)| *at);
         }

@@ -1,6 +1,7 @@
 //! Everything together: hosts, network, services, time, and the checkers that watch.
 
 mod faulty;
+mod held;
 mod known;
 mod replicas;
 mod rush;
@@ -71,6 +72,7 @@ pub(crate) enum Event {
         token: u64,
     },
     Fault(crate::faults::Fault),
+    Released(held::Way),
 }
 
 /// How services' traffic behaves.
@@ -161,6 +163,7 @@ pub struct World {
     next_session: u64,
     mailboxes: BTreeMap<SessionId, Vec<Response>>,
     rush: rush::Rush,
+    held: held::Held,
     random: Random,
     actors_random: Random,
     /// Of streams, and of what services over the library say to each other.
@@ -211,6 +214,7 @@ impl World {
             next_session: 0,
             mailboxes: BTreeMap::new(),
             rush: rush::Rush::default(),
+            held: held::Held::default(),
             random: Random::new(setup.seed ^ 0x776f_726c),
             actors_random: Random::new(setup.seed ^ 0x6163_746f),
             streams_random: Random::new(setup.seed ^ 0x7374_7265),
@@ -402,6 +406,9 @@ impl World {
     }
 
     fn on_event(&mut self, event: Event) -> Check {
+        let Some(event) = self.pass(event) else {
+            return Ok(());
+        };
         match event {
             Event::Envelope(envelope) => {
                 if self.network.is_open(envelope.from, envelope.to) {
@@ -457,6 +464,7 @@ impl World {
             }
             Event::ActorWake { .. } => Ok(()),
             Event::Fault(fault) => self.on_fault(fault),
+            Event::Released(way) => self.on_released(way),
         }
     }
 
@@ -480,5 +488,6 @@ fn kind(event: &Event) -> u64 {
         Event::Speech { to, .. } => 9 << 16 | u64::from(to.0),
         Event::ActorWake { actor, .. } => 10 << 16 | u64::from(actor.0),
         Event::Fault(_) => 11 << 16,
+        Event::Released(_) => 12 << 16,
     }
 }

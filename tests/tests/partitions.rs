@@ -216,3 +216,23 @@ fn a_replica_that_was_away_for_hundreds_of_slots_catches_up_from_a_disk() {
     assert!(world.fetch_count > 0, "old slots came from a disk");
     converge_after(&mut world, 1_000_000).expect("comes to rest");
 }
+
+/// What a leader said is held up for longer than an election takes, and then comes all at once to followers of another
+/// ballot: it is stale, and nobody's vote changes.
+#[test]
+fn what_a_clogged_link_held_comes_under_another_leader_and_changes_nothing() {
+    let (mut world, participants) = settled(Setup::scripted(6, 3), 2).expect("settles");
+    busy(&mut world, &participants);
+    world.run_for(500_000).expect("nothing is wrong");
+    let leader = world.serving().expect("a leader");
+    for peer in world.replicas().into_iter().filter(|one| *one != leader) {
+        world
+            .on_fault(Fault::Clog(leader, peer, 2 * ELECTION_US))
+            .expect("held up");
+    }
+    goes_on_calmly(&mut world).expect("nothing is wrong");
+    assert_ne!(world.serving(), Some(leader));
+    converge_after(&mut world, 1_000_000).expect("comes to rest");
+    let clogged = ("network", "a clogged link delivered what it held");
+    assert_eq!(world.checkers.points.counts().get(&clogged), Some(&2));
+}

@@ -29,6 +29,7 @@ fn every_fault() -> Vec<Fault> {
         Fault::Drain(TWO),
         Fault::Pause(ONE, 5_000),
         Fault::Cut(ONE, TWO),
+        Fault::Clog(TWO, ONE, 2_000_000),
         Fault::Topology(topology(&[(1, 2)])),
         Fault::Topology(BTreeSet::new()),
         Fault::Mend,

@@ -47,6 +47,11 @@ pub(super) enum FaultForm {
         from: u8,
         to: u8,
     },
+    Clog {
+        from: u8,
+        to: u8,
+        length_us: u64,
+    },
     Topology {
         open: Vec<(u8, u8)>,
     },
@@ -299,6 +304,11 @@ impl From<&Fault> for FaultForm {
                 from: from.0,
                 to: to.0,
             },
+            Fault::Clog(from, to, length_us) => Self::Clog {
+                from: from.0,
+                to: to.0,
+                length_us: *length_us,
+            },
             Fault::Topology(open) => Self::Topology {
                 open: open.iter().map(|(a, b)| (a.0, b.0)).collect(),
             },
@@ -371,6 +381,7 @@ impl From<FaultForm> for Fault {
             FaultForm::Drain { replica } => Self::Drain(ReplicaId(replica)),
             FaultForm::Pause { replica, length_us } => Self::Pause(ReplicaId(replica), length_us),
             FaultForm::Cut { from, to } => Self::Cut(ReplicaId(from), ReplicaId(to)),
+            FaultForm::Clog { from, to, length_us } => Self::Clog(ReplicaId(from), ReplicaId(to), length_us),
             FaultForm::Topology { open } => Self::Topology(
                 open.into_iter()
                     .map(|(a, b)| (ReplicaId(a), ReplicaId(b)))
@@ -473,7 +484,7 @@ impl FaultForm {
             | Self::Wipe { replica }
             | Self::Backup { replica }
             | Self::Rollback { replica } => (vec![*replica], None),
-            Self::Cut { from, to } => (vec![*from, *to], None),
+            Self::Cut { from, to } | Self::Clog { from, to, .. } => (vec![*from, *to], None),
             Self::Swap { one, other } => (vec![*one, *other], None),
             Self::Topology { open } => (open.iter().flat_map(|(a, b)| [*a, *b]).collect(), None),
             Self::CrashActor { actor }
@@ -494,7 +505,7 @@ impl FaultForm {
 }
 
 /// Every kind of fault, as the figures of a run name it.
-pub const FAULT_KINDS: [&str; 31] = [
+pub const FAULT_KINDS: [&str; 32] = [
     "crash",
     "crash of the leader",
     "start",
@@ -526,6 +537,7 @@ pub const FAULT_KINDS: [&str; 31] = [
     "wall clock of a service",
     "hushed leader",
     "rush of proposals",
+    "clogged link",
 ];
 
 /// The name of a fault's kind, one of [`FAULT_KINDS`].
@@ -563,5 +575,6 @@ pub fn fault_kind(fault: &Fault) -> &'static str {
         Fault::Service(_, ServiceFault::WallClock(_)) => 28,
         Fault::Hush(_) => 29,
         Fault::Rush(..) => 30,
+        Fault::Clog(..) => 31,
     }]
 }

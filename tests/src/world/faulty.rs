@@ -1,5 +1,6 @@
 //! How faults take hold in the world.
 
+use super::held::Way;
 use super::{Event, World};
 use crate::actors::service::ServiceFault;
 use crate::chance::place_of;
@@ -64,6 +65,7 @@ impl World {
                 }
             }
             Fault::Cut(from, to) => self.network.cut(from, to),
+            Fault::Clog(from, to, length) => self.hold_up(Way::Link(from, to), length),
             Fault::Topology(open) => self.set_topology(|from, to| open.contains(&(from, to))),
             Fault::Hush(pick) => self.hush(pick),
             Fault::Rush(count, gap_us) => self.rush(count, gap_us),
@@ -147,6 +149,7 @@ impl World {
     pub fn heal(&mut self) -> Check {
         self.healed_at = Some(self.now());
         self.on_fault(Fault::Mend)?;
+        self.release_all()?;
         self.network.weather = crate::network::Weather::CALM;
         self.setup.lines.loss_ppm = 0;
         for cast in self.actors.values_mut() {
