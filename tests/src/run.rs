@@ -37,6 +37,9 @@ const LONG_EVERY: u64 = 12;
 /// One of so many seeds is watched, at rest, until the watermark has passed everything.
 const OUTLIVED_EVERY: u64 = 64;
 
+/// In one of so many seeds a minority of the replicas stays broken until the others have come to rest.
+const CORE_EVERY: u64 = 4;
+
 /// The lengths of the log's segments among which runs differ.
 const SEGMENT_BYTES: [u64; 4] = [8 << 10, 32 << 10, 128 << 10, 512 << 10];
 
@@ -45,6 +48,7 @@ const STORM_STREAM: u64 = 0x7374_6f72_6d00;
 
 /// Likewise.
 const CLOG_STREAM: u64 = 0x636c_6f67_0000;
+const CORE_STREAM: u64 = 0x636f_7265_0000;
 
 /// What a seed draws before its run begins.
 #[derive(Clone, Debug)]
@@ -71,6 +75,8 @@ pub struct Draw {
     pub limits: Limits,
     /// Whether the world is watched until the watermark has passed everything.
     pub is_long: bool,
+    /// What draws the replicas that stay broken until the others have come to rest; `None`: all are healed at once.
+    pub core: Option<u64>,
 }
 
 impl Draw {
@@ -148,6 +154,8 @@ impl Draw {
             ..Limits::default()
         };
         let is_long = random.between(1, OUTLIVED_EVERY) == 1;
+        let mut random = Random::new(seed ^ CORE_STREAM);
+        let core = (random.between(1, CORE_EVERY) == 1).then(|| random.next_u64());
         Self {
             seed,
             setup,
@@ -160,6 +168,7 @@ impl Draw {
             pause_us,
             limits,
             is_long,
+            core,
         }
     }
 }
@@ -227,7 +236,9 @@ pub fn play_with(draw: &Draw, workloads: Vec<Box<dyn Workload>>) -> (Check, Opti
     }
     let result = world
         .run_until(draw.faults_us)
-        .and_then(|()| converge_after(&mut world, WATCH_US).map_err(|violation| violation.by("convergence")))
+        .and_then(|()| {
+            converge(&mut world, WATCH_US, draw.core).map_err(|violation| violation.by("convergence"))
+        })
         .and_then(|()| {
             if draw.is_long {
                 outlive_watermark(&mut world).map_err(|violation| violation.by("watermark"))
@@ -244,24 +255,37 @@ pub fn play_with(draw: &Draw, workloads: Vec<Box<dyn Workload>>) -> (Check, Opti
 /// # Errors
 /// A checker found something, or something is left over.
 pub fn converge_after(world: &mut World, watch_us: Micros) -> Check {
-    world.heal()?;
+    converge(world, watch_us, None)
+}
+
+/// As [`converge_after`]; with a `core`, a minority of the replicas that it draws stays broken at first. The others must
+/// come to rest without it, and it must then catch up.
+fn converge(world: &mut World, watch_us: Micros, core: Option<u64>) -> Check {
+    match core {
+        None => world.heal()?,
+        Some(seed) => world.heal_core(seed)?,
+    }
     world.rest();
     world.run_for(watch_us)?;
-    let is_at_rest =
-        |world: &World| world.is_idle() && world.databases.prepared().next().is_none() && is_settled(world);
-    world.run_while_not(
-        CONVERGENCE_US,
-        "everything is decided, delivered and acknowledged",
-        is_at_rest,
-    )?;
-    // It stays so; an idle leader writes an empty entry now and then, and followers hear of it a moment later.
-    world.run_for(1_000_000)?;
-    world.run_while_not(1_000_000, "a world at rest stays at rest", is_at_rest)?;
-    check_final(world)?;
+    come_to_rest(world, "everything is decided, delivered and acknowledged")?;
+    if world.has_left_out() {
+        world.heal_rest()?;
+        come_to_rest(world, "the replicas that were left broken catch up")?;
+    }
     let ballots = world.healed_at().map_or(0, |at| ballots_after(world, at));
     require(ballots <= BALLOTS_PER_MINUTE_MAX, || {
         format!("{ballots} ballots in the minute after healing")
     })
+}
+
+fn come_to_rest(world: &mut World, what: &str) -> Check {
+    let is_at_rest =
+        |world: &World| world.is_idle() && world.databases.prepared().next().is_none() && is_settled(world);
+    world.run_while_not(CONVERGENCE_US, what, is_at_rest)?;
+    // It stays so; an idle leader writes an empty entry now and then, and followers hear of it a moment later.
+    world.run_for(1_000_000)?;
+    world.run_while_not(1_000_000, "a world at rest stays at rest", is_at_rest)?;
+    check_final(world)
 }
 
 /// How many ballots began in the minute after a moment.
@@ -290,12 +314,12 @@ fn outlive_watermark(world: &mut World) -> Check {
         .try_for_each(|host| world.checkers.log.check_final(host))
 }
 
-/// Whether all replicas stand at the same slot with nothing unfinished, under one leader.
+/// Whether all replicas that were healed stand at the same slot with nothing unfinished, under one leader.
 #[must_use]
 pub fn is_settled(world: &World) -> bool {
     let up_to = world.checkers.log.decided_up_to();
     world.serving().is_some()
-        && world.hosts.values().all(|host| {
+        && world.core().all(|host| {
             host.replica().is_some_and(|replica| {
                 let status = replica.status();
                 status.applied_up_to == up_to
@@ -307,8 +331,7 @@ pub fn is_settled(world: &World) -> bool {
 
 fn check_final(world: &World) -> Check {
     world
-        .hosts
-        .values()
+        .core()
         .try_for_each(|host| world.checkers.log.check_final(host))
         .map_err(|violation| violation.by("agreement"))?;
     let histories = world.checkers.histories.check_final();

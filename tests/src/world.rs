@@ -6,6 +6,7 @@ mod known;
 mod replicas;
 mod rush;
 mod services;
+mod sufficient;
 
 use crate::actors::databases::Databases;
 use crate::actors::{Actor, ActorId, Carriage, Speech};
@@ -179,6 +180,10 @@ pub struct World {
     /// How long a machine stays down that stops as planned.
     down_us: BTreeMap<ReplicaId, Micros>,
     healed_at: Option<Micros>,
+    /// Replicas that the last healing left broken.
+    left_out: BTreeMap<ReplicaId, sufficient::Broken>,
+    /// Replicas whose directories may have lost something, at any time.
+    doubtful: BTreeSet<ReplicaId>,
     /// How often slots were read from a disk for a lagging replica.
     pub fetch_count: u64,
     /// Sessions that the coordinator ended, for tests that ask.
@@ -226,6 +231,8 @@ impl World {
             swapped: None,
             down_us: BTreeMap::new(),
             healed_at: None,
+            left_out: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
             fetch_count: 0,
             ended_sessions: BTreeSet::new(),
         };

@@ -98,6 +98,7 @@ fn small_plan(faults: Vec<(u64, Fault)>) -> Plan {
     plan.draw.setup.lines.loss_ppm = 0;
     plan.draw.pause_us = (10_000, 400_000);
     plan.draw.is_long = false;
+    plan.draw.core = None;
     plan.draw.faults_us = 4_000_000;
     plan.draw.plan = faults;
     plan

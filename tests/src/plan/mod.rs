@@ -126,6 +126,9 @@ struct WorldForm {
     queue_count_max: usize,
     #[serde(default)]
     is_long: bool,
+    /// What draws the replicas that stay broken until the others have come to rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    core: Option<u64>,
 }
 
 /// What plans of before mean, which do not say it.
@@ -351,6 +354,7 @@ impl WorldForm {
             retained_bytes_max: draw.limits.retained_bytes_max,
             queue_count_max: draw.limits.queue_count_max,
             is_long: draw.is_long,
+            core: draw.core,
         }
     }
 
@@ -384,6 +388,7 @@ impl WorldForm {
                 ..Limits::default()
             },
             is_long: self.is_long,
+            core: self.core,
         }
     }
 }

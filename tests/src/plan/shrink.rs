@@ -137,6 +137,9 @@ impl<F: FnMut(&Plan) -> Option<Failure>, P: FnMut(&Plan, u64)> Shrinker<F, P> {
         if self.best.plan.draw.is_long {
             self.keeps_with(|plan| plan.draw.is_long = false);
         }
+        if self.best.plan.draw.core.is_some() {
+            self.keeps_with(|plan| plan.draw.core = None);
+        }
         if self.best.plan.draw.setup.weather != Weather::CALM {
             self.keeps_with(|plan| plan.draw.setup.weather = Weather::CALM);
         }

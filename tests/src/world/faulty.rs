@@ -26,6 +26,14 @@ impl World {
         if self.ended_by(&fault).is_some_and(|id| self.must_remember(id)) {
             return Ok(());
         }
+        if let Fault::Damage(id, ..)
+        | Fault::Corrupt(id, _)
+        | Fault::Wipe(id)
+        | Fault::PutBack(id)
+        | Fault::Rollback(id) = fault
+        {
+            self.doubtful.insert(id);
+        }
         match fault {
             Fault::Crash(id, unsynced) => self.crash(id, unsynced)?,
             Fault::CrashLeader(unsynced) => {
@@ -148,6 +156,7 @@ impl World {
     /// A checker found something.
     pub fn heal(&mut self) -> Check {
         self.healed_at = Some(self.now());
+        self.left_out.clear();
         self.on_fault(Fault::Mend)?;
         self.release_all()?;
         self.network.weather = crate::network::Weather::CALM;
@@ -301,7 +310,7 @@ impl World {
         });
     }
 
-    fn set_topology(&mut self, is_open: impl Fn(ReplicaId, ReplicaId) -> bool) {
+    pub(super) fn set_topology(&mut self, is_open: impl Fn(ReplicaId, ReplicaId) -> bool) {
         let all = self.replicas();
         for from in &all {
             // A replica has no line to itself.
