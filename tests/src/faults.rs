@@ -1,6 +1,7 @@
 //! What can go wrong, as data: a plan is a list of moments and faults, drawn from a seed or written by hand.
 
 pub mod clog;
+pub mod lines;
 pub mod storm;
 
 use crate::actors::ActorId;
@@ -71,6 +72,13 @@ pub enum Fault {
     Backup(ReplicaId),
     /// The copy kept aside is put back, and the process starts on it.
     Rollback(ReplicaId),
+    /// The line between a service and a replica loses what it carries, in one direction or both, for so long, and nobody says
+    /// so; a stream that lost something never carries again, and is found broken when that is over.
+    CutLine(ActorId, ReplicaId, lines::Direction, Micros),
+    /// The line between a service and a replica holds what it carries for so long, and then delivers all of it in order.
+    ClogLine(ActorId, ReplicaId, Micros),
+    /// A service does nothing for a while, and then everything at once.
+    PauseActor(ActorId, Micros),
     /// A service's process crashes and starts again.
     CrashActor(ActorId),
     /// Something goes wrong in the machine of a service over the library.

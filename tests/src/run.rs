@@ -10,7 +10,7 @@ use crate::schedule::Micros;
 use crate::trace::Detail;
 use crate::workloads::bank::Bank;
 use crate::workloads::{self, Workload};
-use crate::world::{Lines, Setup, World};
+use crate::world::{DRIFT_PPM_USUAL, Lines, NOTICE_US_USUAL, Setup, World};
 use std::collections::BTreeSet;
 use synod_coordinator_core::random::Random;
 use synod_coordinator_core::replica::Limits;
@@ -49,6 +49,17 @@ const STORM_STREAM: u64 = 0x7374_6f72_6d00;
 /// Likewise.
 const CLOG_STREAM: u64 = 0x636c_6f67_0000;
 const CORE_STREAM: u64 = 0x636f_7265_0000;
+const LINE_STREAM: u64 = 0x6c69_6e65_0000;
+const PAUSE_STREAM: u64 = 0x7061_7573_6500;
+const MACHINE_STREAM: u64 = 0x6d61_6368_0000;
+
+/// In a quarter of the seeds clocks go wrong by up to a fifth, and in a quarter services find a dead machine by its silence,
+/// since nobody says that its sessions are gone.
+const DRIFT_PPM_MAX: u32 = 200_000;
+const NOTICE_US_MAX: Micros = 10_000_000;
+
+/// No replica.
+static NOBODY: BTreeSet<ReplicaId> = BTreeSet::new();
 
 /// What a seed draws before its run begins.
 #[derive(Clone, Debug)]
@@ -92,7 +103,7 @@ impl Draw {
             false => random.between(5, 40) * 1_000_000,
         };
         let is_lossy = random.between(0, 1) == 0;
-        let setup = Setup {
+        let mut setup = Setup {
             seed,
             replica_count,
             weather: Weather::CALM,
@@ -102,6 +113,8 @@ impl Draw {
             },
             mail_us_max: random.between(1, 3_000),
             sync_us: random.between(50, 3_000),
+            notice_us_max: NOTICE_US_USUAL,
+            drift_ppm_max: DRIFT_PPM_USUAL,
             detail,
         };
         let replicas: BTreeSet<ReplicaId> = (1..=replica_count).map(ReplicaId).collect();
@@ -110,10 +123,10 @@ impl Draw {
         let gap_us_max = if is_long_lasting { 20_000_000 } else { 3_000_000 };
         let mut plan = faults::draw(&mut random, &replicas, &actors, faults_us, gap_us_max);
         // A directory that is wiped or put back needs calm around it (L10).
-        if !plan
+        let needs_calm = plan
             .iter()
-            .any(|(_, fault)| matches!(fault, faults::Fault::Wipe(_) | faults::Fault::Rollback(_)))
-        {
+            .any(|(_, fault)| matches!(fault, faults::Fault::Wipe(_) | faults::Fault::Rollback(_)));
+        if !needs_calm {
             plan.extend(faults::storm::draw(
                 &mut Random::new(seed ^ STORM_STREAM),
                 &replicas,
@@ -130,6 +143,21 @@ impl Draw {
         let service_count = Bank::draw_service_count(seed);
         let first = participant_count + initiator_count;
         plan.extend(Bank::new(seed, service_count).faults(first, faults_us));
+        let services: Vec<ActorId> = (0..=first + service_count).map(ActorId).collect();
+        plan.extend(faults::lines::draw(
+            &mut Random::new(seed ^ LINE_STREAM),
+            &replicas,
+            &services,
+            faults_us,
+            gap_us_max,
+        ));
+        plan.extend(faults::lines::draw_pauses(
+            &mut Random::new(seed ^ PAUSE_STREAM),
+            if needs_calm { &NOBODY } else { &replicas },
+            &services,
+            faults_us,
+            gap_us_max,
+        ));
         plan.sort_by_key(|(at, _)| *at);
         let (transaction_count, pause_us) = match is_long_lasting {
             true => spread(random.between(300, 1_000), faults_us),
@@ -154,6 +182,13 @@ impl Draw {
             ..Limits::default()
         };
         let is_long = random.between(1, OUTLIVED_EVERY) == 1;
+        let mut machines = Random::new(seed ^ MACHINE_STREAM);
+        if machines.between(0, 3) == 0 {
+            setup.drift_ppm_max = (DRIFT_PPM_MAX, DRIFT_PPM_MAX);
+        }
+        if machines.between(0, 3) == 0 {
+            setup.notice_us_max = NOTICE_US_MAX;
+        }
         let mut random = Random::new(seed ^ CORE_STREAM);
         let core = (random.between(1, CORE_EVERY) == 1).then(|| random.next_u64());
         Self {

@@ -85,6 +85,13 @@ pub struct Lines {
     pub loss_ppm: u64,
 }
 
+/// How long a service usually takes at most to find that its session's other end is gone: a machine that ends closes its
+/// connections, or a peer on the way says that it is not there.
+pub const NOTICE_US_USUAL: Micros = 300_000;
+
+/// What quartz does, and services with clocks like the world's.
+pub const DRIFT_PPM_USUAL: (u32, u32) = (200, 0);
+
 /// How a world is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
@@ -100,6 +107,10 @@ pub struct Setup {
     pub mail_us_max: Micros,
     /// How long a sync takes, at first.
     pub sync_us: Micros,
+    /// How long a service takes at most to find that its session's other end is gone.
+    pub notice_us_max: Micros,
+    /// How many microseconds a second monotonic clocks gain or lose at most: of replicas, and of services.
+    pub drift_ppm_max: (u32, u32),
     /// How much of the run is kept.
     pub detail: Detail,
 }
@@ -118,6 +129,8 @@ impl Setup {
             },
             mail_us_max: 0,
             sync_us: 200,
+            notice_us_max: NOTICE_US_USUAL,
+            drift_ppm_max: DRIFT_PPM_USUAL,
             detail: Detail::Hash,
         }
     }
@@ -128,6 +141,7 @@ struct Cast {
     actor: Box<dyn Actor>,
     life: u64,
     wall_offset_ms: i64,
+    drift_ppm: i32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,6 +151,8 @@ struct Session {
     replica: ReplicaId,
     is_open: bool,
     carriage: Carriage,
+    /// Whether a stream has lost something and carries nothing more: to the replica, and from it.
+    is_severed: (bool, bool),
     /// The life of the replica's process that the session was opened with.
     life: u64,
     /// Until when what was said on a stream before is on its way: to the replica, and from it.
@@ -267,12 +283,14 @@ impl World {
     /// Adds a service and starts it.
     pub fn add_actor(&mut self, actor: impl Actor + 'static) -> ActorId {
         let id = ActorId(self.actor_count());
+        let drift_ppm = self.draw_service_drift(id);
         self.actors.insert(
             id,
             Cast {
                 actor: Box::new(actor),
                 life: 1,
                 wall_offset_ms: 0,
+                drift_ppm,
             },
         );
         self.with_actor(id, |actor, scene| actor.on_start(scene))

@@ -6,6 +6,7 @@ use synod_proto::ids::ReplicaId;
 use synod_tests::actors::ActorId;
 use synod_tests::actors::initiator::{Habits, Initiator};
 use synod_tests::checkers::Check;
+use synod_tests::faults::lines::Direction;
 use synod_tests::faults::{Fault, topology};
 use synod_tests::run::{BALLOTS_PER_MINUTE_MAX, converge_after};
 use synod_tests::script::{ELECTION_US, settled, settled_with};
@@ -235,4 +236,59 @@ fn what_a_clogged_link_held_comes_under_another_leader_and_changes_nothing() {
     converge_after(&mut world, 1_000_000).expect("comes to rest");
     let clogged = ("network", "a clogged link delivered what it held");
     assert_eq!(world.checkers.points.counts().get(&clogged), Some(&2));
+}
+
+/// A majority of whole directories suffices, whichever minority stays down, cut off, deaf or mute (L3, L10); healed, it
+/// catches up.
+#[test]
+fn a_majority_goes_on_whichever_minority_stays_broken() {
+    for seed in 0..8 {
+        let count = if seed % 2 == 0 { 3 } else { 5 };
+        let (mut world, participants) = settled(Setup::scripted(7, count), 2).expect("settles");
+        busy(&mut world, &participants);
+        world.run_for(500_000).expect("nothing is wrong");
+        world.heal_core(seed).expect("the others are healed");
+        assert!(world.has_left_out(), "seed {seed}");
+        goes_on_calmly(&mut world).expect("the others go on");
+        world.heal_rest().expect("all are healed");
+        assert!(!world.has_left_out());
+        converge_after(&mut world, 1_000_000).expect("what was left broken catches up");
+    }
+}
+
+/// A service that cannot speak with the leader for a while, one way or both, or hears it late, or stands still, decides
+/// again afterwards; the replicas do not notice.
+#[test]
+fn a_line_to_the_leader_fails_alone_and_the_service_finds_back() {
+    let (mut world, participants) = settled(Setup::scripted(8, 3), 2).expect("settles");
+    busy(&mut world, &participants);
+    world.run_for(500_000).expect("nothing is wrong");
+    let service = ActorId(world.actor_count() - 1);
+    let leader = world.serving().expect("a leader");
+    for fault in [
+        Fault::CutLine(service, leader, Direction::ToReplica, 3_000_000),
+        Fault::CutLine(service, leader, Direction::ToService, 3_000_000),
+        Fault::CutLine(service, leader, Direction::Both, 3_000_000),
+        Fault::ClogLine(service, leader, 3_000_000),
+        Fault::PauseActor(service, 3_000_000),
+    ] {
+        let from = world.checkers.log.decided_up_to();
+        world.on_fault(fault.clone()).expect("takes hold");
+        world.run_for(3_000_000).expect("nothing is wrong");
+        world
+            .run_while_not(10_000_000, "decisions", |world| {
+                world.checkers.log.decided_up_to().0 >= from.0 + 10
+            })
+            .unwrap_or_else(|violation| panic!("after {fault:?}: {violation}"));
+        assert_eq!(world.serving(), Some(leader), "after {fault:?}");
+    }
+    converge_after(&mut world, 1_000_000).expect("comes to rest");
+    for name in [
+        "a cut line to a replica lost what it carried",
+        "a clogged line to a replica delivered what it held",
+        "a paused service woke to what had come",
+    ] {
+        let counts = world.checkers.points.counts();
+        assert!(counts.contains_key(&("network", name)), "{name}");
+    }
 }

@@ -7,6 +7,7 @@ use synod_coordinator_core::replica::WriteFailure;
 use synod_proto::ids::ReplicaId;
 use synod_tests::actors::ActorId;
 use synod_tests::actors::service::ServiceFault;
+use synod_tests::faults::lines::Direction;
 use synod_tests::faults::{Fault, topology};
 use synod_tests::log_disk::damage::{Aim, Damage};
 use synod_tests::log_disk::{CrashPoint, OperationFault};
@@ -16,6 +17,7 @@ use synod_tests::plan::shrink::{shrink, shrink_by};
 use synod_tests::plan::{FAULT_KINDS, Plan, fault_kind};
 use synod_tests::store::UnsyncedWrite;
 use synod_tests::trace::Detail;
+use synod_tests::world::{DRIFT_PPM_USUAL, NOTICE_US_USUAL};
 
 const ONE: ReplicaId = ReplicaId(1);
 const TWO: ReplicaId = ReplicaId(2);
@@ -47,6 +49,11 @@ fn every_fault() -> Vec<Fault> {
         Fault::Wipe(ONE),
         Fault::Backup(ONE),
         Fault::Rollback(ONE),
+        Fault::CutLine(ActorId(1), TWO, Direction::ToReplica, 3),
+        Fault::CutLine(ActorId(1), TWO, Direction::ToService, 4),
+        Fault::CutLine(ActorId(1), TWO, Direction::Both, 5),
+        Fault::ClogLine(ActorId(0), ONE, 6),
+        Fault::PauseActor(ActorId(1), 10_000_000),
         Fault::CrashActor(ActorId(1)),
         Fault::Service(ActorId(2), ServiceFault::CrashAtOperation(7)),
         Fault::Service(ActorId(2), ServiceFault::FailAtOperation(8)),
@@ -99,6 +106,8 @@ fn small_plan(faults: Vec<(u64, Fault)>) -> Plan {
     plan.draw.pause_us = (10_000, 400_000);
     plan.draw.is_long = false;
     plan.draw.core = None;
+    plan.draw.setup.notice_us_max = NOTICE_US_USUAL;
+    plan.draw.setup.drift_ppm_max = DRIFT_PPM_USUAL;
     plan.draw.faults_us = 4_000_000;
     plan.draw.plan = faults;
     plan

@@ -4,6 +4,7 @@
 use crate::actors::ActorId;
 use crate::actors::service::ServiceFault;
 use crate::faults::Fault;
+use crate::faults::lines::Direction;
 use crate::log_disk::damage::{Aim, Damage};
 use crate::log_disk::{CrashPoint, OperationFault};
 use crate::network::Weather;
@@ -115,6 +116,21 @@ pub(super) enum FaultForm {
     Rollback {
         replica: u8,
     },
+    CutLine {
+        actor: u32,
+        replica: u8,
+        direction: DirectionForm,
+        length_us: u64,
+    },
+    ClogLine {
+        actor: u32,
+        replica: u8,
+        length_us: u64,
+    },
+    PauseActor {
+        actor: u32,
+        length_us: u64,
+    },
     CrashActor {
         actor: u32,
     },
@@ -194,6 +210,14 @@ pub(super) enum AimForm {
     LastBeforeClose,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum DirectionForm {
+    ToReplica,
+    ToService,
+    Both,
+}
+
 /// Two enums of the same variants.
 macro_rules! same {
     ($($form:ident = $own:ident { $($variant:ident $(($field:ident))?),* })*) => {$(
@@ -219,6 +243,7 @@ same! {
     ImageForm = CrashImage { Nothing, Everything, Subset(seed), Torn(seed) }
     OperationForm = OperationFault { Write, Sync, Full }
     DamageForm = Damage { Flip, Truncate, Misdirect, MisdirectAway }
+    DirectionForm = Direction { ToReplica, ToService, Both }
     AimForm = Aim { Anywhere, AnywhereBeforeClose, Last, LastBeforeClose }
 }
 
@@ -360,6 +385,21 @@ impl From<&Fault> for FaultForm {
             Fault::Wipe(id) => Self::Wipe { replica: id.0 },
             Fault::Backup(id) => Self::Backup { replica: id.0 },
             Fault::Rollback(id) => Self::Rollback { replica: id.0 },
+            Fault::CutLine(actor, replica, direction, length_us) => Self::CutLine {
+                actor: actor.0,
+                replica: replica.0,
+                direction: (*direction).into(),
+                length_us: *length_us,
+            },
+            Fault::ClogLine(actor, replica, length_us) => Self::ClogLine {
+                actor: actor.0,
+                replica: replica.0,
+                length_us: *length_us,
+            },
+            Fault::PauseActor(id, length_us) => Self::PauseActor {
+                actor: id.0,
+                length_us: *length_us,
+            },
             Fault::CrashActor(id) => Self::CrashActor { actor: id.0 },
             Fault::Service(id, fault) => Self::of_service(id.0, *fault),
             Fault::BreakSessions => Self::BreakSessions,
@@ -430,6 +470,18 @@ impl From<FaultForm> for Fault {
             FaultForm::Wipe { replica } => Self::Wipe(ReplicaId(replica)),
             FaultForm::Backup { replica } => Self::Backup(ReplicaId(replica)),
             FaultForm::Rollback { replica } => Self::Rollback(ReplicaId(replica)),
+            FaultForm::CutLine {
+                actor,
+                replica,
+                direction,
+                length_us,
+            } => Self::CutLine(ActorId(actor), ReplicaId(replica), direction.into(), length_us),
+            FaultForm::ClogLine {
+                actor,
+                replica,
+                length_us,
+            } => Self::ClogLine(ActorId(actor), ReplicaId(replica), length_us),
+            FaultForm::PauseActor { actor, length_us } => Self::PauseActor(ActorId(actor), length_us),
             FaultForm::CrashActor { actor } => Self::CrashActor(ActorId(actor)),
             FaultForm::ServiceDiskCrash { actor, operation } => {
                 Self::Service(ActorId(actor), ServiceFault::CrashAtOperation(operation))
@@ -487,7 +539,11 @@ impl FaultForm {
             Self::Cut { from, to } | Self::Clog { from, to, .. } => (vec![*from, *to], None),
             Self::Swap { one, other } => (vec![*one, *other], None),
             Self::Topology { open } => (open.iter().flat_map(|(a, b)| [*a, *b]).collect(), None),
+            Self::CutLine { actor, replica, .. } | Self::ClogLine { actor, replica, .. } => {
+                (vec![*replica], Some(*actor))
+            }
             Self::CrashActor { actor }
+            | Self::PauseActor { actor, .. }
             | Self::ServiceDiskCrash { actor, .. }
             | Self::ServiceDiskFails { actor, .. }
             | Self::ServiceDiskFull { actor }
@@ -505,7 +561,7 @@ impl FaultForm {
 }
 
 /// Every kind of fault, as the figures of a run name it.
-pub const FAULT_KINDS: [&str; 32] = [
+pub const FAULT_KINDS: [&str; 35] = [
     "crash",
     "crash of the leader",
     "start",
@@ -538,6 +594,9 @@ pub const FAULT_KINDS: [&str; 32] = [
     "hushed leader",
     "rush of proposals",
     "clogged link",
+    "cut line to a replica",
+    "clogged line to a replica",
+    "pause of a service",
 ];
 
 /// The name of a fault's kind, one of [`FAULT_KINDS`].
@@ -576,5 +635,8 @@ pub fn fault_kind(fault: &Fault) -> &'static str {
         Fault::Hush(_) => 29,
         Fault::Rush(..) => 30,
         Fault::Clog(..) => 31,
+        Fault::CutLine(..) => 32,
+        Fault::ClogLine(..) => 33,
+        Fault::PauseActor(..) => 34,
     }]
 }

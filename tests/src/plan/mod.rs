@@ -29,7 +29,7 @@ use crate::schedule::Micros;
 use crate::trace::Detail;
 use crate::workloads::Workload;
 use crate::workloads::bank::Bank;
-use crate::world::{Lines, Setup};
+use crate::world::{DRIFT_PPM_USUAL, Lines, NOTICE_US_USUAL, Setup};
 use form::{FaultForm, TimedForm, WeatherForm};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -120,6 +120,11 @@ struct WorldForm {
     lines: LinesForm,
     mail_us_max: u64,
     sync_us: u64,
+    #[serde(default = "notice_us_max", skip_serializing_if = "is_usual_notice")]
+    notice_us_max: u64,
+    /// Of replicas, and of services.
+    #[serde(default = "drift_ppm_max", skip_serializing_if = "is_usual_drift")]
+    drift_ppm_max: (u32, u32),
     pipeline_depth: usize,
     retained_bytes_max: usize,
     #[serde(default = "queue_count_max")]
@@ -134,6 +139,23 @@ struct WorldForm {
 /// What plans of before mean, which do not say it.
 fn pause_us() -> (u64, u64) {
     (10_000, 400_000)
+}
+
+fn notice_us_max() -> u64 {
+    NOTICE_US_USUAL
+}
+
+fn drift_ppm_max() -> (u32, u32) {
+    DRIFT_PPM_USUAL
+}
+
+/// Serde asks by reference.
+fn is_usual_notice(notice_us_max: &u64) -> bool {
+    *notice_us_max == NOTICE_US_USUAL
+}
+
+fn is_usual_drift(drift_ppm_max: &(u32, u32)) -> bool {
+    *drift_ppm_max == DRIFT_PPM_USUAL
 }
 
 fn queue_count_max() -> usize {
@@ -275,6 +297,15 @@ impl PlanForm {
             format!("faults for {} us", world.faults_us),
         )?;
         require(world.pipeline_depth > 0, "a pipeline of no entry".to_string())?;
+        require(
+            world.notice_us_max >= 1_000,
+            format!("sessions found broken within {} us", world.notice_us_max),
+        )?;
+        let (of_replicas, of_services) = world.drift_ppm_max;
+        require(
+            of_replicas.max(of_services) < 500_000,
+            format!("clocks that drift by {:?} us a second", world.drift_ppm_max),
+        )?;
         require(world.sync_us > 0, "a sync that takes no time".to_string())?;
         require(
             is_ordered(world.weather.delay_us),
@@ -332,6 +363,8 @@ impl WorldForm {
             lines,
             mail_us_max,
             sync_us,
+            notice_us_max,
+            drift_ppm_max,
             detail: _,
         } = draw.setup;
         Self {
@@ -350,6 +383,8 @@ impl WorldForm {
             },
             mail_us_max,
             sync_us,
+            notice_us_max,
+            drift_ppm_max,
             pipeline_depth: draw.limits.pipeline_depth,
             retained_bytes_max: draw.limits.retained_bytes_max,
             queue_count_max: draw.limits.queue_count_max,
@@ -369,6 +404,8 @@ impl WorldForm {
             },
             mail_us_max: self.mail_us_max,
             sync_us: self.sync_us,
+            notice_us_max: self.notice_us_max,
+            drift_ppm_max: self.drift_ppm_max,
             detail: Detail::Hash,
         };
         Draw {

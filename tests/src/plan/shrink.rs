@@ -204,6 +204,7 @@ fn halved(fault: &Fault) -> Option<Fault> {
     match fault {
         Fault::Pause(id, length) if *length > 1_000 => Some(Fault::Pause(*id, length / 2)),
         Fault::Clog(from, to, length) if *length > 1_000 => Some(Fault::Clog(*from, *to, length / 2)),
+        Fault::PauseActor(id, length) if *length > 1_000 => Some(Fault::PauseActor(*id, length / 2)),
         Fault::SlowDisk(id, sync_us) if *sync_us > 200 => Some(Fault::SlowDisk(*id, sync_us / 2)),
         Fault::WallClock(id, offset_ms) if offset_ms.abs() > 1 => Some(Fault::WallClock(*id, offset_ms / 2)),
         _ => None,

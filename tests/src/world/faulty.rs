@@ -14,8 +14,11 @@ use synod_coordinator_core::paxos::Slot;
 use synod_coordinator_core::replica::{Input, RoleName};
 use synod_proto::ids::{ReplicaId, SessionId};
 
-/// How long a service takes to find that its session's other end is gone.
-const NOTICE_US: (u64, u64) = (1_000, 300_000);
+/// A service takes at least so long to find that its session's other end is gone.
+const NOTICE_US_MIN: u64 = 1_000;
+
+/// Longer than any pause that plans had before there were long ones.
+const LONG_PAUSE_US: u64 = 1_500_000;
 
 impl World {
     /// Makes a fault happen now.
@@ -70,6 +73,11 @@ impl World {
                 let until = self.now() + length;
                 if let Some(process) = &mut self.host(id).process {
                     process.paused_until = until;
+                    if length > LONG_PAUSE_US {
+                        self.checkers
+                            .points
+                            .count("machine", "a replica paused for more than 1.5 s", 1);
+                    }
                 }
             }
             Fault::Cut(from, to) => self.network.cut(from, to),
@@ -123,6 +131,14 @@ impl World {
                     self.start(id)?;
                 }
             }
+            Fault::CutLine(actor, replica, direction, length) => {
+                self.cut_line(actor, replica, direction, length);
+            }
+            Fault::ClogLine(actor, replica, length) => {
+                self.hold_up(Way::Line(actor, replica, true), length);
+                self.hold_up(Way::Line(actor, replica, false), length);
+            }
+            Fault::PauseActor(id, length) => self.hold_up(Way::Service(id), length),
             Fault::CrashActor(id) => {
                 let owned: Vec<SessionId> = self
                     .sessions
@@ -135,6 +151,8 @@ impl World {
                 }
                 self.actors.get_mut(&id).expect("an actor of this world").life += 1;
                 self.with_actor(id, |actor, scene| actor.on_start(scene))?;
+                // The next process does not stand still; what waits is for the last one, or late.
+                self.release(Way::Service(id))?;
             }
             Fault::Service(id, ServiceFault::WallClock(offset_ms)) => {
                 self.actors
@@ -271,7 +289,12 @@ impl World {
             .map(|(session, _)| *session)
             .collect();
         for session in broken {
-            let delay = self.random.between(NOTICE_US.0, NOTICE_US.1);
+            let delay = self.random.between(NOTICE_US_MIN, self.setup.notice_us_max);
+            if delay > 2_000_000 {
+                self.checkers
+                    .points
+                    .count("network", "a session broke and nobody noticed for 2 s", 1);
+            }
             self.schedule.after(delay, Event::SessionLost { session });
         }
     }

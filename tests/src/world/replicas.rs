@@ -1,5 +1,6 @@
 //! How replicas live in the world: their processes start, are woken, hear of their writes, and are done what they ask for.
 
+use super::services::drift;
 use super::{Event, World};
 use crate::checkers::{Check, require};
 use crate::clocks::Clocks;
@@ -17,7 +18,9 @@ impl World {
     pub fn start(&mut self, id: ReplicaId) -> Check {
         let now = self.now();
         let (seed, base) = (self.random.next_u64(), self.random.between(0, 1 << 40));
-        let drift_ppm = i32::try_from(self.random.between(0, 400)).expect("small") - 200;
+        let most = u64::from(self.setup.drift_ppm_max.0);
+        let drift_ppm = drift(self.random.between(0, 2 * most), most);
+        self.count_drift(drift_ppm, "a replica's clock is off by more than a tenth");
         let mail_us_max = self.setup.mail_us_max;
         let host = self.hosts.get_mut(&id).expect("a replica of this world");
         host.clocks = Clocks::new(now, base, drift_ppm, host.clocks.wall_offset_ms);

@@ -3,8 +3,10 @@
 use super::{Event, Session, World};
 use crate::actors::{Actor, ActorId, Carriage, Command, Scene, Speech};
 use crate::checkers::Check;
-use crate::clocks::true_wall;
+use crate::clocks::{Clocks, true_wall};
 use crate::schedule::Micros;
+use synod_coordinator_core::random::Random;
+use synod_coordinator_core::time::Timestamp;
 use synod_proto::ids::{ReplicaId, SessionId};
 use synod_proto::session::{Request, Response};
 
@@ -41,6 +43,7 @@ impl World {
                 carriage,
                 life,
                 busy_until: (0, 0),
+                is_severed: (false, false),
             },
         );
         if carriage == Carriage::Stream && !is_up {
@@ -187,6 +190,21 @@ impl World {
         }
     }
 
+    /// From a stream of its own.
+    pub(super) fn draw_service_drift(&mut self, id: ActorId) -> i32 {
+        let most = u64::from(self.setup.drift_ppm_max.1);
+        let mut random = Random::new(self.setup.seed ^ 0x6472_6966_7400 ^ (u64::from(id.0) << 48));
+        let drift_ppm = drift(random.between(0, 2 * most), most);
+        self.count_drift(drift_ppm, "a service's clock is off by more than a tenth");
+        drift_ppm
+    }
+
+    pub(super) fn count_drift(&mut self, drift_ppm: i32, name: &'static str) {
+        if drift_ppm.abs() > 100_000 {
+            self.checkers.points.count("clock", name, 1);
+        }
+    }
+
     /// Lets an actor do something, and carries out what it says.
     pub(super) fn with_actor(
         &mut self,
@@ -196,9 +214,12 @@ impl World {
         let now = self.now();
         let cast = self.actors.get_mut(&id).expect("an actor of this world");
         let life = cast.life;
+        let drift_ppm = cast.drift_ppm;
+        let clocks = Clocks::new(0, 0, drift_ppm, 0);
+        let shown = clocks.read(now).monotonic.0;
         let mut scene = Scene {
             own: id,
-            now,
+            now: shown,
             wall: synod_proto::ids::UnixMillis(true_wall(now).0.saturating_add_signed(cast.wall_offset_ms)),
             random: &mut self.actors_random,
             databases: &mut self.databases,
@@ -219,16 +240,27 @@ impl World {
                     self.ask(session, request);
                 }
                 Command::Say(to, speech) => self.carry(Event::Speech { from: id, to, speech }),
-                Command::Wake(delay, token) => self.schedule.after(
-                    delay,
-                    Event::ActorWake {
-                        actor: id,
-                        life,
-                        token,
-                    },
-                ),
+                Command::Wake(delay, token) => {
+                    let at = match drift_ppm == 0 {
+                        true => now.saturating_add(delay),
+                        false => clocks.moment(Timestamp(shown.saturating_add(delay))),
+                    };
+                    self.schedule.at(
+                        at,
+                        Event::ActorWake {
+                            actor: id,
+                            life,
+                            token,
+                        },
+                    );
+                }
             }
         }
         Ok(())
     }
+}
+
+/// A drift of at most `most`, from a number of at most twice that.
+pub(super) fn drift(number: u64, most: u64) -> i32 {
+    i32::try_from(number).expect("small") - i32::try_from(most).expect("small")
 }
