@@ -101,13 +101,13 @@ bugs! {
     AcceptsCountedOverBallots: "P2b", "what was accepted in one ballot is counted for another", Exploration("restart-in-office");
     MinorityDecides: "P2b", "one acceptance less than a quorum decides", Seeds(20);
     HighestNotProposedAgain: "P2c", "a new leader puts a no-op where it heard of an accepted value", Seeds(60);
-    LowestProposedAgain: "P2c", "a new leader proposes the accepted value of the lowest ballot again", Seeds(500);
+    LowestProposedAgain: "P2c", "a new leader proposes the accepted value of the lowest ballot again", Seeds(60);
     NoopOverUnreadable: "L3", "a new leader puts a no-op over a slot of which too few reports can be read", Scenario("last-record-lost");
     LowerValueOverUnreadable: "L3", "a new leader proposes what it heard of a slot of which too few reports can be read", Scenario("lower-value-beside-lost-record");
     UnreadableReportedEmpty: "L3", "an unreadable slot is reported as one in which nothing was accepted", Scenario("last-record-lost");
     StaleValueTakenAsDecided: "L4", "a leader's word of a decided prefix is believed of a value of another ballot", Seeds(60);
     CandidateDoesNotCatchUp: "L5", "a candidate proposes in slots that one of its promises calls decided", Seeds(300);
-    WipedReplicaVotes: "L10", "a wiped or older directory votes, though a peer contradicts it", Seeds(500);
+    WipedReplicaVotes: "L10", "a wiped or older directory votes, though a peer contradicts it", Seeds(40);
     MajorityAdmitsNewDirectory: "L10", "a directory that was never admitted votes on the word of a majority", Scenario("two-directories-wiped");
     // The log on disk.
     TruncatedAtFirstBad: "L7", "the log is cut at the first bad record, whatever follows it", Seeds(200);
@@ -121,8 +121,8 @@ bugs! {
     AbortToldBeforeDecided: "T6", "a branch is told aborted when an abort is proposed", Seeds(20);
     AnsweredPerGtid: "T5", "a branch is told what became of its gtid, whether or not the record names it", Seeds(20);
     MismatchToldCommitted: "T5", "a commit of other branches than the recorded ones is called committed", Seeds(20);
-    UndecidedToldUnconfirmed: "T10", "a leader says that there is no outcome without asking a quorum", Seeds(100);
-    ServesBeforeBarrier: "A4", "a new leader serves before it has applied all that was chosen before it", Seeds(100);
+    UndecidedToldUnconfirmed: "T10", "a leader says that there is no outcome without asking a quorum", Seeds(20);
+    ServesBeforeBarrier: "A4", "a new leader serves before it has applied all that was chosen before it", Seeds(40);
     DeliveryForgottenEarly: "B10", "a delivery is forgotten once one branch has acknowledged", Seeds(20);
     DeliveryToldOnce: "T8", "a delivery is not repeated", Seeds(20);
     // The participant.
@@ -131,7 +131,7 @@ bugs! {
     RecoveryRollsBack: "C2", "a process that starts rolls back what it finds prepared", Seeds(20);
     UndecidedTakenAsAborted: "T6", "a branch that is told that there is no outcome yet rolls back", Seeds(20);
     RolledBackAtDeadline: "T8", "a branch in doubt rolls back at its deadline", Seeds(20);
-    CommitWithCallUnanswered: "T4", "a commit is proposed while a call is unanswered", Seeds(100);
+    CommitWithCallUnanswered: "T4", "a commit is proposed while a call is unanswered", Seeds(20);
     RepeatRunsUnderSameId: "T2", "a repeated request runs under the same branch id", Seeds(100);
     StoreAnswersBeforeSync: "C1", "the store says prepared or committed before its write is synced", Seeds(20);
     ProofNotWritten: "T8", "a commit leaves no proof of itself in the store", Seeds(20);

@@ -25,7 +25,7 @@ const CONTROL_SEED_COUNT: u64 = 100;
 /// Finds the bugs that are planted on purpose.
 #[derive(Debug, Parser)]
 #[command(name = "cargo planted", bin_name = "cargo planted")]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["list", "all", "bug", "control", "rotation"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["list", "all", "bug", "control", "without", "rotation"])))]
 struct Arguments {
     /// Every bug, and the rule that it breaks.
     #[arg(long)]
@@ -39,6 +39,9 @@ struct Arguments {
     /// No bug: nothing must be found.
     #[arg(long)]
     control: bool,
+    /// Looks where this bug was found, without it: nothing must be found there.
+    #[arg(long, value_name = "NAME", value_parser = parse_bug, hide = true)]
+    without: Option<Bug>,
     /// Four bugs, others for another commit (its first 16 hexadecimal digits count) or number.
     #[arg(long, value_name = "COMMIT|N", value_parser = parse_seed)]
     rotation: Option<u64>,
@@ -77,7 +80,7 @@ pub(crate) fn main() -> ExitCode {
         print!("{}", table::list());
         return ExitCode::SUCCESS;
     }
-    if arguments.bug.is_some() || arguments.control {
+    if arguments.bug.is_some() || arguments.control || arguments.without.is_some() {
         return look_for_one(&arguments, thread_count);
     }
     let bugs = match arguments.rotation {
@@ -97,12 +100,19 @@ fn rotation(number: u64) -> Vec<Bug> {
 }
 
 fn seed_count_max(arguments: &Arguments, bug: Option<Bug>) -> u64 {
-    let stated = match bug.map(Bug::means) {
-        Some(Means::Seeds(count)) => count,
-        Some(Means::Exploration(_) | Means::Scenario(_)) => 0,
-        None => CONTROL_SEED_COUNT,
+    let stated = match bug {
+        Some(bug) => stated_seeds(bug),
+        // As many as any bug may take: what is found there would be taken for the bug.
+        None => CONTROL_SEED_COUNT.max(Bug::ALL.into_iter().map(stated_seeds).max().unwrap_or_default()),
     };
     arguments.seeds.unwrap_or(stated)
+}
+
+fn stated_seeds(bug: Bug) -> u64 {
+    match bug.means() {
+        Means::Seeds(count) => count,
+        Means::Exploration(_) | Means::Scenario(_) => 0,
+    }
 }
 
 fn look_for_one(arguments: &Arguments, thread_count: usize) -> ExitCode {
@@ -112,10 +122,13 @@ fn look_for_one(arguments: &Arguments, thread_count: usize) -> ExitCode {
     if let Some(bug) = arguments.bug {
         select(bug);
     }
-    let (first, seed_count_max) = (arguments.from, seed_count_max(arguments, arguments.bug));
+    let (first, seed_count_max) = (
+        arguments.from,
+        seed_count_max(arguments, arguments.bug.or(arguments.without)),
+    );
     let (ended, outcome) = mpsc::channel();
     // A bug may keep a run from ever ending, so it is not waited for.
-    let bug = arguments.bug;
+    let bug = arguments.bug.or(arguments.without);
     thread::spawn(move || {
         let outcome = match bug {
             Some(bug) => look(bug, (first, seed_count_max), thread_count),
@@ -123,10 +136,20 @@ fn look_for_one(arguments: &Arguments, thread_count: usize) -> ExitCode {
         };
         ended.send(outcome)
     });
-    let Ok(outcome) = outcome.recv_timeout(Duration::from_secs(arguments.patience)) else {
+    let Ok(mut outcome) = outcome.recv_timeout(Duration::from_secs(arguments.patience)) else {
         eprintln!("{name}: nothing was found in {} s", arguments.patience);
         return ExitCode::from(1);
     };
+    // What is found without the bug as well says nothing of it.
+    if let (Some(bug), Some(found)) = (arguments.bug, &outcome.found)
+        && !is_clean_without(arguments, bug, found.seed.unwrap_or(first))
+    {
+        eprintln!(
+            "{name}: {} finds it without the bug, too: {}",
+            found.checker, found.text
+        );
+        outcome.found = None;
+    }
     if arguments.json {
         println!(
             "{}",
@@ -202,6 +225,21 @@ fn look_in_process(arguments: &Arguments, bug: Option<Bug>, thread_count: usize)
         .inspect_err(|error| eprintln!("{}", describe(error.kind())))
         .ok()?;
     serde_json::from_slice(&output.stdout).ok()
+}
+
+/// Looks once more where a bug was found, in a process that has not selected it.
+fn is_clean_without(arguments: &Arguments, bug: Bug, seed: u64) -> bool {
+    let Ok(own) = std::env::current_exe() else {
+        return false;
+    };
+    let (seed, patience) = (seed.to_string(), arguments.patience.to_string());
+    let mut command = Command::new(own);
+    command.args(["--without", bug.name(), "--seeds", "1", "--from", &seed]);
+    command.args(["--threads", "1", "--patience", &patience]);
+    let status = command.stdout(Stdio::null()).stderr(Stdio::inherit()).status();
+    status
+        .inspect_err(|error| eprintln!("{}", describe(error.kind())))
+        .is_ok_and(|status| status.success())
 }
 
 fn describe(error: ErrorKind) -> String {

@@ -8,7 +8,8 @@
 //! cargo planted --rotation COMMIT          four of them, others for another commit
 //! ```
 //!
-//! Each bug is looked for in a process of its own, in which it is selected for good. The table goes to standard output,
+//! Each bug is looked for in a process of its own, in which it is selected for good; what finds it must find nothing in
+//! another process that has not selected it. The table goes to standard output,
 //! progress to standard error. Exit code 0: every bug was found within its stated number of seeds. 1: one was not, or
 //! something was found where there is no bug. 2: the command line cannot be used, or the build holds no bugs.
 
