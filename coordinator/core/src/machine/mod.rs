@@ -1,6 +1,7 @@
 //! The replicated state machine: a function of the decided values, in order, and of nothing else (traps A2, A3).
 
 pub mod outcomes;
+mod records;
 
 use crate::entry::{self, EntryError};
 use crate::paxos::Slot;

@@ -4,6 +4,7 @@
 //! unacknowledged branch: kept for ever) to *finished*, and leaves when the watermark has passed its gtid; or to *settled*,
 //! on an operator's word (traps J7), and stays.
 
+use super::records::Records;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -139,7 +140,7 @@ impl Record {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Outcomes {
     unfinished: BTreeMap<Gtid, Record>,
-    finished: BTreeMap<Gtid, Record>,
+    finished: Records,
     /// Commits of which a branch is done with only by an operator's word. No branch of them is delivered any more, and
     /// none is forgotten: a branch whose database comes back after all must be told Committed, however late (T9).
     settled: BTreeMap<Gtid, Record>,
@@ -151,7 +152,7 @@ impl Outcomes {
     pub fn record(&self, gtid: Gtid) -> Option<&Record> {
         self.unfinished
             .get(&gtid)
-            .or_else(|| self.finished.get(&gtid))
+            .or_else(|| self.finished.get(gtid))
             .or_else(|| self.settled.get(&gtid))
     }
 
@@ -186,14 +187,9 @@ impl Outcomes {
             .map(|(gtid, record)| (*gtid, record))
             .collect();
         if !unfinished_only {
-            for records in [&self.finished, &self.settled] {
-                page.extend(
-                    records
-                        .range(range)
-                        .take(count_max)
-                        .map(|(gtid, record)| (*gtid, record)),
-                );
-            }
+            page.extend(self.finished.above(after).take(count_max));
+            let settled = self.settled.range(range).take(count_max);
+            page.extend(settled.map(|(gtid, record)| (*gtid, record)));
             page.sort_by_key(|(gtid, _)| *gtid);
             page.truncate(count_max);
         }
@@ -203,7 +199,7 @@ impl Outcomes {
     /// How many records there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.unfinished.len() + self.finished.len() + self.settled.len()
+        self.unfinished.len() + self.finished.count() + self.settled.len()
     }
 
     /// How many of them are unfinished.
@@ -215,7 +211,7 @@ impl Outcomes {
     /// The gtid of the oldest finished record: what the watermark would free next.
     #[must_use]
     pub fn oldest_finished(&self) -> Option<Gtid> {
-        self.finished.first_key_value().map(|(gtid, _)| *gtid)
+        self.finished.first()
     }
 
     /// Makes the record. The caller has seen that there is none.
@@ -237,12 +233,12 @@ impl Outcomes {
             }
         };
         let awaits_delivery = matches!(&verdict, Verdict::Committed { branches, .. } if !branches.is_empty());
-        let records = if awaits_delivery {
-            &mut self.unfinished
+        let record = Record { verdict, decided_at };
+        let replaced = if awaits_delivery {
+            self.unfinished.insert(decide.gtid, record)
         } else {
-            &mut self.finished
+            self.finished.insert(decide.gtid, record)
         };
-        let replaced = records.insert(decide.gtid, Record { verdict, decided_at });
         assert!(
             replaced.is_none() || planted!(SecondOutcomeOverwrites),
             "a record is written once"
@@ -254,12 +250,11 @@ impl Outcomes {
     /// change (traps B11).
     pub(super) fn finish(&mut self, gtid: Gtid) {
         if let Some(record) = self.unfinished.remove(&gtid) {
-            let records = if record.is_settled() {
-                &mut self.settled
+            if record.is_settled() {
+                self.settled.insert(gtid, record);
             } else {
-                &mut self.finished
-            };
-            records.insert(gtid, record);
+                self.finished.insert(gtid, record);
+            }
         }
     }
 
@@ -296,12 +291,7 @@ impl Outcomes {
     /// Drops finished records below the watermark (T9). Commits with an unacknowledged branch stay, however old (traps
     /// B10): those that are still delivered, and those that an operator settled.
     pub(super) fn forget_below(&mut self, mark: UnixMillis) {
-        while let Some(oldest) = self.finished.first_entry() {
-            if oldest.key().began_at() >= mark {
-                break;
-            }
-            oldest.remove();
-        }
+        self.finished.forget_below(mark);
         if planted!(UnfinishedForgotten) {
             self.unfinished.retain(|gtid, _| gtid.began_at() >= mark);
         }
