@@ -105,6 +105,8 @@ pub(crate) struct Driver {
     links: BTreeMap<ReplicaId, LinkSender>,
     sessions: Sessions,
     inputs: Vec<Input>,
+    /// Empty: the room for the inputs that gather after the next step. Growing it anew for every step is dear.
+    stepped: Vec<Input>,
     leader: Option<ReplicaId>,
     /// Batches written and synced since the start.
     log_write_count: u64,
@@ -134,6 +136,7 @@ impl Driver {
             links: BTreeMap::new(),
             sessions: Sessions::default(),
             inputs: Vec::new(),
+            stepped: Vec::new(),
             leader: None,
             log_write_count: 0,
             health,
@@ -296,8 +299,9 @@ impl Driver {
     /// Steps until nothing is left to do but to wait, with a write under way if there is something to write.
     fn advance(&mut self) {
         loop {
-            let inputs = std::mem::take(&mut self.inputs);
-            let effects = self.replica.step_many(self.clock.now(), inputs);
+            std::mem::swap(&mut self.inputs, &mut self.stepped);
+            let effects = self.replica.step_many(self.clock.now(), self.stepped.drain(..));
+            self.stepped.shrink_to(INPUT_COUNT_MAX);
             self.route(effects);
             if self.inputs.is_empty() {
                 self.write();
@@ -337,9 +341,11 @@ impl Driver {
         for envelope in effects.take_early() {
             self.send(envelope);
         }
-        for told in effects.take_told() {
-            self.sessions.tell(told);
+        let mut told = effects.take_told();
+        for one in told.drain(..) {
+            self.sessions.tell(one);
         }
+        self.replica.reuse_told(told);
         self.sessions.flush();
         for session in effects.take_ended() {
             let status = Status::unavailable(

@@ -15,6 +15,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::{BufMut, Bytes, BytesMut};
 use core::fmt;
+use core::ops::Range;
 
 /// One command of the replicated log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -221,7 +222,18 @@ impl Command {
     /// # Errors
     /// The bytes are not exactly one command within the [limits](crate::limits).
     pub fn decode(bytes: &Bytes) -> Result<Self, CommandError> {
-        let mut reader = Reader::new(bytes)?;
+        Self::decode_part(bytes, 0..bytes.len())
+    }
+
+    /// Reads a command that lies within other bytes, such as a log entry's, without a handle on them for each command.
+    ///
+    /// # Errors
+    /// The part's bytes are not exactly one command within the [limits](crate::limits).
+    ///
+    /// # Panics
+    /// `part` goes beyond the bytes.
+    pub fn decode_part(bytes: &Bytes, part: Range<usize>) -> Result<Self, CommandError> {
+        let mut reader = Reader::new(bytes, part)?;
         let command = match reader.u8()? {
             TAG_NOOP => Self::Noop,
             TAG_ESTABLISH => Self::Establish(Lineage(reader.array()?)),
@@ -399,22 +411,35 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
 struct Reader<'a> {
     bytes: &'a Bytes,
     at: usize,
+    /// Where the command ends.
+    end: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn new(bytes: &'a Bytes) -> Result<Self, CommandError> {
-        if bytes.len() > COMMAND_BYTES_MAX {
+    fn new(bytes: &'a Bytes, part: Range<usize>) -> Result<Self, CommandError> {
+        assert!(
+            part.start <= part.end && part.end <= bytes.len(),
+            "a command's part lies within the bytes"
+        );
+        if part.len() > COMMAND_BYTES_MAX {
             return Err(CommandError::Limit {
                 what: "bytes of command",
                 max: COMMAND_BYTES_MAX,
             });
         }
-        Ok(Self { bytes, at: 0 })
+        Ok(Self {
+            bytes,
+            at: part.start,
+            end: part.end,
+        })
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], CommandError> {
-        let end = self.at.checked_add(count).ok_or(CommandError::Length)?;
-        let taken = self.bytes.get(self.at..end).ok_or(CommandError::Length)?;
+        if count > self.end - self.at {
+            return Err(CommandError::Length);
+        }
+        let end = self.at + count;
+        let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
     }
@@ -558,7 +583,7 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(self) -> Result<(), CommandError> {
-        if self.at == self.bytes.len() {
+        if self.at == self.end {
             Ok(())
         } else {
             Err(CommandError::Length)

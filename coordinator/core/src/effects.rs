@@ -230,9 +230,11 @@ impl<S> Effects<S> {
 }
 
 impl Effects<Unsynced> {
-    pub(crate) fn of_step(step: StepId) -> Self {
+    /// `told` is empty: it gives its room.
+    pub(crate) fn of_step(step: StepId, told: Vec<Told>) -> Self {
         Self {
             step: Some(step),
+            told,
             ..Self::default()
         }
     }

@@ -76,11 +76,37 @@ pub fn encode(stamp: UnixMillis, mark: UnixMillis, commands: &[Bytes]) -> Bytes 
     out.freeze()
 }
 
+/// What stands before an entry's commands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    pub(crate) stamp: UnixMillis,
+    pub(crate) mark: UnixMillis,
+}
+
 /// Decodes a value; `None` is the no-op.
 ///
 /// # Errors
 /// The bytes are not an entry that this program understands.
 pub fn decode(value: &Bytes) -> Result<Option<Entry>, EntryError> {
+    let mut commands = Vec::new();
+    let header = decode_into(value, &mut commands)?;
+    Ok(header.map(|Header { stamp, mark }| Entry {
+        stamp,
+        mark,
+        commands,
+    }))
+}
+
+/// The same, with the commands into a vector of the caller's, which is empty, and stays so after an error.
+pub(crate) fn decode_into(value: &Bytes, commands: &mut Vec<Command>) -> Result<Option<Header>, EntryError> {
+    let decoded = decode_all(value, commands);
+    if decoded.is_err() {
+        commands.clear();
+    }
+    decoded
+}
+
+fn decode_all(value: &Bytes, commands: &mut Vec<Command>) -> Result<Option<Header>, EntryError> {
     if value.is_empty() {
         return Ok(None);
     }
@@ -91,7 +117,7 @@ pub fn decode(value: &Bytes) -> Result<Option<Entry>, EntryError> {
     let mark = UnixMillis(read_u64(value, 9)?);
     let count = read_u32(value, 17)? as usize;
     let mut at = HEADER_BYTES;
-    let mut commands = Vec::with_capacity(count.min(value.len() / 5));
+    commands.reserve(count.min(value.len() / 5));
     for _ in 0..count {
         let length = read_u32(value, at)? as usize;
         at += 4;
@@ -99,15 +125,11 @@ pub fn decode(value: &Bytes) -> Result<Option<Entry>, EntryError> {
             .checked_add(length)
             .filter(|end| *end <= value.len())
             .ok_or(EntryError::Length)?;
-        commands.push(Command::decode(&value.slice(at..end)).map_err(EntryError::Command)?);
+        commands.push(Command::decode_part(value, at..end).map_err(EntryError::Command)?);
         at = end;
     }
     if at == value.len() {
-        Ok(Some(Entry {
-            stamp,
-            mark,
-            commands,
-        }))
+        Ok(Some(Header { stamp, mark }))
     } else {
         Err(EntryError::Length)
     }

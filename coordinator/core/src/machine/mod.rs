@@ -104,26 +104,48 @@ impl Machine {
     /// # Panics
     /// `slot` is not the next one: applied is a gap-free prefix.
     pub fn apply(&mut self, slot: Slot, value: &Bytes) -> Result<Vec<Applied>, EntryError> {
+        let mut commands = Vec::new();
+        self.begin_entry(slot, value, &mut commands)?;
+        let applied = commands
+            .into_iter()
+            .map(|command| self.apply_command(command))
+            .collect();
+        self.end_entry();
+        Ok(applied)
+    }
+
+    /// The first of the three parts of [`apply`](Self::apply), for a caller that tells of each command while it applies
+    /// them: reads the entry's commands into `commands`, which is empty, and moves the clock and the watermark.
+    /// [`apply_command`](Self::apply_command) for each and [`end_entry`](Self::end_entry) follow.
+    ///
+    /// # Errors
+    /// As `apply`: nothing has changed, and `commands` is empty.
+    pub(crate) fn begin_entry(
+        &mut self,
+        slot: Slot,
+        value: &Bytes,
+        commands: &mut Vec<Command>,
+    ) -> Result<(), EntryError> {
         assert_eq!(
             slot,
             self.applied_up_to.next(),
             "slots are applied in order, each once"
         );
-        let entry = entry::decode(value)?;
+        let header = entry::decode_into(value, commands)?;
         self.applied_up_to = slot;
-        let Some(entry) = entry else { return Ok(Vec::new()) };
-        self.stamp = self.stamp.max(entry.stamp);
-        self.mark = self.mark.max(entry.mark);
-        let applied = entry
-            .commands
-            .into_iter()
-            .map(|command| self.apply_command(command))
-            .collect();
-        self.outcomes.forget_below(self.mark);
-        Ok(applied)
+        if let Some(header) = header {
+            self.stamp = self.stamp.max(header.stamp);
+            self.mark = self.mark.max(header.mark);
+        }
+        Ok(())
     }
 
-    fn apply_command(&mut self, command: Command) -> Applied {
+    /// Every command of the entry is applied: what the watermark has passed goes.
+    pub(crate) fn end_entry(&mut self) {
+        self.outcomes.forget_below(self.mark);
+    }
+
+    pub(crate) fn apply_command(&mut self, command: Command) -> Applied {
         match command {
             Command::Noop => Applied::Nothing,
             Command::Establish(lineage) => {

@@ -10,25 +10,28 @@ use crate::time::Now;
 use crate::transaction::Origin;
 use alloc::format;
 use alloc::vec::Vec;
-use synod_proto::command::{Proposal, Settle};
+use synod_proto::command::{Command, Proposal, Settle};
 use synod_proto::ids::{BranchId, Gtid};
 use synod_proto::planted;
 use synod_proto::session::{Answer, Decision, Refusal, Response};
 
 impl Replica {
-    pub(super) fn after_apply(
+    /// Applies the commands of an entry that the machine has begun, and tells of each what it did.
+    pub(super) fn apply_and_tell(
         &mut self,
         now: Now,
         slot: Slot,
-        applied: Vec<Applied>,
+        commands: &mut Vec<Command>,
         origins: Vec<Origin>,
         effects: &mut Effects<Unsynced>,
     ) {
         let mut origins = origins.into_iter();
-        for one in applied {
+        for command in commands.drain(..) {
             let origin = origins.next().unwrap_or(Origin::Internal);
-            self.tell_applied(now, one, origin, effects);
+            let applied = self.machine.apply_command(command);
+            self.tell_applied(now, applied, origin, effects);
         }
+        self.machine.end_entry();
         self.begin_serving_at(now, slot, effects);
     }
 

@@ -3,7 +3,6 @@
 use super::{Ignored, Replica, Role};
 use crate::effects::{Effects, Notice, Unsynced};
 use crate::entry;
-use crate::machine::Applied;
 use crate::machine::outcomes::Verdict;
 use crate::paxos::acceptor::AcceptVerdict;
 use crate::paxos::proposer::{Heard, InFlight, Leader};
@@ -27,6 +26,9 @@ const IDLE_ENTRY_US: u64 = 5_000_000;
 /// How often databases are told up to where they may delete their proofs (T13), in microseconds. A proof lives for the
 /// watermark's lag anyhow; this adds little to it.
 const LOW_WATER_US: u64 = 15_000_000;
+
+/// Room for so many commands is kept from one entry to the next. Entries under load hold hundreds.
+const KEPT_COMMAND_COUNT_MAX: usize = 4_096;
 
 impl Replica {
     pub(super) fn begin_leading(
@@ -178,10 +180,15 @@ impl Replica {
                 return;
             };
             self.acceptor.mark_decided(slot);
-            let Some(applied) = self.apply(slot, &in_flight.value, effects) else {
+            let mut commands = core::mem::take(&mut self.commands);
+            let is_applied = self.begin_entry(slot, &in_flight.value, &mut commands, effects);
+            if is_applied {
+                self.apply_and_tell(now, slot, &mut commands, in_flight.origins, effects);
+            }
+            self.give_back(commands);
+            if !is_applied {
                 return self.step_down(now, "a decided entry cannot be applied", effects);
-            };
-            self.after_apply(now, slot, applied, in_flight.origins, effects);
+            }
         }
     }
 
@@ -202,24 +209,43 @@ impl Replica {
             };
             let value = value.clone();
             self.acceptor.mark_decided(slot);
-            self.apply(slot, &value, effects);
+            let mut commands = core::mem::take(&mut self.commands);
+            if self.begin_entry(slot, &value, &mut commands, effects) {
+                for command in commands.drain(..) {
+                    self.machine.apply_command(command);
+                }
+                self.machine.end_entry();
+            }
+            self.give_back(commands);
         }
     }
 
-    /// `None`: the replica cannot apply, now or since earlier (A8). It goes on accepting for others, and never leads.
-    fn apply(&mut self, slot: Slot, value: &Bytes, effects: &mut Effects<Unsynced>) -> Option<Vec<Applied>> {
+    /// `false`: the replica cannot apply, now or since earlier (A8). It goes on accepting for others, and never leads.
+    fn begin_entry(
+        &mut self,
+        slot: Slot,
+        value: &Bytes,
+        commands: &mut Vec<Command>,
+        effects: &mut Effects<Unsynced>,
+    ) -> bool {
         if self.cannot_apply.is_some() {
-            return None;
+            return false;
         }
-        match self.machine.apply(slot, value) {
-            Ok(applied) => Some(applied),
-            Err(error) => {
-                let text = error.to_string();
-                self.cannot_apply = Some(text.clone());
-                effects.notice(Notice::CannotApply { slot, text });
-                None
-            }
-        }
+        let Err(error) = self.machine.begin_entry(slot, value, commands) else {
+            return true;
+        };
+        let text = error.to_string();
+        self.cannot_apply = Some(text.clone());
+        effects.notice(Notice::CannotApply { slot, text });
+        false
+    }
+
+    /// Keeps the vector of an entry's commands for the next one: growing a fresh one for every entry costs more than
+    /// reading the commands.
+    fn give_back(&mut self, mut commands: Vec<Command>) {
+        commands.clear();
+        commands.shrink_to(KEPT_COMMAND_COUNT_MAX);
+        self.commands = commands;
     }
 
     // ---- staying leader ----

@@ -20,7 +20,7 @@ pub use config::{Config, Limits, Timing};
 pub use status::{Queues, RoleName, Status};
 
 use crate::durable::Recovered;
-use crate::effects::{Effects, Fetch, Notice, StepId, Unsynced};
+use crate::effects::{Effects, Fetch, Notice, StepId, Told, Unsynced};
 use crate::machine::Machine;
 use crate::paxos::acceptor::Acceptor;
 use crate::paxos::election::Election;
@@ -35,6 +35,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use core::hash::{Hash, Hasher};
+use synod_proto::command::Command;
 use synod_proto::ids::{ProcessNonce, ReplicaId, SessionId};
 use synod_proto::session::Request;
 
@@ -85,6 +86,9 @@ pub enum WriteFailure {
     /// Anything else. The process ends.
     Broken,
 }
+
+/// Room for so much that is told is kept from one step to the next.
+const KEPT_TOLD_COUNT_MAX: usize = 8_192;
 
 /// Whether this replica's directory may promise and accept (L10).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -148,6 +152,10 @@ pub struct Replica {
     storage: Storage,
     is_draining: bool,
     ignored: Vec<Ignored>,
+    /// Empty: the room for the commands of the entry that is applied next.
+    commands: Vec<Command>,
+    /// Empty: the room for what the next step tells.
+    told: Vec<Told>,
     /// Values from disk are still being loaded; nothing may be stepped.
     loading: bool,
 }
@@ -231,6 +239,8 @@ impl Replica {
             storage: Storage::Writable,
             is_draining: false,
             ignored: Vec::new(),
+            commands: Vec::new(),
+            told: Vec::new(),
             loading: true,
         }
     }
@@ -326,6 +336,14 @@ impl Replica {
             Admission::Pending { .. } => Some(own.min(self.hello_at)),
             _ => Some(own),
         }
+    }
+
+    /// Gives back the vector of what a step told, once it is delivered, so that a later step need not grow a new one.
+    /// Left out, nothing but time is lost.
+    pub fn reuse_told(&mut self, mut told: Vec<Told>) {
+        told.clear();
+        told.shrink_to(KEPT_TOLD_COUNT_MAX);
+        self.told = told;
     }
 
     /// Why inputs of the last step changed nothing.
@@ -458,11 +476,12 @@ impl Replica {
 
     fn begin_step(&mut self) -> Effects<Unsynced> {
         self.step_count += 1;
-        Effects::of_step(StepId {
+        let step = StepId {
             replica: self.config.replica,
             process: self.process,
             number: self.step_count,
-        })
+        };
+        Effects::of_step(step, core::mem::take(&mut self.told))
     }
 
     /// Every step ends here: what the acceptor changed goes into the step's batch.
