@@ -8,6 +8,7 @@ use crate::machine::outcomes::Verdict;
 use crate::paxos::Slot;
 use crate::time::Now;
 use crate::transaction::Origin;
+use crate::transaction::deliveries::FinishedBy;
 use alloc::format;
 use alloc::vec::Vec;
 use synod_proto::command::{Command, Proposal, Settle};
@@ -85,7 +86,8 @@ impl Replica {
                     execution,
                 };
                 let response = if is_settled {
-                    if leading.deliveries.finish(branch, now.monotonic, effects) == Some(true) {
+                    let by = FinishedBy::Operator;
+                    if leading.deliveries.finish(branch, by, now.monotonic, effects) == Some(true) {
                         leading.note_delivered(gtid);
                     }
                     Response::Decided {

@@ -5,6 +5,7 @@ use super::{Ignored, Replica, Role};
 use crate::effects::{Effects, Notice, Unsynced};
 use crate::machine::outcomes::Verdict;
 use crate::time::Now;
+use crate::transaction::deliveries::FinishedBy;
 use crate::transaction::{Inquired, Origin, Question, invalid, request_id};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -375,12 +376,16 @@ impl Replica {
         let Role::Leader(leader) = &mut self.role else {
             return;
         };
-        // Acknowledged before, or known from a former leader (traps B11); or another database's.
-        if !leader.leading.deliveries.is_delivered_to(branch, resource) {
-            return self.ignore(Ignored::UnknownDelivery);
-        }
-        if leader.leading.deliveries.finish(branch, now.monotonic, effects) == Some(true) {
-            leader.leading.note_delivered(branch.gtid);
+        let by = FinishedBy::Database(resource);
+        match leader
+            .leading
+            .deliveries
+            .finish(branch, by, now.monotonic, effects)
+        {
+            Some(true) => leader.leading.note_delivered(branch.gtid),
+            Some(false) => {}
+            // Acknowledged before, or known from a former leader (traps B11); or another database's.
+            None => self.ignore(Ignored::UnknownDelivery),
         }
     }
 
@@ -394,12 +399,15 @@ impl Replica {
         let Role::Leader(leader) = &mut self.role else {
             return;
         };
-        if !leader.leading.deliveries.is_delivered_to(branch, resource) {
-            return self.ignore(Ignored::UnknownDelivery);
-        }
         let text = clip_text(text);
-        if leader.leading.deliveries.note_hazard(branch, text.clone()) == Some(true) {
-            effects.notice(Notice::Hazard { branch, text });
+        match leader
+            .leading
+            .deliveries
+            .note_hazard(branch, resource, text.clone())
+        {
+            Some(true) => effects.notice(Notice::Hazard { branch, text }),
+            Some(false) => {}
+            None => self.ignore(Ignored::UnknownDelivery),
         }
     }
 

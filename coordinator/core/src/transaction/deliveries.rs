@@ -8,12 +8,13 @@
 use crate::effects::{Effects, Unsynced};
 use crate::random::Random;
 use crate::time::Timestamp;
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};
 use synod_proto::command::NamedBranch;
-use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
+use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::limits::LOW_WATER_COUNT_MAX;
 use synod_proto::planted;
 use synod_proto::session::{DeliveryStatus, Outcome, Response};
@@ -34,11 +35,132 @@ const _: () = assert!(REPEAT_US_MIN < REPEAT_US_MAX);
 
 #[derive(Clone, Debug)]
 struct Target {
+    call: CallId,
+    execution: ExecutionId,
     resource: ResourceId,
     attempts: u32,
     /// `None` while it waits for room in the window or for a session.
     told_until: Option<Timestamp>,
     hazard: Option<String>,
+}
+
+/// A commit of which branches are unanswered. One place for all of them: a transaction has few, and they are told and
+/// acknowledged together.
+#[derive(Clone, Debug)]
+struct Unfinished {
+    /// The unanswered branches, at least one.
+    targets: Vec<Target>,
+    /// When to look whether one is to be told again: not after any `told_until`. `None` if none is told.
+    look_at: Option<Timestamp>,
+}
+
+impl Unfinished {
+    fn index_of(&self, branch: BranchId) -> Option<usize> {
+        self.targets
+            .iter()
+            .position(|target| (target.call, target.execution) == (branch.call, branch.execution))
+    }
+}
+
+impl Target {
+    fn branch(&self, gtid: Gtid) -> BranchId {
+        BranchId {
+            gtid,
+            call: self.call,
+            execution: self.execution,
+        }
+    }
+}
+
+/// When which transaction's branches may have to be told again.
+#[derive(Clone, Debug)]
+struct Schedule {
+    random: Random,
+    due: BTreeSet<(Timestamp, Gtid)>,
+}
+
+impl Schedule {
+    /// When a branch that is told now is told again. Branches of one transaction share the instant where they can, so
+    /// that it is looked at once.
+    fn repeat_at(&mut self, unfinished: &Unfinished, attempts: u32, now: Timestamp) -> Timestamp {
+        let ceiling = (REPEAT_US_MIN << attempts.min(5)).min(REPEAT_US_MAX);
+        let (earliest, latest) = (now.plus(ceiling / 2), now.plus(ceiling));
+        unfinished
+            .look_at
+            .filter(|at| (earliest..=latest).contains(at))
+            .unwrap_or_else(|| now.plus(self.random.between(ceiling / 2, ceiling)))
+    }
+
+    /// Tells a branch, through the next of its database's sessions, and schedules the repeat.
+    fn tell(
+        &mut self,
+        unfinished: &mut Unfinished,
+        index: usize,
+        branch: BranchId,
+        sessions: &[SessionId],
+        now: Timestamp,
+        effects: &mut Effects<Unsynced>,
+    ) {
+        let attempts = unfinished.targets[index].attempts.saturating_add(1);
+        let at = self.repeat_at(unfinished, attempts, now);
+        self.look_by(branch.gtid, unfinished, at);
+        let target = &mut unfinished.targets[index];
+        let session = sessions[target.attempts as usize % sessions.len()];
+        target.attempts = attempts;
+        target.told_until = Some(at);
+        let response = Response::Deliver {
+            branch,
+            resource: target.resource,
+            outcome: Outcome::Committed,
+        };
+        effects.tell(session, response);
+    }
+
+    /// The transaction is looked at by then.
+    fn look_by(&mut self, gtid: Gtid, unfinished: &mut Unfinished, at: Timestamp) {
+        if unfinished.look_at.is_some_and(|set| set <= at) {
+            return;
+        }
+        if let Some(later) = unfinished.look_at.replace(at) {
+            self.due.remove(&(later, gtid));
+        }
+        self.due.insert((at, gtid));
+    }
+}
+
+/// Whose word ends the delivery to a branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FinishedBy {
+    /// This database acknowledged. Another one's word on the branch counts for nothing (T11).
+    Database(ResourceId),
+    /// An operator took it as settled.
+    Operator,
+}
+
+/// Who waits for one transaction's last acknowledgement, in the order in which they asked: its initiator, and seldom
+/// somebody else.
+#[derive(Clone, Debug, Hash)]
+struct Awaiting {
+    first: (SessionId, RequestId),
+    others: Vec<(SessionId, RequestId)>,
+}
+
+impl Awaiting {
+    fn into_all(self) -> impl Iterator<Item = (SessionId, RequestId)> {
+        core::iter::once(self.first).chain(self.others)
+    }
+
+    /// Whether anybody is left without this session.
+    fn retain_others_than(&mut self, session: SessionId) -> bool {
+        self.others.retain(|(one, _)| *one != session);
+        if self.first.0 == session {
+            if self.others.is_empty() {
+                return false;
+            }
+            self.first = self.others.remove(0);
+        }
+        true
+    }
 }
 
 #[derive(Clone, Debug, Default, Hash)]
@@ -70,14 +192,11 @@ impl Resource {
 /// The leader's deliveries.
 #[derive(Clone, Debug)]
 pub(crate) struct Deliveries {
-    random: Random,
-    targets: BTreeMap<BranchId, Target>,
-    /// How many branches of each unfinished transaction are unanswered.
-    open: BTreeMap<Gtid, usize>,
+    unfinished: BTreeMap<Gtid, Unfinished>,
     resources: BTreeMap<ResourceId, Resource>,
     sessions: BTreeMap<SessionId, BTreeSet<ResourceId>>,
-    due: BTreeSet<(Timestamp, BranchId)>,
-    awaiting: BTreeMap<Gtid, Vec<(SessionId, RequestId)>>,
+    schedule: Schedule,
+    awaiting: BTreeMap<Gtid, Awaiting>,
 }
 
 /// For checkers: without the instants and the spread of the repeats, which say when a branch is told and never what.
@@ -85,47 +204,42 @@ pub(crate) struct Deliveries {
 impl Hash for Deliveries {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self {
-            random: _,
-            targets,
-            open,
+            unfinished,
             resources,
             sessions,
-            due: _,
+            schedule: _,
             awaiting,
         } = self;
-        for (
-            branch,
-            Target {
+        for (gtid, Unfinished { targets, look_at: _ }) in unfinished {
+            (gtid, targets.len()).hash(state);
+            for Target {
+                call,
+                execution,
                 resource,
                 attempts,
                 told_until,
                 hazard,
-            },
-        ) in targets
-        {
-            let is_told = told_until.is_some();
-            (
-                branch,
-                resource,
-                (*attempts).min(STUCK_AFTER_ATTEMPTS),
-                is_told,
-                hazard,
-            )
-                .hash(state);
+            } in targets
+            {
+                let is_told = told_until.is_some();
+                let attempts = (*attempts).min(STUCK_AFTER_ATTEMPTS);
+                (call, execution, resource, attempts, is_told, hazard).hash(state);
+            }
         }
-        (targets.len(), open, resources, sessions, awaiting).hash(state);
+        (unfinished.len(), resources, sessions, awaiting).hash(state);
     }
 }
 
 impl Deliveries {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
-            random: Random::new(seed),
-            targets: BTreeMap::new(),
-            open: BTreeMap::new(),
+            unfinished: BTreeMap::new(),
             resources: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            due: BTreeSet::new(),
+            schedule: Schedule {
+                random: Random::new(seed),
+                due: BTreeSet::new(),
+            },
             awaiting: BTreeMap::new(),
         }
     }
@@ -151,7 +265,9 @@ impl Deliveries {
             // Whatever was told to a former session of this database may be lost with it.
             let told: Vec<BranchId> = resource.window.iter().chain(&resource.stuck).copied().collect();
             for branch in told {
-                self.unschedule(branch);
+                if let Some(target) = self.target_mut(branch) {
+                    target.told_until = None;
+                }
                 self.tell(branch, now, effects);
             }
             self.fill_window(id, now, effects);
@@ -164,9 +280,8 @@ impl Deliveries {
                 resource.sessions.retain(|one| *one != session);
             }
         }
-        for waiting in self.awaiting.values_mut() {
-            waiting.retain(|(one, _)| *one != session);
-        }
+        self.awaiting
+            .retain(|_, awaiting| awaiting.retain_others_than(session));
     }
 
     /// A commit whose branches are to be told.
@@ -177,33 +292,46 @@ impl Deliveries {
         now: Timestamp,
         effects: &mut Effects<Unsynced>,
     ) {
-        let mut count = 0;
-        for named in branches {
-            let branch = BranchId {
-                gtid,
+        let targets: Vec<Target> = branches
+            .map(|named| Target {
                 call: named.call,
                 execution: named.execution,
-            };
-            let target = Target {
                 resource: named.resource,
                 attempts: 0,
                 told_until: None,
                 hazard: None,
+            })
+            .collect();
+        if targets.is_empty() {
+            return;
+        }
+        let count = targets.len();
+        let unfinished = Unfinished {
+            targets,
+            look_at: None,
+        };
+        let replaced = self.unfinished.insert(gtid, unfinished);
+        assert!(
+            replaced.is_none() || planted!(SecondOutcomeOverwrites),
+            "a leader takes up a commit once"
+        );
+        for index in 0..count {
+            // Nothing finishes meanwhile, so every index stays.
+            let Some(unfinished) = self.unfinished.get_mut(&gtid) else {
+                return;
             };
-            self.targets.insert(branch, target);
-            count += 1;
-            let resource = self.resources.entry(named.resource).or_default();
+            let target = &unfinished.targets[index];
+            let (branch, id) = (target.branch(gtid), target.resource);
+            let resource = self.resources.entry(id).or_default();
             // The common case first: nothing waits, and the branch goes out at once.
             if resource.has_room() && resource.waiting.is_empty() {
                 resource.window.insert(branch);
-                self.tell(branch, now, effects);
+                self.schedule
+                    .tell(unfinished, index, branch, &resource.sessions, now, effects);
             } else {
                 resource.waiting.insert(branch);
-                self.fill_window(named.resource, now, effects);
+                self.fill_window(id, now, effects);
             }
-        }
-        if count > 0 {
-            self.open.insert(gtid, count);
         }
     }
 
@@ -236,51 +364,60 @@ impl Deliveries {
         }
     }
 
-    /// The branch has acknowledged, or an operator took it as settled. Returns `None` if it was not under way, else
-    /// whether it was the last of its transaction.
+    /// The branch has acknowledged, or an operator took it as settled. Returns `None` if it was not under way, or not to
+    /// this database; else whether it was the last of its transaction.
     pub(crate) fn finish(
         &mut self,
         branch: BranchId,
+        by: FinishedBy,
         now: Timestamp,
         effects: &mut Effects<Unsynced>,
     ) -> Option<bool> {
-        let target = self.targets.remove(&branch)?;
-        if let Some(at) = target.told_until {
-            self.due.remove(&(at, branch));
+        let gtid = branch.gtid;
+        let Entry::Occupied(mut entry) = self.unfinished.entry(gtid) else {
+            return None;
+        };
+        let unfinished = entry.get_mut();
+        let index = unfinished.index_of(branch)?;
+        let id = unfinished.targets[index].resource;
+        if by != FinishedBy::Operator && by != FinishedBy::Database(id) {
+            return None;
         }
-        if let Some(resource) = self.resources.get_mut(&target.resource)
-            && !resource.window.remove(&branch)
-            && !resource.stuck.remove(&branch)
-        {
-            resource.waiting.remove(&branch);
+        unfinished.targets.remove(index);
+        let is_last = unfinished.targets.is_empty();
+        if is_last {
+            if let Some(at) = unfinished.look_at {
+                self.schedule.due.remove(&(at, gtid));
+            }
+            entry.remove();
         }
-        self.fill_window(target.resource, now, effects);
-        let open = self.open.get_mut(&branch.gtid)?;
-        *open -= 1;
-        if *open > 0 && !planted!(DeliveryForgottenEarly) {
+        if let Some(resource) = self.resources.get_mut(&id) {
+            if !resource.window.remove(&branch) && !resource.stuck.remove(&branch) {
+                resource.waiting.remove(&branch);
+            }
+            if !resource.waiting.is_empty() {
+                self.fill_window(id, now, effects);
+            }
+        }
+        if !is_last && !planted!(DeliveryForgottenEarly) {
             return Some(false);
         }
-        self.open.remove(&branch.gtid);
-        for (session, request) in self.awaiting.remove(&branch.gtid).unwrap_or_default() {
-            effects.tell(
-                session,
-                Response::Delivered {
-                    request,
-                    gtid: branch.gtid,
-                },
-            );
+        if let Some(awaiting) = self.awaiting.remove(&gtid) {
+            for (session, request) in awaiting.into_all() {
+                effects.tell(session, Response::Delivered { request, gtid });
+            }
         }
         Some(true)
     }
 
     /// A participant found that its store lost or settled the branch (T8). Told again all the same, slowly: an operator
-    /// may restore the store. Returns whether the branch is under way and this is news.
-    pub(crate) fn note_hazard(&mut self, branch: BranchId, text: String) -> Option<bool> {
-        let target = self.targets.get_mut(&branch)?;
+    /// may restore the store. Returns whether the branch is under way to this database and this is news.
+    pub(crate) fn note_hazard(&mut self, branch: BranchId, id: ResourceId, text: String) -> Option<bool> {
+        let target = self.target_mut(branch).filter(|target| target.resource == id)?;
         target.attempts = target.attempts.max(STUCK_AFTER_ATTEMPTS);
         let is_news = target.hazard.as_ref() != Some(&text);
         target.hazard = Some(text);
-        if let Some(resource) = self.resources.get_mut(&target.resource) {
+        if let Some(resource) = self.resources.get_mut(&id) {
             resource.note_stuck(branch);
         }
         Some(is_news)
@@ -288,28 +425,57 @@ impl Deliveries {
 
     /// Adds a session that wants to hear of the last acknowledgement.
     pub(crate) fn await_delivery(&mut self, gtid: Gtid, session: SessionId, request: RequestId) {
-        self.awaiting.entry(gtid).or_default().push((session, request));
+        match self.awaiting.entry(gtid) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Awaiting {
+                    first: (session, request),
+                    others: Vec::new(),
+                });
+            }
+            Entry::Occupied(mut occupied) => occupied.get_mut().others.push((session, request)),
+        }
     }
 
     /// Tells again what has waited long enough.
     pub(crate) fn repeat_due(&mut self, now: Timestamp, effects: &mut Effects<Unsynced>) {
-        while let Some((at, branch)) = self.due.first().copied() {
+        while let Some((at, gtid)) = self.schedule.due.first().copied() {
             if at > now || planted!(DeliveryToldOnce) {
                 break;
             }
-            self.unschedule(branch);
-            let Some(target) = self.targets.get(&branch) else {
-                continue;
-            };
-            let id = target.resource;
-            if target.attempts >= STUCK_AFTER_ATTEMPTS
-                && let Some(resource) = self.resources.get_mut(&id)
-            {
-                resource.note_stuck(branch);
+            self.schedule.due.pop_first();
+            for (branch, id, attempts) in self.take_late(gtid, now) {
+                if attempts >= STUCK_AFTER_ATTEMPTS
+                    && let Some(resource) = self.resources.get_mut(&id)
+                {
+                    resource.note_stuck(branch);
+                }
+                self.tell(branch, now, effects);
+                self.fill_window(id, now, effects);
             }
-            self.tell(branch, now, effects);
-            self.fill_window(id, now, effects);
+            if let Some(unfinished) = self.unfinished.get_mut(&gtid)
+                && let Some(next) = unfinished.targets.iter().filter_map(|one| one.told_until).min()
+            {
+                self.schedule.look_by(gtid, unfinished, next);
+            }
         }
+    }
+
+    /// The branches of a transaction whose answer is late. They count as untold from here on, and the transaction is
+    /// looked at by no instant.
+    fn take_late(&mut self, gtid: Gtid, now: Timestamp) -> Vec<(BranchId, ResourceId, u32)> {
+        let Some(unfinished) = self.unfinished.get_mut(&gtid) else {
+            return Vec::new();
+        };
+        unfinished.look_at = None;
+        unfinished
+            .targets
+            .iter_mut()
+            .filter(|target| target.told_until.is_some_and(|at| at <= now))
+            .map(|target| {
+                target.told_until = None;
+                (target.branch(gtid), target.resource, target.attempts)
+            })
+            .collect()
     }
 
     /// T13: tells each reachable database up to where it may delete its proofs, except for the commits listed.
@@ -349,7 +515,7 @@ impl Deliveries {
     }
 
     pub(crate) fn status(&self, branch: BranchId) -> DeliveryStatus {
-        match self.targets.get(&branch) {
+        match self.target(branch) {
             None => DeliveryStatus::Acknowledged,
             Some(Target {
                 hazard: Some(text), ..
@@ -358,20 +524,14 @@ impl Deliveries {
         }
     }
 
-    /// Whether the branch is being delivered to this database. Another one's word on it counts for nothing (T11).
-    pub(crate) fn is_delivered_to(&self, branch: BranchId, resource: ResourceId) -> bool {
-        self.targets
-            .get(&branch)
-            .is_some_and(|target| target.resource == resource)
-    }
-
     pub(crate) fn is_open(&self, gtid: Gtid) -> bool {
-        self.open.contains_key(&gtid)
+        self.unfinished.contains_key(&gtid)
     }
 
     pub(crate) fn hazard_count(&self) -> usize {
-        self.targets
+        self.unfinished
             .values()
+            .flat_map(|unfinished| &unfinished.targets)
             .filter(|target| target.hazard.is_some())
             .count()
     }
@@ -387,7 +547,7 @@ impl Deliveries {
     pub(crate) fn take_awaiting(&mut self) -> Vec<(SessionId, RequestId)> {
         core::mem::take(&mut self.awaiting)
             .into_values()
-            .flatten()
+            .flat_map(Awaiting::into_all)
             .collect()
     }
 
@@ -409,10 +569,13 @@ impl Deliveries {
 
     /// Tells a branch and schedules the repeat; without a session it waits for one.
     fn tell(&mut self, branch: BranchId, now: Timestamp, effects: &mut Effects<Unsynced>) {
-        let Some(target) = self.targets.get_mut(&branch) else {
+        let Some(unfinished) = self.unfinished.get_mut(&branch.gtid) else {
             return;
         };
-        let Some(resource) = self.resources.get_mut(&target.resource) else {
+        let Some(index) = unfinished.index_of(branch) else {
+            return;
+        };
+        let Some(resource) = self.resources.get_mut(&unfinished.targets[index].resource) else {
             return;
         };
         if resource.sessions.is_empty() {
@@ -421,27 +584,18 @@ impl Deliveries {
             resource.waiting.insert(branch);
             return;
         }
-        let session = resource.sessions[target.attempts as usize % resource.sessions.len()];
-        target.attempts = target.attempts.saturating_add(1);
-        let ceiling = (REPEAT_US_MIN << target.attempts.min(5)).min(REPEAT_US_MAX);
-        let at = now.plus(self.random.between(ceiling / 2, ceiling));
-        target.told_until = Some(at);
-        self.due.insert((at, branch));
-        let response = Response::Deliver {
-            branch,
-            resource: target.resource,
-            outcome: Outcome::Committed,
-        };
-        effects.tell(session, response);
+        self.schedule
+            .tell(unfinished, index, branch, &resource.sessions, now, effects);
     }
 
-    fn unschedule(&mut self, branch: BranchId) {
-        if let Some(at) = self
-            .targets
-            .get_mut(&branch)
-            .and_then(|target| target.told_until.take())
-        {
-            self.due.remove(&(at, branch));
-        }
+    fn target(&self, branch: BranchId) -> Option<&Target> {
+        let unfinished = self.unfinished.get(&branch.gtid)?;
+        unfinished.targets.get(unfinished.index_of(branch)?)
+    }
+
+    fn target_mut(&mut self, branch: BranchId) -> Option<&mut Target> {
+        let unfinished = self.unfinished.get_mut(&branch.gtid)?;
+        let index = unfinished.index_of(branch)?;
+        unfinished.targets.get_mut(index)
     }
 }
