@@ -5,8 +5,9 @@
 //! so that a participant that comes back to a long list is not flooded; branches that were told often without an answer
 //! no longer count against that bound, so that one stuck branch never holds up others (traps B19, B20).
 
+mod unfinished;
+
 use crate::effects::{Effects, Unsynced};
-use crate::random::Random;
 use crate::time::Timestamp;
 use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -14,119 +15,17 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::hash::{Hash, Hasher};
 use synod_proto::command::NamedBranch;
-use synod_proto::ids::{BranchId, CallId, ExecutionId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
+use synod_proto::ids::{BranchId, Gtid, RequestId, ResourceId, SessionId, UnixMillis};
 use synod_proto::limits::LOW_WATER_COUNT_MAX;
 use synod_proto::planted;
 use synod_proto::session::{DeliveryStatus, Outcome, Response};
+use unfinished::{Awaiting, Schedule, Target, Unfinished};
 
 /// Branches of one database that are told and unanswered, at most.
 const WINDOW_BRANCHES: usize = 1024;
 
-/// The wait before a branch is told again, at first and at most, in microseconds. Generous at first: a delivery is
-/// repeated at once when its database's session comes back, and this timer only serves what was lost on the way.
-const REPEAT_US_MIN: u64 = 1_000_000;
-/// See [`REPEAT_US_MIN`].
-const REPEAT_US_MAX: u64 = 30_000_000;
-
 /// After so many unanswered deliveries a branch no longer counts against the window.
 const STUCK_AFTER_ATTEMPTS: u32 = 3;
-
-const _: () = assert!(REPEAT_US_MIN < REPEAT_US_MAX);
-
-#[derive(Clone, Debug)]
-struct Target {
-    call: CallId,
-    execution: ExecutionId,
-    resource: ResourceId,
-    attempts: u32,
-    /// `None` while it waits for room in the window or for a session.
-    told_until: Option<Timestamp>,
-    hazard: Option<String>,
-}
-
-/// A commit of which branches are unanswered. One place for all of them: a transaction has few, and they are told and
-/// acknowledged together.
-#[derive(Clone, Debug)]
-struct Unfinished {
-    /// The unanswered branches, at least one.
-    targets: Vec<Target>,
-    /// When to look whether one is to be told again: not after any `told_until`. `None` if none is told.
-    look_at: Option<Timestamp>,
-}
-
-impl Unfinished {
-    fn index_of(&self, branch: BranchId) -> Option<usize> {
-        self.targets
-            .iter()
-            .position(|target| (target.call, target.execution) == (branch.call, branch.execution))
-    }
-}
-
-impl Target {
-    fn branch(&self, gtid: Gtid) -> BranchId {
-        BranchId {
-            gtid,
-            call: self.call,
-            execution: self.execution,
-        }
-    }
-}
-
-/// When which transaction's branches may have to be told again.
-#[derive(Clone, Debug)]
-struct Schedule {
-    random: Random,
-    due: BTreeSet<(Timestamp, Gtid)>,
-}
-
-impl Schedule {
-    /// When a branch that is told now is told again. Branches of one transaction share the instant where they can, so
-    /// that it is looked at once.
-    fn repeat_at(&mut self, unfinished: &Unfinished, attempts: u32, now: Timestamp) -> Timestamp {
-        let ceiling = (REPEAT_US_MIN << attempts.min(5)).min(REPEAT_US_MAX);
-        let (earliest, latest) = (now.plus(ceiling / 2), now.plus(ceiling));
-        unfinished
-            .look_at
-            .filter(|at| (earliest..=latest).contains(at))
-            .unwrap_or_else(|| now.plus(self.random.between(ceiling / 2, ceiling)))
-    }
-
-    /// Tells a branch, through the next of its database's sessions, and schedules the repeat.
-    fn tell(
-        &mut self,
-        unfinished: &mut Unfinished,
-        index: usize,
-        branch: BranchId,
-        sessions: &[SessionId],
-        now: Timestamp,
-        effects: &mut Effects<Unsynced>,
-    ) {
-        let attempts = unfinished.targets[index].attempts.saturating_add(1);
-        let at = self.repeat_at(unfinished, attempts, now);
-        self.look_by(branch.gtid, unfinished, at);
-        let target = &mut unfinished.targets[index];
-        let session = sessions[target.attempts as usize % sessions.len()];
-        target.attempts = attempts;
-        target.told_until = Some(at);
-        let response = Response::Deliver {
-            branch,
-            resource: target.resource,
-            outcome: Outcome::Committed,
-        };
-        effects.tell(session, response);
-    }
-
-    /// The transaction is looked at by then.
-    fn look_by(&mut self, gtid: Gtid, unfinished: &mut Unfinished, at: Timestamp) {
-        if unfinished.look_at.is_some_and(|set| set <= at) {
-            return;
-        }
-        if let Some(later) = unfinished.look_at.replace(at) {
-            self.due.remove(&(later, gtid));
-        }
-        self.due.insert((at, gtid));
-    }
-}
 
 /// Whose word ends the delivery to a branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,32 +34,6 @@ pub(crate) enum FinishedBy {
     Database(ResourceId),
     /// An operator took it as settled.
     Operator,
-}
-
-/// Who waits for one transaction's last acknowledgement, in the order in which they asked: its initiator, and seldom
-/// somebody else.
-#[derive(Clone, Debug, Hash)]
-struct Awaiting {
-    first: (SessionId, RequestId),
-    others: Vec<(SessionId, RequestId)>,
-}
-
-impl Awaiting {
-    fn into_all(self) -> impl Iterator<Item = (SessionId, RequestId)> {
-        core::iter::once(self.first).chain(self.others)
-    }
-
-    /// Whether anybody is left without this session.
-    fn retain_others_than(&mut self, session: SessionId) -> bool {
-        self.others.retain(|(one, _)| *one != session);
-        if self.first.0 == session {
-            if self.others.is_empty() {
-                return false;
-            }
-            self.first = self.others.remove(0);
-        }
-        true
-    }
 }
 
 #[derive(Clone, Debug, Default, Hash)]
@@ -236,10 +109,7 @@ impl Deliveries {
             unfinished: BTreeMap::new(),
             resources: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            schedule: Schedule {
-                random: Random::new(seed),
-                due: BTreeSet::new(),
-            },
+            schedule: Schedule::new(seed),
             awaiting: BTreeMap::new(),
         }
     }
@@ -386,9 +256,7 @@ impl Deliveries {
         unfinished.targets.remove(index);
         let is_last = unfinished.targets.is_empty();
         if is_last {
-            if let Some(at) = unfinished.look_at {
-                self.schedule.due.remove(&(at, gtid));
-            }
+            self.schedule.forget(gtid, unfinished);
             entry.remove();
         }
         if let Some(resource) = self.resources.get_mut(&id) {
@@ -427,22 +295,17 @@ impl Deliveries {
     pub(crate) fn await_delivery(&mut self, gtid: Gtid, session: SessionId, request: RequestId) {
         match self.awaiting.entry(gtid) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Awaiting {
-                    first: (session, request),
-                    others: Vec::new(),
-                });
+                vacant.insert(Awaiting::new(session, request));
             }
-            Entry::Occupied(mut occupied) => occupied.get_mut().others.push((session, request)),
+            Entry::Occupied(mut occupied) => occupied.get_mut().push(session, request),
         }
     }
 
     /// Tells again what has waited long enough.
     pub(crate) fn repeat_due(&mut self, now: Timestamp, effects: &mut Effects<Unsynced>) {
-        while let Some((at, gtid)) = self.schedule.due.first().copied() {
-            if at > now || planted!(DeliveryToldOnce) {
-                break;
-            }
-            self.schedule.due.pop_first();
+        while !planted!(DeliveryToldOnce)
+            && let Some(gtid) = self.schedule.pop_due(now)
+        {
             for (branch, id, attempts) in self.take_late(gtid, now) {
                 if attempts >= STUCK_AFTER_ATTEMPTS
                     && let Some(resource) = self.resources.get_mut(&id)
@@ -452,10 +315,8 @@ impl Deliveries {
                 self.tell(branch, now, effects);
                 self.fill_window(id, now, effects);
             }
-            if let Some(unfinished) = self.unfinished.get_mut(&gtid)
-                && let Some(next) = unfinished.targets.iter().filter_map(|one| one.told_until).min()
-            {
-                self.schedule.look_by(gtid, unfinished, next);
+            if let Some(unfinished) = self.unfinished.get_mut(&gtid) {
+                self.schedule.look_again(gtid, unfinished);
             }
         }
     }

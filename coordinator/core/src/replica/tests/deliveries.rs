@@ -386,3 +386,41 @@ fn b19_a_returning_session_is_told_what_was_told_often() {
     });
     assert_eq!(out.told.last(), Some(&deliver(77)));
 }
+
+/// B19: the branches of one transaction are scheduled together, but one that has acknowledged takes nothing of the others'
+/// repeats with it. Who waits for the last acknowledgement is told in the order of asking, without those that left.
+#[test]
+fn b19_a_branch_is_repeated_after_its_sibling_has_acknowledged() {
+    let mut bench = serving();
+    let expected = vec![deliver(1), deliver(2), decided(1, Decision::Committed)];
+    assert_eq!(bench.decide(1, &commit(&[1, 2])), expected);
+    assert_eq!(bench.ask(acknowledge(1, DATABASE)).told, vec![]);
+    for _ in 0..3 {
+        let repeated: Vec<Told> = (0..80).flat_map(|_| bench.wait(500_000).told).collect();
+        assert!(
+            !repeated.is_empty() && repeated.iter().all(|told| *told == deliver(2)),
+            "{repeated:?}"
+        );
+    }
+    let third = SessionId(7);
+    let await_delivery = |number| Request::AwaitDelivery {
+        request: RequestId(number),
+        gtid: gtid(),
+    };
+    for (session, number) in [(LATER, 21), (third, 22), (SESSION, 23), (LATER, 24)] {
+        assert_eq!(bench.ask_as(session, await_delivery(number)).told, vec![]);
+    }
+    bench.step(Input::SessionClosed(LATER));
+    let delivered = |session, number| Told {
+        session,
+        response: Response::Delivered {
+            request: RequestId(number),
+            gtid: gtid(),
+        },
+    };
+    assert_eq!(
+        bench.ask(acknowledge(2, DATABASE)).told,
+        vec![delivered(third, 22), delivered(SESSION, 23)]
+    );
+    assert_eq!(bench.wait(60_000_000).told, vec![], "nothing is left to repeat");
+}
