@@ -395,8 +395,14 @@ fn b19_a_branch_is_repeated_after_its_sibling_has_acknowledged() {
     let expected = vec![deliver(1), deliver(2), decided(1, Decision::Committed)];
     assert_eq!(bench.decide(1, &commit(&[1, 2])), expected);
     assert_eq!(bench.ask(acknowledge(1, DATABASE)).told, vec![]);
+    let repeats = |bench: &mut Bench| -> Vec<Told> {
+        (0..80)
+            .flat_map(|_| bench.wait(500_000).told)
+            .filter(|told| matches!(told.response, Response::Deliver { .. }))
+            .collect()
+    };
     for _ in 0..3 {
-        let repeated: Vec<Told> = (0..80).flat_map(|_| bench.wait(500_000).told).collect();
+        let repeated = repeats(&mut bench);
         assert!(
             !repeated.is_empty() && repeated.iter().all(|told| *told == deliver(2)),
             "{repeated:?}"
@@ -422,5 +428,5 @@ fn b19_a_branch_is_repeated_after_its_sibling_has_acknowledged() {
         bench.ask(acknowledge(2, DATABASE)).told,
         vec![delivered(third, 22), delivered(SESSION, 23)]
     );
-    assert_eq!(bench.wait(60_000_000).told, vec![], "nothing is left to repeat");
+    assert_eq!(repeats(&mut bench), vec![], "nothing is left to repeat");
 }
