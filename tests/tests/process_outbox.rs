@@ -241,12 +241,59 @@ async fn an_operator_requeues_and_discards_dead_letters() {
         let said = format!("{id}: discarded for {RECEIVER}\n");
         assert_eq!((code, stdout, stderr.as_str()), (Some(0), said, ""));
         receiver.has(&sender, "a", "1 poison-2 3 5").await;
+        in_bulk(&service, &receiver, &mut sender).await;
         sender.is_through().await;
         assert_eq!(json_of("dead", &service, &[]).await, json!([]));
         let (code, _, stderr) = outbox("discard", &service, &arguments).await;
         assert_eq!(code, Some(1), "it is none any more: {stderr}");
     })
     .await;
+}
+
+/// All dead letters at once, a readmission, and what is scheduled.
+async fn in_bulk(service: &str, receiver: &Station, sender: &mut Station) {
+    for key in ["c", "d"] {
+        sender.send(key, &format!("poison-{key}")).await;
+    }
+    eventually("two dead letters", async || {
+        let letters = json_of("dead", service, &[]).await;
+        (letters.as_array().map(Vec::len) == Some(2)).then_some(())
+    })
+    .await;
+    let (code, _, stderr) = outbox("requeue", service, &[&["--all"], &BY[..]].concat()).await;
+    assert_eq!(code, Some(2), "whose? {stderr}");
+    receiver.mend(true).await;
+    let all = ["--all", "--consumer", RECEIVER];
+    let other = json_of(
+        "requeue",
+        service,
+        &[&all[..], &["--topic", "none"], &BY].concat(),
+    )
+    .await;
+    assert_eq!(other["count"], json!(0));
+    let requeued = json_of("requeue", service, &[&all[..], &BY].concat()).await;
+    assert_eq!(
+        requeued,
+        json!({ "action": "requeued", "consumer": RECEIVER, "count": 2 })
+    );
+    for key in ["c", "d"] {
+        receiver.has(sender, key, &format!("poison-{key}")).await;
+    }
+    let readmitted = json_of("readmit", service, &[&[RECEIVER], &BY[..]].concat()).await;
+    assert_eq!(
+        readmitted,
+        json!({ "consumer": RECEIVER, "action": "readmitted" })
+    );
+    let (code, _, stderr) = outbox("readmit", service, &[&["nobody"], &BY[..]].concat()).await;
+    assert_eq!((code, stderr.contains("nobody")), (Some(1), true), "{stderr}");
+    assert_eq!(json_of("scheduled", service, &[]).await, json!([]));
+    let nowhere = "00000000-0000-0000-0000-000000000001";
+    let (code, _, stderr) = outbox("cancel", service, &[&[nowhere], &BY[..]].concat()).await;
+    assert_eq!(
+        (code, stderr.contains("not scheduled")),
+        (Some(1), true),
+        "{stderr}"
+    );
 }
 
 /// What a person sees.

@@ -1,6 +1,8 @@
 //! `synod outbox`: the messages of one service, by its outbox's admin service. A service's outbox is its own; the coordinator
 //! knows nothing of it.
 
+mod operate;
+
 use super::client::{REPLICA_TIMEOUT, address, block_on};
 use super::exit::{Exit, Failure};
 use super::output::{age, now_unix_ms, print, print_json, table};
@@ -40,30 +42,52 @@ pub(super) enum Verb {
         #[command(flatten)]
         page: Page,
     },
-    /// Send a dead letter again, as if it had never been tried.
+    /// Send a dead letter again, as if it had never been tried; or all of a consumer's.
     Requeue {
         #[command(flatten)]
-        settle: Settle,
+        requeue: operate::Requeue,
     },
     /// Give a dead letter up: it is never sent again, and its key goes on.
     Discard {
         #[command(flatten)]
-        settle: Settle,
+        discard: operate::Discard,
     },
+    /// Messages that wait for their time, in the order of their times.
+    Scheduled {
+        #[command(flatten)]
+        scheduled: operate::Scheduled,
+    },
+    /// Take a scheduled message back before its time: it never goes out.
+    Cancel {
+        #[command(flatten)]
+        cancel: operate::Cancel,
+    },
+    /// Take whatever database answers for a consumer next as its own, after it was replaced or restored.
+    Readmit {
+        #[command(flatten)]
+        readmit: operate::Readmit,
+    },
+}
+
+/// Whom to ask.
+#[derive(Debug, clap::Args)]
+pub(super) struct Service {
+    /// The service whose outbox it is, as HOST:PORT.
+    #[arg(long = "service", value_name = "ADDR")]
+    address: String,
+    /// Write JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Whom to ask, and about whom.
 #[derive(Debug, clap::Args)]
 pub(super) struct Scope {
-    /// The service whose outbox it is, as HOST:PORT.
-    #[arg(long, value_name = "ADDR")]
-    service: String,
+    #[command(flatten)]
+    service: Service,
     /// Only what concerns this consumer.
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     consumer: String,
-    /// Write JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Which part of a list.
@@ -75,22 +99,6 @@ pub(super) struct Page {
     /// At most so many.
     #[arg(long, value_name = "N", default_value_t = 100)]
     count: usize,
-}
-
-/// Which letter, and on whose word.
-#[derive(Debug, clap::Args)]
-pub(super) struct Settle {
-    /// The message's id, as `synod outbox dead` shows it.
-    #[arg(value_name = "ID", value_parser = parse_id)]
-    id: MessageId,
-    /// Who decides this.
-    #[arg(long)]
-    author: String,
-    /// Why.
-    #[arg(long)]
-    reason: String,
-    #[command(flatten)]
-    scope: Scope,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,19 +146,15 @@ struct Letter {
     entry: Entry,
 }
 
-#[derive(Serialize)]
-struct Settled {
-    id: String,
-    action: &'static str,
-    consumers: Vec<String>,
-}
-
 pub(super) fn run(verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::List { scope, page } => list(&scope, &page),
         Verb::Dead { scope, page } => dead(&scope, &page),
-        Verb::Requeue { settle } => self::settle(settle, "requeued"),
-        Verb::Discard { settle } => self::settle(settle, "discarded"),
+        Verb::Requeue { requeue } => operate::requeue(requeue),
+        Verb::Discard { discard } => operate::discard(discard),
+        Verb::Scheduled { scheduled } => operate::scheduled(&scheduled),
+        Verb::Cancel { cancel } => operate::cancel(cancel),
+        Verb::Readmit { readmit } => operate::readmit(readmit),
     }
 }
 
@@ -160,7 +164,7 @@ fn page_length(wanted: usize) -> u32 {
 
 fn list(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
     let entries = block_on(async {
-        let mut client = connect(scope).await?;
+        let mut client = connect(&scope.service).await?;
         let mut entries = Vec::new();
         let mut after = page.after;
         while entries.len() < page.count {
@@ -169,7 +173,7 @@ fn list(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
                 after,
                 count_max: page_length(page.count - entries.len()),
             };
-            let reply = answered(scope, client.list(request)).await?;
+            let reply = answered(&scope.service, client.list(request)).await?;
             entries.extend(reply.entries.into_iter().map(entry));
             match reply.next_after {
                 Some(next) => after = next,
@@ -178,7 +182,7 @@ fn list(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
         }
         Ok(entries)
     })?;
-    if scope.json {
+    if scope.service.json {
         print_json(&entries)?;
         return Ok(Exit::Success);
     }
@@ -218,9 +222,9 @@ fn list(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
 
 fn dead(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
     let letters = block_on(async {
-        let mut client = connect(scope).await?;
+        let mut client = connect(&scope.service).await?;
         let letters = collect_dead(&mut client, scope, page).await?;
-        let status = answered(scope, client.status(v1::OutboxStatusRequest {})).await?;
+        let status = answered(&scope.service, client.status(v1::OutboxStatusRequest {})).await?;
         for consumer in status.consumers {
             if let Some(warning) = warning(&consumer) {
                 eprintln!("synod: {warning}");
@@ -228,7 +232,7 @@ fn dead(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
         }
         Ok(letters)
     })?;
-    if scope.json {
+    if scope.service.json {
         print_json(&letters)?;
         return Ok(Exit::Success);
     }
@@ -267,7 +271,7 @@ async fn collect_dead(
             count_max,
             after,
         };
-        let reply = answered(scope, client.dead(request)).await?;
+        let reply = answered(&scope.service, client.dead(request)).await?;
         let mut of_consumers: BTreeMap<String, (u32, u64)> = BTreeMap::new();
         for letter in reply.letters.into_iter().map(letter) {
             let (count, last) = of_consumers.entry(letter.consumer.clone()).or_default();
@@ -301,46 +305,8 @@ fn warning(consumer: &v1::ConsumerStatus) -> Option<String> {
     })
 }
 
-fn settle(settle: Settle, action: &'static str) -> Result<Exit, Failure> {
-    let Settle {
-        id,
-        author,
-        reason,
-        scope,
-    } = settle;
-    let request = v1::OutboxSettleRequest {
-        id: id.0.to_vec().into(),
-        consumer: scope.consumer.clone(),
-        author,
-        reason,
-    };
-    let reply = block_on(async {
-        let mut client = connect(&scope).await?;
-        if action == "requeued" {
-            answered(&scope, client.requeue(request)).await
-        } else {
-            answered(&scope, client.discard(request)).await
-        }
-    })?;
-    let settled = Settled {
-        id: uuid(&id.0),
-        action,
-        consumers: reply.consumers,
-    };
-    if scope.json {
-        print_json(&settled)?;
-    } else {
-        print(&format!(
-            "{}: {action} for {}\n",
-            settled.id,
-            settled.consumers.join(", ")
-        ))?;
-    }
-    Ok(Exit::Success)
-}
-
-async fn connect(scope: &Scope) -> Result<OutboxAdminClient<Channel>, Failure> {
-    let service = address(&scope.service);
+async fn connect(service: &Service) -> Result<OutboxAdminClient<Channel>, Failure> {
+    let service = address(&service.address);
     let endpoint = Endpoint::from_shared(format!("http://{service}"))
         .map_err(|error| Failure::new(Exit::Usage, format!("`{service}` is not HOST:PORT: {error}")))?
         .connect_timeout(REPLICA_TIMEOUT)
@@ -355,10 +321,10 @@ async fn connect(scope: &Scope) -> Result<OutboxAdminClient<Channel>, Failure> {
 }
 
 async fn answered<T>(
-    scope: &Scope,
+    service: &Service,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, Failure> {
-    let service = address(&scope.service);
+    let service = address(&service.address);
     match timeout(ANSWER_TIMEOUT, call).await {
         Ok(Ok(reply)) => Ok(reply.into_inner()),
         Ok(Err(status)) if status.code() == Code::Unimplemented => Err(Failure::new(

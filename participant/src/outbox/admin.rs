@@ -1,14 +1,15 @@
 //! The operator's gRPC service of an outbox.
 
-use synod_proto::ids::{MessageId, Position};
+use synod_proto::ids::{MessageId, Position, UnixMillis};
 use synod_proto::limits::{LIST_COUNT_DEFAULT, LIST_COUNT_MAX, MESSAGE_BYTES_MAX};
 use synod_proto::v1;
 use synod_proto::v1::outbox_admin_server::OutboxAdminServer;
 use tonic::{Request, Response, Status};
 
-use super::{DeadLetter, Entry, EntryState, Outbox};
+use super::{DeadLetter, Entry, EntryState, Outbox, Scheduled};
 
-/// Answers operators about one outbox: status, list, dead letters, requeue, discard. It asks for no credentials: serve it where only
+/// Answers operators about one outbox: status, list, dead letters, requeue, discard, scheduled
+/// messages, cancel, readmit. It asks for no credentials: serve it where only
 /// operators come.
 #[derive(Clone, Debug)]
 pub struct OutboxAdmin {
@@ -63,6 +64,17 @@ fn entry(entry: Entry) -> v1::OutboxEntry {
     }
 }
 
+fn scheduled(scheduled: Scheduled) -> v1::ScheduledEntry {
+    v1::ScheduledEntry {
+        id: scheduled.id.0.to_vec().into(),
+        deliver_at_unix_ms: scheduled.deliver_at.0,
+        topic: scheduled.topic,
+        key: scheduled.key,
+        published_at_unix_ms: scheduled.published_at.0,
+        body_bytes: u32::try_from(scheduled.body_bytes).unwrap_or(u32::MAX),
+    }
+}
+
 fn letter(letter: DeadLetter) -> v1::DeadLetterEntry {
     v1::DeadLetterEntry {
         consumer: letter.consumer,
@@ -74,9 +86,9 @@ fn letter(letter: DeadLetter) -> v1::DeadLetterEntry {
 }
 
 #[allow(clippy::result_large_err, reason = "gRPC's own error type")]
-fn message_id(bytes: &[u8]) -> Result<MessageId, Status> {
+fn message_id(field: &str, bytes: &[u8]) -> Result<MessageId, Status> {
     let id = bytes.try_into().map(MessageId);
-    id.map_err(|_| Status::invalid_argument("`OutboxSettleRequest.id` is not a message id of 16 bytes"))
+    id.map_err(|_| Status::invalid_argument(format!("`{field}` is not a message id of 16 bytes")))
 }
 
 #[tonic::async_trait]
@@ -94,6 +106,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
             dead_count: consumer.dead_count,
             unsettled_count: consumer.unsettled_count,
             trouble: consumer.trouble,
+            retired_topics: consumer.retired_topics,
         });
         Ok(Response::new(v1::OutboxStatusReply {
             source: status.source.0.to_vec().into(),
@@ -144,7 +157,10 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxSettleRequest>,
     ) -> Result<Response<v1::OutboxSettleReply>, Status> {
         let request = request.into_inner();
-        let (id, consumer) = (message_id(&request.id)?, some(&request.consumer));
+        let (id, consumer) = (
+            message_id("OutboxSettleRequest.id", &request.id)?,
+            some(&request.consumer),
+        );
         let requeued = self
             .outbox
             .requeue(id, consumer, &request.author, &request.reason);
@@ -157,11 +173,68 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxSettleRequest>,
     ) -> Result<Response<v1::OutboxSettleReply>, Status> {
         let request = request.into_inner();
-        let (id, consumer) = (message_id(&request.id)?, some(&request.consumer));
+        let (id, consumer) = (
+            message_id("OutboxSettleRequest.id", &request.id)?,
+            some(&request.consumer),
+        );
         let discarded = self
             .outbox
             .discard(id, consumer, &request.author, &request.reason);
         let consumers = discarded.await?;
         Ok(Response::new(v1::OutboxSettleReply { consumers }))
+    }
+    async fn requeue_all(
+        &self,
+        request: Request<v1::OutboxRequeueAllRequest>,
+    ) -> Result<Response<v1::OutboxRequeueAllReply>, Status> {
+        let request = request.into_inner();
+        let requeued = self.outbox.requeue_all(
+            &request.consumer,
+            some(&request.topic),
+            &request.author,
+            &request.reason,
+        );
+        let count = requeued.await?;
+        Ok(Response::new(v1::OutboxRequeueAllReply { count }))
+    }
+
+    async fn scheduled(
+        &self,
+        request: Request<v1::OutboxScheduledRequest>,
+    ) -> Result<Response<v1::OutboxScheduledReply>, Status> {
+        let request = request.into_inner();
+        let after_id = request
+            .after_id
+            .map(|id| message_id("OutboxScheduledRequest.after_id", &id))
+            .transpose()?;
+        let after = after_id.map(|id| (UnixMillis(request.after_deliver_at_unix_ms), id));
+        let entries = self.outbox.scheduled(after, page(request.count_max)).await?;
+        Ok(Response::new(v1::OutboxScheduledReply {
+            entries: entries.into_iter().map(scheduled).collect(),
+        }))
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<v1::OutboxCancelRequest>,
+    ) -> Result<Response<v1::OutboxCancelReply>, Status> {
+        let request = request.into_inner();
+        let id = message_id("OutboxCancelRequest.id", &request.id)?;
+        let at = UnixMillis(request.deliver_at_unix_ms);
+        self.outbox
+            .cancel(id, at, &request.author, &request.reason)
+            .await?;
+        Ok(Response::new(v1::OutboxCancelReply {}))
+    }
+
+    async fn readmit(
+        &self,
+        request: Request<v1::OutboxReadmitRequest>,
+    ) -> Result<Response<v1::OutboxReadmitReply>, Status> {
+        let request = request.into_inner();
+        self.outbox
+            .readmit(&request.consumer, &request.author, &request.reason)
+            .await?;
+        Ok(Response::new(v1::OutboxReadmitReply {}))
     }
 }

@@ -30,6 +30,12 @@ pub enum OutboxError {
         /// The message.
         id: MessageId,
     },
+    /// No such message waits for this time: it has become visible meanwhile, or was cancelled already. See the list.
+    #[error("message {id} is not scheduled for that time: it has gone out meanwhile, or was cancelled")]
+    NotScheduled {
+        /// The message.
+        id: MessageId,
+    },
     /// The store refused. What to do: [`ResourceError::remedy`].
     #[error(transparent)]
     Resource(#[from] ResourceError),
@@ -40,7 +46,9 @@ impl From<OutboxError> for Status {
         let code = match &error {
             OutboxError::AlreadyOpen => Code::FailedPrecondition,
             OutboxError::Invalid { .. } => Code::InvalidArgument,
-            OutboxError::UnknownConsumer { .. } | OutboxError::NotDead { .. } => Code::NotFound,
+            OutboxError::UnknownConsumer { .. }
+            | OutboxError::NotDead { .. }
+            | OutboxError::NotScheduled { .. } => Code::NotFound,
             OutboxError::Resource(_) => Code::Unavailable,
         };
         Self::new(code, error.to_string())

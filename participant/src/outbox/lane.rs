@@ -228,6 +228,14 @@ impl Lane {
         });
     }
 
+    pub(super) fn on_requeued(&self, rows: &[Row], low_water: &LowWater) {
+        self.step(|relay, now| {
+            for row in rows {
+                relay.on_requeued(now, row, low_water.clone());
+            }
+        });
+    }
+
     pub(super) fn on_unsubscribed(&self, letters: &[Row], low_water: &LowWater) {
         self.step(|relay, now| {
             for row in letters {

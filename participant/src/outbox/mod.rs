@@ -80,7 +80,7 @@ pub use error::OutboxError;
 pub use message::{Message, PublishError};
 pub use relay::Relay;
 pub use synod_participant_core::relay::DeadLetterPolicy;
-pub use view::{ConsumerStatus, DeadLetter, Entry, EntryState, OutboxStatus};
+pub use view::{ConsumerStatus, DeadLetter, Entry, EntryState, OutboxStatus, Scheduled};
 
 /// How long a store that fails is left alone before it is asked again, at most.
 const STORE_RETRY_MAX: Duration = Duration::from_secs(5);

@@ -8,7 +8,8 @@ use synod_proto::limits::{LIST_COUNT_MAX, TEXT_BYTES_MAX};
 
 use super::{Outbox, OutboxError};
 use crate::resource::redb::messages::{
-    ConsumerRow, FailureRow, MessageRead, MessageRow, Operate, OperatorAction, StoredState, TopicRange,
+    Cancel, ConsumerRow, FailureRow, MessageRead, MessageRow, Operate, OperatorAction, RequeueAll,
+    StoredState, TopicRange,
 };
 
 /// An outbox at a glance.
@@ -111,6 +112,35 @@ pub struct DeadLetter {
     pub died_at: UnixMillis,
 }
 
+/// A message that waits for its time. It has no position before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Scheduled {
+    /// The message.
+    pub id: MessageId,
+    /// When it becomes visible, by the database's clock.
+    pub deliver_at: UnixMillis,
+    /// What it is about.
+    pub topic: String,
+    /// What it is ordered by.
+    pub key: Bytes,
+    /// When it was published, by the database's clock.
+    pub published_at: UnixMillis,
+    /// The size of its body.
+    pub body_bytes: usize,
+}
+
+fn scheduled(message: MessageRow) -> Scheduled {
+    Scheduled {
+        id: message.id,
+        deliver_at: message.deliver_at,
+        topic: message.topic,
+        key: message.key,
+        published_at: message.published_at,
+        body_bytes: message.body.len(),
+    }
+}
+
 fn entry(position: Position, message: MessageRow, states: Vec<(String, EntryState)>) -> Entry {
     Entry {
         id: message.id,
@@ -165,11 +195,8 @@ fn dead(
     count_max: usize,
 ) -> Result<Vec<DeadLetter>, crate::resource::ResourceError> {
     let mut found = Vec::new();
-    for (position, letter) in read.letters(row.number, after, usize::MAX)? {
-        if found.len() == count_max {
-            break;
-        }
-        let Some(message) = read.message(position)?.filter(|_| letter.is_dead()) else {
+    for (position, letter) in read.dead_letters(row.number, after, count_max)? {
+        let Some(message) = read.message(position)? else {
             continue;
         };
         found.push(DeadLetter {
@@ -195,7 +222,7 @@ impl Outbox {
             let (stored_count, scheduled_count, _) = read.counts()?;
             let mut consumers = Vec::new();
             for (name, row) in read.consumers()? {
-                let letters = read.letters(row.number, Position(0), usize::MAX)?;
+                let unsettled = read.letters_below(row.number, row.mark)?;
                 let lane = outbox.inner.lanes.get(&name);
                 consumers.push(ConsumerStatus {
                     address: lane.map(|lane| lane.consumer.address.clone()).unwrap_or_default(),
@@ -207,11 +234,8 @@ impl Outbox {
                     topics: topics(&row, |range| range.until.is_none()),
                     retired_topics: topics(&row, |range| range.until.is_some()),
                     mark: row.mark,
-                    dead_count: letters.iter().filter(|(_, letter)| letter.is_dead()).count() as u64,
-                    unsettled_count: letters
-                        .iter()
-                        .filter(|(position, _)| *position < row.mark)
-                        .count() as u64,
+                    dead_count: row.dead_count,
+                    unsettled_count: unsettled.len() as u64,
                 });
             }
             Ok(OutboxStatus {
@@ -297,6 +321,93 @@ impl Outbox {
             .await
     }
 
+    /// [Requeues](Self::requeue) all dead letters of one consumer, or those of one topic of it, in the order of their positions;
+    /// what dies again meanwhile stays dead. Answers how many. If it is cut short, a part was requeued: call it again.
+    ///
+    /// # Errors
+    /// [`OutboxError::UnknownConsumer`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
+    pub async fn requeue_all(
+        &self,
+        consumer: &str,
+        topic: Option<&str>,
+        author: &str,
+        reason: &str,
+    ) -> Result<u64, OutboxError> {
+        check_words(author, reason)?;
+        let mut after = Position(0);
+        let mut count = 0;
+        loop {
+            let requeued = self.inner.store.work(RequeueAll {
+                consumer: consumer.to_owned(),
+                topic: topic.map(str::to_owned),
+                after,
+                author: author.to_owned(),
+                reason: reason.to_owned(),
+            });
+            let part = requeued.await?.ok_or_else(|| OutboxError::UnknownConsumer {
+                consumer: consumer.to_owned(),
+            })?;
+            count += part.rows.len() as u64;
+            tracing::info!(
+                consumer,
+                count = part.rows.len(),
+                author,
+                reason,
+                "an operator requeued dead letters"
+            );
+            if let Some(lane) = self.inner.lanes.get(consumer) {
+                lane.on_requeued(&part.rows, &part.low_water);
+            }
+            match part.next_after {
+                Some(next) => after = next,
+                None => return Ok(count),
+            }
+        }
+    }
+
+    /// Messages that wait for their time, in the order of their times, behind one of them; at most `count_max`, which is at most
+    /// 1000.
+    ///
+    /// # Errors
+    /// [`OutboxError::Resource`].
+    pub async fn scheduled(
+        &self,
+        after: Option<(UnixMillis, MessageId)>,
+        count_max: usize,
+    ) -> Result<Vec<Scheduled>, OutboxError> {
+        let read = self.inner.store.read(move |snapshot| {
+            let rows = MessageRead(snapshot).scheduled(after, count_max.min(LIST_COUNT_MAX as usize))?;
+            Ok(rows.into_iter().map(scheduled).collect())
+        });
+        Ok(read.await?)
+    }
+
+    /// Takes a scheduled message back before its time: it never goes out, to nobody. `deliver_at` is the time that
+    /// [`scheduled`](Self::scheduled) shows. Author and reason are kept.
+    ///
+    /// # Errors
+    /// [`OutboxError::NotScheduled`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
+    pub async fn cancel(
+        &self,
+        id: MessageId,
+        deliver_at: UnixMillis,
+        author: &str,
+        reason: &str,
+    ) -> Result<(), OutboxError> {
+        check_words(author, reason)?;
+        let cancelled = self.inner.store.work(Cancel {
+            id,
+            deliver_at,
+            author: author.to_owned(),
+            reason: reason.to_owned(),
+        });
+        if !cancelled.await? {
+            return Err(OutboxError::NotScheduled { id });
+        }
+        tracing::info!(%id, author, reason, "an operator cancelled a scheduled message");
+        Ok(())
+    }
+
     /// Gives a dead letter up: it is never sent again, and its key goes on without it. Otherwise like
     /// [`requeue`](Self::requeue).
     ///
@@ -334,23 +445,37 @@ impl Outbox {
         reason: &str,
     ) -> Result<Vec<String>, OutboxError> {
         check_words(author, reason)?;
-        let letters = self.dead_letters(consumer, Position(0), usize::MAX).await?;
+        let asked = consumer.map(str::to_owned);
+        let read = self.inner.store.read(move |snapshot| {
+            let read = MessageRead(snapshot);
+            let mut found = Vec::new();
+            let dead = read.dead_by_id(id)?;
+            for (name, row) in read.consumers()? {
+                let position = dead.iter().find(|(number, _)| *number == row.number);
+                if let Some((_, position)) = position
+                    && asked.as_ref().is_none_or(|asked| *asked == name)
+                {
+                    found.push((name, *position));
+                }
+            }
+            Ok(found)
+        });
         let mut settled = Vec::new();
-        for letter in letters.into_iter().filter(|letter| letter.entry.id == id) {
+        for (consumer, position) in read.await? {
             let operated = self.inner.store.work(Operate {
-                consumer: letter.consumer.clone(),
-                position: letter.entry.position,
+                consumer: consumer.clone(),
+                position,
                 action,
                 author: author.to_owned(),
                 reason: reason.to_owned(),
             });
             // `None`: another operator was faster.
             if let Some(operated) = operated.await? {
-                tracing::info!(%id, consumer = %letter.consumer, ?action, author, reason, "an operator settled a dead letter");
-                if let Some(lane) = self.inner.lanes.get(&letter.consumer) {
+                tracing::info!(%id, consumer = %consumer, ?action, author, reason, "an operator settled a dead letter");
+                if let Some(lane) = self.inner.lanes.get(&consumer) {
                     lane.on_operated(action, operated);
                 }
-                settled.push(letter.consumer);
+                settled.push(consumer);
             }
         }
         if settled.is_empty() {

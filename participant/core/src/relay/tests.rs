@@ -502,3 +502,39 @@ fn busy_and_stale_are_no_failures() {
     }
     assert!(relay.poll_settlement().is_none());
 }
+
+/// What was dropped for the consumer by name while it was on its way frees its key, and is recorded nowhere.
+#[test]
+fn a_message_that_was_dropped_frees_its_key() {
+    let mut relay = relay(options());
+    relay.on_session_opened(NOW, S);
+    read(&mut relay, vec![row(1, "a"), row(2, "a")]);
+    let send = &sends(&mut relay)[0];
+    let dropped = |relay: &mut Relay, fence| relay.on_dropped(NOW, S, send.position, fence);
+    assert_eq!(dropped(&mut relay, Fence(99)), Err(Ignored::NotInFlight));
+    assert_eq!(dropped(&mut relay, send.fence), Ok(()));
+    assert_eq!(dropped(&mut relay, send.fence), Err(Ignored::NotInFlight));
+    assert_eq!(relay.poll_settlement(), None);
+    assert_eq!(positions(&mut relay), [2]);
+}
+
+/// T11: a database that was readmitted is not asked for what an earlier one acknowledged, and is told the mark anew.
+#[test]
+fn a_readmitted_consumer_owes_nothing_of_an_earlier_one() {
+    let mut relay = relay(options());
+    relay.on_session_opened(NOW, S);
+    read(&mut relay, vec![row(1, "a"), row(2, "a")]);
+    let first = sends(&mut relay).remove(0);
+    answer(&mut relay, &first, Answer::Applied);
+    let settlement = relay.poll_settlement().expect("one is delivered");
+    relay.on_settled(NOW, true, &settlement, low_water(300));
+    assert_eq!(relay.poll_low_water(), Some((S, low_water(300))));
+    relay.on_low_water_reached(Position(300));
+    relay.on_session_closed(S);
+
+    relay.on_readmitted(NOW);
+    relay.on_session_opened(NOW, T);
+    let second = sends(&mut relay).remove(0);
+    assert_eq!((second.position, second.previous), (Position(2), None));
+    assert_eq!(relay.poll_low_water(), Some((T, low_water(300))));
+}

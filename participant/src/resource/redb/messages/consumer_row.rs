@@ -19,6 +19,8 @@ pub(crate) struct ConsumerRow {
     pub(crate) acknowledged: Position,
     /// Its database, once it was met (T11).
     pub(crate) resource: Option<ResourceId>,
+    /// Its dead letters.
+    pub(crate) dead_count: u64,
     pub(crate) topics: Vec<TopicRange>,
 }
 
@@ -48,6 +50,7 @@ impl ConsumerRow {
         out.put_u64(self.acknowledged.0);
         out.put_u8(self.resource.is_some().into());
         out.put_slice(&self.resource.map_or([0; 16], |resource| resource.0));
+        out.put_u64(self.dead_count);
         out.put_u16(u16::try_from(self.topics.len()).expect("topics are limited"));
         for range in &self.topics {
             put_short(&mut out, range.topic.as_bytes());
@@ -66,6 +69,7 @@ impl ConsumerRow {
         let acknowledged = Position(reader.number::<8>()?);
         let is_met = reader.number::<1>()? == 1;
         let resource = ResourceId(reader.array()?);
+        let dead_count = reader.number::<8>()?;
         let mut topics = Vec::new();
         for _ in 0..reader.number::<2>()? {
             topics.push(TopicRange {
@@ -81,6 +85,7 @@ impl ConsumerRow {
             confirmed,
             acknowledged,
             resource: is_met.then_some(resource),
+            dead_count,
             topics,
         })
     }

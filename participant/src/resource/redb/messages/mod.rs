@@ -13,6 +13,7 @@
 //! | `synod:outbox_done` | consumer, position | nothing: delivered, at or above the mark |
 //! | `synod:outbox_failed` | consumer, position | [`FailureRow`] |
 //! | `synod:outbox_letter` | consumer, position | [`LetterRow`]: dead, requeued, or waiting behind one of these below the mark |
+//! | `synod:outbox_letter_id` | message id, consumer | the position of a dead letter |
 //! | `synod:outbox_record` | number | what an operator did |
 //! | `synod:inbox` | origin, position | [`InboxRow`]: the message took effect |
 //! | `synod:inbox_origin` | origin | [`LowWater`] |
@@ -22,6 +23,7 @@
 //! before it (traps H1, H2).
 
 mod consumer_row;
+mod letters;
 mod reads;
 mod subscribe;
 mod writes;
@@ -36,10 +38,11 @@ use synod_proto::message::LowWater;
 use super::format::{ByteTable, DamagedRow};
 
 pub(crate) use consumer_row::{ConsumerRow, TopicRange};
+pub(crate) use letters::{Operate, Operated, OperatorAction, RequeueAll};
 pub(crate) use reads::{MessageRead, StoredState};
 pub(crate) use subscribe::{OpenOutbox, Readmit, TOPIC_COUNT_MAX, Unsubscribe};
 pub(super) use writes::publish_row;
-pub(crate) use writes::{MarkInbox, Operate, Operated, OperatorAction, Release, Settle};
+pub(crate) use writes::{Cancel, MarkInbox, Release, Settle};
 
 pub(crate) const OUTBOX: ByteTable = TableDefinition::new("synod:outbox");
 pub(crate) const KEYS: ByteTable = TableDefinition::new("synod:outbox_key");
@@ -53,6 +56,7 @@ pub(crate) const GONE: ByteTable = TableDefinition::new("synod:outbox_gone");
 pub(crate) const DONE: ByteTable = TableDefinition::new("synod:outbox_done");
 pub(crate) const FAILED: ByteTable = TableDefinition::new("synod:outbox_failed");
 pub(crate) const LETTER: ByteTable = TableDefinition::new("synod:outbox_letter");
+pub(crate) const LETTER_ID: ByteTable = TableDefinition::new("synod:outbox_letter_id");
 pub(crate) const RECORD: ByteTable = TableDefinition::new("synod:outbox_record");
 pub(crate) const INBOX_TABLE: &str = "synod:inbox";
 pub(crate) const INBOX: ByteTable = TableDefinition::new(INBOX_TABLE);
@@ -143,6 +147,13 @@ pub(crate) fn due_key(at: UnixMillis, id: MessageId) -> [u8; 24] {
     let mut key = [0; 24];
     key[..8].copy_from_slice(&at.0.to_be_bytes());
     key[8..].copy_from_slice(&id.0);
+    key
+}
+
+pub(crate) fn letter_id_key(id: MessageId, consumer: u32) -> [u8; 20] {
+    let mut key = [0; 20];
+    key[..16].copy_from_slice(&id.0);
+    key[16..].copy_from_slice(&consumer.to_be_bytes());
     key
 }
 

@@ -8,7 +8,7 @@ use ::redb::{
 };
 use bytes::Bytes;
 use synod_participant_core::relay::{Row, Rows};
-use synod_proto::ids::{Position, ResourceId, UnixMillis};
+use synod_proto::ids::{MessageId, Position, ResourceId, UnixMillis};
 use synod_proto::message::LowWater;
 
 use super::super::super::ResourceError;
@@ -16,8 +16,8 @@ use super::super::format::ByteTable;
 use super::super::snapshot::{Snapshot, damaged, failed};
 use super::{
     CONSUMER, COUNTER, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, InboxRow, KEYS,
-    LETTER, LetterRow, MessageRow, OUTBOX, RECORD, decode_low_water, last_number, named, of_consumer,
-    origin_key, position_key,
+    LETTER, LETTER_ID, LetterRow, MessageRow, OUTBOX, RECORD, decode_low_water, due_key, last_number,
+    letter_id_key, named, of_consumer, origin_key, position_key,
 };
 
 /// The most rows that one read looks at: others get their turn between.
@@ -105,8 +105,8 @@ impl MessageRead<'_> {
         .collect()
     }
 
-    /// Letters behind `after`: dead, requeued, and what waits behind them below the mark.
-    pub(crate) fn letters(
+    /// Dead letters behind `after`.
+    pub(crate) fn dead_letters(
         &self,
         consumer: u32,
         after: Position,
@@ -122,7 +122,43 @@ impl MessageRead<'_> {
         let rows = table
             .range::<&[u8]>((Excluded(&after[..]), Included(&end[..])))
             .map_err(failed)?;
-        rows.take(count_max).map(letter_row).collect()
+        let is_asked = |row: &Result<(Position, LetterRow), ResourceError>| {
+            row.as_ref().map_or(true, |(_, letter)| letter.is_dead())
+        };
+        rows.map(letter_row).filter(is_asked).take(count_max).collect()
+    }
+
+    /// To which consumers, by number, a message is a dead letter, and its position.
+    pub(crate) fn dead_by_id(&self, id: MessageId) -> Result<Vec<(u32, Position)>, ResourceError> {
+        let Some(table) = self.open(LETTER_ID)? else {
+            return Ok(Vec::new());
+        };
+        let (start, end) = (letter_id_key(id, 0), letter_id_key(id, u32::MAX));
+        let rows = table.range::<&[u8]>(&start[..]..=&end[..]).map_err(failed)?;
+        rows.map(|row| {
+            let (key, position) = row.map_err(failed)?;
+            let position = last_number("synod:outbox_letter_id", position.value()).map_err(damaged)?;
+            let consumer = key.value().last_chunk::<4>().copied().unwrap_or_default();
+            Ok((u32::from_be_bytes(consumer), Position(position)))
+        })
+        .collect()
+    }
+
+    /// Scheduled messages behind one, in the order of their times.
+    pub(crate) fn scheduled(
+        &self,
+        after: Option<(UnixMillis, MessageId)>,
+        count_max: usize,
+    ) -> Result<Vec<MessageRow>, ResourceError> {
+        let Some(table) = self.open(DUE)? else {
+            return Ok(Vec::new());
+        };
+        let after = after.map(|(at, id)| due_key(at, id));
+        let start = after.as_ref().map_or(Unbounded, |key| Excluded(&key[..]));
+        let rows = table.range::<&[u8]>((start, Unbounded)).map_err(failed)?;
+        rows.take(count_max)
+            .map(|row| MessageRow::decode(row.map_err(failed)?.1.value()).map_err(damaged))
+            .collect()
     }
 
     /// Letters below the mark: at most so many as the list of unsettled messages holds.

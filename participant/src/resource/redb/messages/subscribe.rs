@@ -9,13 +9,14 @@ use synod_proto::message::LowWater;
 
 use super::super::rows::WriteError;
 use super::super::writer::Work;
+use super::letters::set_letter;
 use super::writes::{
-    ByteRows, SWEEP_COUNT_MAX, advance, consumer_row, consumers, delete_unless_needed, next_counter,
-    next_position, put_consumer, record,
+    SWEEP_COUNT_MAX, advance, consumer_row, consumers, delete_unless_needed, next_counter, next_position,
+    put_consumer, record,
 };
 use super::{
-    CONSUMER, COUNTER_CONSUMER, COUNTER_RUN, ConsumerRow, DONE, FAILED, GONE, LETTER, LetterRow, MessageRow,
-    OUTBOX, TopicRange, last_number, of_consumer, position_key,
+    CONSUMER, COUNTER_CONSUMER, COUNTER_RUN, ConsumerRow, DONE, FAILED, GONE, LETTER, MessageRow, OUTBOX,
+    TopicRange, last_number, of_consumer, position_key,
 };
 
 /// The most parts of topics that one consumer's row holds.
@@ -90,6 +91,7 @@ fn new_row(
         confirmed: Position(0),
         acknowledged: Position(0),
         resource: None,
+        dead_count: 0,
         topics: Vec::new(),
     })
 }
@@ -249,7 +251,7 @@ impl Work for Unsubscribe {
             return Ok((None, false));
         };
         let (found, end) = self.take(tx, &row, start, next)?;
-        let letters = drop_states(tx, row.number, &found)?;
+        let letters = drop_states(tx, &mut row, &found)?;
         for range in &mut row.topics {
             if self.concerns(range) {
                 range.from = range.from.max(end);
@@ -326,20 +328,18 @@ impl Unsubscribe {
 /// Deletes what is recorded about these messages, and answers which of them were dead.
 fn drop_states(
     tx: &WriteTransaction,
-    consumer: u32,
+    consumer: &mut ConsumerRow,
     messages: &[(Position, Row)],
 ) -> Result<Vec<Row>, WriteError> {
-    let mut done: ByteRows<'_> = tx.open_table(DONE)?;
-    let mut failed: ByteRows<'_> = tx.open_table(FAILED)?;
-    let mut letters: ByteRows<'_> = tx.open_table(LETTER)?;
     let mut dead = Vec::new();
     for (position, row) in messages {
-        let key = of_consumer(consumer, *position);
-        done.remove(&key[..])?;
-        failed.remove(&key[..])?;
-        if let Some(letter) = letters.remove(&key[..])?
-            && LetterRow::decode(letter.value())?.is_dead()
-        {
+        let key = of_consumer(consumer.number, *position);
+        for table in [DONE, FAILED] {
+            tx.open_table(table)?.remove(&key[..])?;
+        }
+        let before = consumer.dead_count;
+        set_letter(tx, consumer, *position, None)?;
+        if consumer.dead_count < before {
             dead.push(row.clone());
         }
     }

@@ -2,13 +2,14 @@
 
 use ::redb::{ReadableTable, Table, WriteTransaction};
 use std::ops::Bound::{Excluded, Included, Unbounded};
-use synod_participant_core::relay::{Failure, Row, Settlement};
-use synod_proto::ids::{Position, ResourceId, UnixMillis};
+use synod_participant_core::relay::{Failure, Settlement};
+use synod_proto::ids::{MessageId, Position, ResourceId, UnixMillis};
 use synod_proto::limits::UNSETTLED_COUNT_MAX;
 use synod_proto::message::LowWater;
 
 use super::super::rows::WriteError;
 use super::super::writer::Work;
+use super::letters::{forget_letter, set_letter};
 use super::subscribe::route;
 use super::{
     CONSUMER, COUNTER, COUNTER_POSITION, COUNTER_RECORD, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX,
@@ -215,27 +216,16 @@ pub(super) fn delete_unless_needed(
         outbox.remove(&position_key(position)[..])?;
         name
     };
-    let is_last = {
-        let mut keys = tx.open_table(KEYS)?;
-        keys.remove(&named(&name, position.0)[..])?;
-        let (start, end) = (named(&name, 0), named(&name, u64::MAX));
-        keys.range::<&[u8]>(&start[..]..=&end[..])?.next().is_none()
-    };
-    // The key may begin anew: behind the positions given so far, which are above the sequence numbers given so far.
-    if is_last {
-        tx.open_table(SEQUENCE)?.remove(&name[..])?;
-    }
-    Ok(())
+    tx.open_table(KEYS)?.remove(&named(&name, position.0)[..])?;
+    forget_sequence(tx, &name)
 }
 
-/// A letter is settled: if the mark has passed its message, that goes now.
-fn forget_letter(tx: &WriteTransaction, row: &ConsumerRow, position: Position) -> Result<(), WriteError> {
-    let letter = tx
-        .open_table(LETTER)?
-        .remove(&of_consumer(row.number, position)[..])?
-        .is_some();
-    if letter && position < row.mark {
-        delete_unless_needed(tx, &consumers(tx)?, position)?;
+/// A key without messages may begin anew: behind the positions given so far, which are above the sequence numbers given so far.
+fn forget_sequence(tx: &WriteTransaction, name: &[u8]) -> Result<(), WriteError> {
+    let keys = tx.open_table(KEYS)?;
+    let (start, end) = (named(name, 0), named(name, u64::MAX));
+    if keys.range::<&[u8]>(&start[..]..=&end[..])?.next().is_none() {
+        tx.open_table(SEQUENCE)?.remove(name)?;
     }
     Ok(())
 }
@@ -307,46 +297,32 @@ impl Work for Settle {
         row.resource = row.resource.or(self.resource);
         let acknowledged = self.settlement.delivered.iter().copied().max();
         row.acknowledged = row.acknowledged.max(acknowledged.unwrap_or_default());
-        let is_own = |position: Position| -> Result<bool, WriteError> {
-            let outbox = tx.open_table(OUTBOX)?;
-            let Some(message) = outbox.get(&position_key(position)[..])? else {
-                return Ok(false);
-            };
-            Ok(row.takes(MessageRow::topic_of(message.value())?, position))
-        };
-        let is_unsettled = |position: Position| -> Result<bool, WriteError> {
-            let key = of_consumer(row.number, position);
-            if tx.open_table(LETTER)?.get(&key[..])?.is_some() {
-                return Ok(true);
-            }
-            Ok(position >= row.mark && tx.open_table(DONE)?.get(&key[..])?.is_none())
-        };
         for position in &self.settlement.delivered {
-            if !is_unsettled(*position)? {
+            if !is_unsettled(tx, &row, *position)? {
                 continue;
             }
             let key = of_consumer(row.number, *position);
-            forget_letter(tx, &row, *position)?;
+            forget_letter(tx, &mut row, *position)?;
             tx.open_table(FAILED)?.remove(&key[..])?;
             if *position >= row.mark {
                 tx.open_table(DONE)?.insert(&key[..], &[][..])?;
             }
         }
         for failure in &self.settlement.failed {
-            if is_own(failure.position)? && is_unsettled(failure.position)? {
+            if may_fail(tx, &row, failure.position)? {
                 let key = of_consumer(row.number, failure.position);
                 let failure = Self::failure(failure, now).encode();
                 tx.open_table(FAILED)?.insert(&key[..], &failure[..])?;
             }
         }
         for failure in &self.settlement.dead {
-            if is_own(failure.position)? && is_unsettled(failure.position)? {
+            if may_fail(tx, &row, failure.position)? {
                 let key = of_consumer(row.number, failure.position);
                 let letter = LetterRow {
                     state: LetterState::Dead,
                     failure: Self::failure(failure, now),
                 };
-                tx.open_table(LETTER)?.insert(&key[..], &letter.encode()[..])?;
+                set_letter(tx, &mut row, failure.position, Some(&letter))?;
                 tx.open_table(FAILED)?.remove(&key[..])?;
             }
         }
@@ -354,97 +330,53 @@ impl Work for Settle {
     }
 }
 
-/// What an operator does to a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OperatorAction {
-    Requeue,
-    Discard,
+fn is_unsettled(tx: &WriteTransaction, row: &ConsumerRow, position: Position) -> Result<bool, WriteError> {
+    let key = of_consumer(row.number, position);
+    if tx.open_table(LETTER)?.get(&key[..])?.is_some() {
+        return Ok(true);
+    }
+    Ok(position >= row.mark && tx.open_table(DONE)?.get(&key[..])?.is_none())
 }
 
-/// An operator's action on one dead letter of one consumer, with its record (traps J7).
-pub(crate) struct Operate {
-    pub(crate) consumer: String,
-    pub(crate) position: Position,
-    pub(crate) action: OperatorAction,
+/// Whether there is something to be said of a failure: the message may have been dropped for the consumer, by name.
+fn may_fail(tx: &WriteTransaction, row: &ConsumerRow, position: Position) -> Result<bool, WriteError> {
+    let is_own = {
+        let outbox = tx.open_table(OUTBOX)?;
+        match outbox.get(&position_key(position)[..])? {
+            Some(message) => row.takes(MessageRow::topic_of(message.value())?, position),
+            None => false,
+        }
+    };
+    Ok(is_own && is_unsettled(tx, row, position)?)
+}
+
+/// Takes a scheduled message back before its time, with its record (traps J7).
+pub(crate) struct Cancel {
+    pub(crate) id: MessageId,
+    pub(crate) deliver_at: UnixMillis,
     pub(crate) author: String,
     pub(crate) reason: String,
 }
 
-/// What the relay must know of it.
-#[derive(Debug)]
-pub(crate) struct Operated {
-    pub(crate) row: Row,
-    pub(crate) low_water: LowWater,
-}
+impl Work for Cancel {
+    /// Whether it was there.
+    type Output = bool;
 
-impl Work for Operate {
-    /// `None` where it is no dead letter.
-    type Output = Option<Operated>;
-
-    fn apply(
-        &mut self,
-        tx: &WriteTransaction,
-        now: UnixMillis,
-    ) -> Result<(Option<Operated>, bool), WriteError> {
-        let Some(consumer) = consumer_row(tx, &self.consumer)? else {
-            return Ok((None, false));
+    fn apply(&mut self, tx: &WriteTransaction, now: UnixMillis) -> Result<(bool, bool), WriteError> {
+        let name = {
+            let mut due = tx.open_table(DUE)?;
+            let Some(message) = due.remove(&due_key(self.deliver_at, self.id)[..])? else {
+                return Ok((false, false));
+            };
+            MessageRow::due_of(message.value())?.2
         };
-        let key = of_consumer(consumer.number, self.position);
-        let letter = {
-            let letters = tx.open_table(LETTER)?;
-            let letter = letters.get(&key[..])?;
-            letter
-                .map(|letter| LetterRow::decode(letter.value()))
-                .transpose()?
-        };
-        let message = {
-            let outbox = tx.open_table(OUTBOX)?;
-            let message = outbox.get(&position_key(self.position)[..])?;
-            message.map(|message| message.value().to_vec())
-        };
-        let (Some(letter), Some(message)) = (letter.filter(LetterRow::is_dead), message) else {
-            return Ok((None, false));
-        };
-        let (_, id, name) = MessageRow::due_of(&message)?;
-        match self.action {
-            OperatorAction::Requeue => {
-                let letter = LetterRow {
-                    state: LetterState::Requeued,
-                    ..letter
-                };
-                tx.open_table(LETTER)?.insert(&key[..], &letter.encode()[..])?;
-            }
-            OperatorAction::Discard => {
-                forget_letter(tx, &consumer, self.position)?;
-                if self.position >= consumer.mark {
-                    tx.open_table(DONE)?.insert(&key[..], &[][..])?;
-                }
-            }
-        }
-        self.record(tx, now, &id.to_string())?;
-        let low_water = advance(tx, &self.consumer, consumer)?;
-        let row = Row {
-            position: self.position,
-            key: name,
-            byte_count: message.len(),
-            failed_count: 0,
-            is_dead: false,
-        };
-        Ok((Some(Operated { row, low_water }), true))
-    }
-}
-
-impl Operate {
-    fn record(&self, tx: &WriteTransaction, now: UnixMillis, id: &str) -> Result<(), WriteError> {
-        let verb = match self.action {
-            OperatorAction::Requeue => "requeued",
-            OperatorAction::Discard => "discarded",
-        };
+        forget_sequence(tx, &name)?;
         let text = format!(
-            "{} ms: {} {verb} message {id} (position {}) for consumer {}: {}",
-            now.0, self.author, self.position, self.consumer, self.reason
+            "{} ms: {} cancelled message {}, which was scheduled for {} ms: {}",
+            now.0, self.author, self.id, self.deliver_at.0, self.reason
         );
-        record(tx, &text)
+        record(tx, &text)?;
+        Ok((true, true))
     }
 }
 
