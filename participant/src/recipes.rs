@@ -359,13 +359,18 @@
 //! use synod::Position;
 //! use synod::outbox::{Outbox, OutboxError};
 //!
-//! async fn requeue_all(outbox: &Outbox, author: &str) -> Result<usize, OutboxError> {
-//!     let letters = outbox.dead_letters(Some("billing"), Position(0), 100).await?;
-//!     for letter in &letters {
-//!         eprintln!("{}: {}", letter.entry.id, letter.reason);
-//!         outbox.requeue(letter.entry.id, Some("billing"), author, "billing was mended").await?;
+//! async fn requeue_all(outbox: &Outbox, author: &str) -> Result<u64, OutboxError> {
+//!     let mut after = Position(0);
+//!     loop {
+//!         let page = outbox.dead_letters(Some("billing"), after, 100).await?;
+//!         let Some(last) = page.last() else { break };
+//!         after = last.entry.position;
+//!         for letter in &page {
+//!             eprintln!("{}: {}", letter.entry.id, letter.reason);
+//!         }
 //!     }
-//!     Ok(letters.len())
+//!     // As `synod outbox requeue --all --consumer billing` does; with a topic, only that one's.
+//!     outbox.requeue_all("billing", None, author, "billing was mended").await
 //! }
 //! ```
 //! Meanwhile the later messages of its key wait, so that order is kept; all other keys go on. Where order matters less than
@@ -380,6 +385,21 @@
 //!         .on_dead_letter(DeadLetterPolicy::Skip)
 //! }
 //! ```
+//!
+//! # Consumers that change
+//! *Topics.* Name them, or take them away, where the outbox is opened. A topic that is added begins with what becomes visible
+//! then. One that is taken away stays the consumer's as far as it was visible: keep its handler until nothing of it is left.
+//! [`Outbox::unsubscribe_topic`](crate::outbox::Outbox::unsubscribe_topic) drops what is left, and
+//! [`Outbox::unsubscribe`](crate::outbox::Outbox::unsubscribe) a whole consumer.
+//!
+//! *A database that was put back.* Its relay says so in `trouble`, and sends nothing: what the database had acknowledged is not
+//! sent again.
+//! 1. If its later state can be had, bring that back instead; nothing else is to be done.
+//! 2. Else find out what it lost: what the sender's own tables say was done, and the consumer's do not. Do it there by hand.
+//! 3. `synod outbox readmit CONSUMER --service HOST:PORT --author NAME --reason TEXT`: it gets what it has not acknowledged.
+//!
+//! *A message that was scheduled by mistake*: `synod outbox scheduled --service HOST:PORT` shows it, `synod outbox cancel ID …`
+//! takes it back.
 //!
 //! # What to watch
 //! | look at | it means, if it grows | then |

@@ -419,6 +419,46 @@ async fn h16_a_consumer_that_is_away_keeps_its_own_messages_and_no_others() {
     .await;
 }
 
+/// H6: a message that becomes visible when nobody takes its topic any more, and nobody did last, is kept and shown until a consumer
+/// from the start takes it.
+#[tokio::test]
+async fn h6_a_message_without_any_consumer_is_kept_until_there_is_one() {
+    within(async {
+        let ((orders, clock), billing) = (with_clock(), memory());
+        let server = serve(&appending_both(&billing)).await;
+        let later = UnixMillis(clock.load(Ordering::SeqCst) + 60_000);
+        let outbox = open(&orders, [Consumer::new("gone", NOWHERE).topic(TOPIC)]).await;
+        publish_message(&outbox, &orders, Message::new(TOPIC, "a", "1").deliver_at(later)).await;
+        drop(outbox);
+        let other = || taking("billing", &server, &[OTHER]);
+        let outbox = open(&orders, [other()]).await;
+        assert!(outbox.unsubscribe("gone").await.expect("there"));
+        let relay = run(outbox.relay());
+        clock.fetch_add(120_000, Ordering::SeqCst);
+        publish_to(&outbox, &orders, OTHER, "b", "1").await;
+        eventually("it is visible, and passed by others", async || {
+            let seen = status(&outbox).await;
+            effects(&billing, "b") == "1"
+                && (seen.stored_count, seen.scheduled_count) == (1, 0)
+                && seen.consumers[0].mark == seen.next_position
+        })
+        .await;
+        let listed = outbox.list(None, Position(0), 10).await.expect("readable");
+        assert_eq!((listed.len(), listed[0].states.len()), (1, 0));
+        relay.kill().await;
+        drop(outbox);
+        let new = taking("new", &server, &[TOPIC]).from_start();
+        let outbox = open(&orders, [other(), new]).await;
+        let _relay = run(outbox.relay());
+        eventually("it has come", async || effects(&billing, "a") == "1").await;
+        eventually("nothing is left", async || {
+            status(&outbox).await.stored_count == 0
+        })
+        .await;
+    })
+    .await;
+}
+
 /// More messages than one local transaction drops: an unsubscription goes on until nothing is left.
 #[tokio::test]
 async fn a_consumer_with_many_messages_is_unsubscribed_in_parts() {

@@ -49,8 +49,7 @@ impl Consumer {
 
     /// It takes this topic; at most 1000. A topic that is added later begins with what becomes visible after the outbox was opened
     /// with it. One that is taken away stays the consumer's as far as it was visible by then, and gets delivered: keep its handler
-    /// until [`ConsumerStatus`](super::ConsumerStatus) shows the mark above it, or
-    /// [drop](super::Outbox::unsubscribe_topic) what is left. What becomes visible later, since it waited for its time or for its
+    /// until [nothing of it is left](super::Outbox::list), or [drop](super::Outbox::unsubscribe_topic) the rest. What becomes visible later, since it waited for its time or for its
     /// branch's outcome, goes to whoever takes the topic then, and if nobody does, to the consumer that it was taken away from
     /// last.
     #[must_use]

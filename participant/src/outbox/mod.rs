@@ -35,12 +35,22 @@
 //! - **Nothing is dropped for its age.** A message is delivered, or it is a [dead letter](DeadLetter) with a reason, which an
 //!   operator [requeues](Outbox::requeue) or [discards](Outbox::discard). A consumer that is away makes no dead letters.
 //! - A topic that no consumer takes is an error where it is published, not a loss later (traps H6).
+//! - **Consumers may change at each start.** What was visible for a consumer stays its own when its [topics](Consumer::topic)
+//!   change or it is not named any more, until it is delivered or dropped by name
+//!   ([`unsubscribe_topic`](Outbox::unsubscribe_topic), [`unsubscribe`](Outbox::unsubscribe)).
+//! - **A message is kept for its own consumers alone**: it is deleted when the marks of all that take its topic have passed it,
+//!   whoever else is away (traps H16).
 //!
 //! # What is not there
 //! - Order between keys, topics or consumers; delivery at the same instant everywhere.
 //! - Atomicity between the message's effect and its sender's: the effect comes later.
 //! - Protection against a handler that kills its whole process each time: the message is sent again for ever, since nobody is
 //!   left to say that it failed.
+//! - A bound on what is kept for a consumer that is away, or busy or between attempts for one message: its mark waits there, and all
+//!   that comes behind of its own topics is kept until it goes on, delivered or not.
+//! - A consumer for a message that becomes visible (scheduled, or of a branch in doubt) after its topic's last consumer was
+//!   unsubscribed: it stays stored, [listed](Outbox::list) without a consumer, until one that is new takes the topic [from its
+//!   start](Consumer::from_start).
 //! - A bound on what waits behind a dead letter that holds its key: these messages are kept until an operator has decided, and
 //!   nothing of what was delivered meanwhile. Only where dead letters and what waits behind them come to 4096 messages of one
 //!   consumer is all that is delivered from then on kept as well, at both ends, until some are settled
