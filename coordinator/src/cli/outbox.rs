@@ -43,30 +43,15 @@ pub(super) enum Verb {
         page: Page,
     },
     /// Send a dead letter again, as if it had never been tried; or all of a consumer's.
-    Requeue {
-        #[command(flatten)]
-        requeue: operate::Requeue,
-    },
+    Requeue(operate::Requeue),
     /// Give a dead letter up: it is never sent again, and its key goes on.
-    Discard {
-        #[command(flatten)]
-        discard: operate::Discard,
-    },
+    Discard(operate::Discard),
     /// Messages that wait for their time, in the order of their times.
-    Scheduled {
-        #[command(flatten)]
-        scheduled: operate::Scheduled,
-    },
+    Scheduled(operate::Scheduled),
     /// Take a scheduled message back before its time: it never goes out.
-    Cancel {
-        #[command(flatten)]
-        cancel: operate::Cancel,
-    },
+    Cancel(operate::Cancel),
     /// Take whatever database answers for a consumer next as its own, after it was replaced or restored.
-    Readmit {
-        #[command(flatten)]
-        readmit: operate::Readmit,
-    },
+    Readmit(operate::Readmit),
 }
 
 /// Whom to ask.
@@ -150,11 +135,11 @@ pub(super) fn run(verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::List { scope, page } => list(&scope, &page),
         Verb::Dead { scope, page } => dead(&scope, &page),
-        Verb::Requeue { requeue } => operate::requeue(requeue),
-        Verb::Discard { discard } => operate::discard(discard),
-        Verb::Scheduled { scheduled } => operate::scheduled(&scheduled),
-        Verb::Cancel { cancel } => operate::cancel(cancel),
-        Verb::Readmit { readmit } => operate::readmit(readmit),
+        Verb::Requeue(requeue) => operate::requeue(requeue),
+        Verb::Discard(discard) => operate::discard(discard),
+        Verb::Scheduled(scheduled) => operate::scheduled(&scheduled),
+        Verb::Cancel(cancel) => operate::cancel(cancel),
+        Verb::Readmit(readmit) => operate::readmit(readmit),
     }
 }
 
