@@ -76,6 +76,8 @@ pub struct Output {
     pub notices: Vec<Notice>,
     /// A write has begun.
     pub write_began: bool,
+    /// The disk has just failed, in this way.
+    pub failed: Option<&'static str>,
     /// The disk failed for good: the process has ended (L9).
     pub is_over: bool,
     /// The machine has stopped, at an operation of its disk that was planned.
@@ -250,21 +252,25 @@ impl Host {
                         output.is_stopped = true;
                         return Ok(output);
                     }
-                    Written::Failed(kind) => self.on_write_failed(kind, &mut output),
+                    Written::Failed(kind, how) => self.on_write_failed(kind, how, &mut output),
                 }
             }
             Disk::Failing(kind) => {
                 if let Some(log) = &mut self.log {
                     log.fail(batch);
                 }
-                self.on_write_failed(kind, &mut output);
+                let how = match kind {
+                    WriteFailure::Full => "no write fits any more",
+                    WriteFailure::Broken => "no write succeeds any more",
+                };
+                self.on_write_failed(kind, how, &mut output);
             }
         }
         self.turn(now, &mut output);
         Ok(output)
     }
 
-    fn on_write_failed(&mut self, kind: WriteFailure, output: &mut Output) {
+    fn on_write_failed(&mut self, kind: WriteFailure, how: &'static str, output: &mut Output) {
         let Some(process) = &mut self.process else { return };
         process.is_writable = false;
         process.group = GroupCommit::default();
@@ -272,6 +278,7 @@ impl Host {
             text: "the disk failed".to_string(),
             kind,
         });
+        output.failed = Some(how);
         output.is_over = kind == WriteFailure::Broken;
     }
 

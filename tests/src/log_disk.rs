@@ -62,9 +62,12 @@ pub enum Written {
     Synced,
     /// The machine has stopped meanwhile.
     Stopped,
-    /// The disk failed.
-    Failed(WriteFailure),
+    /// The disk failed, in this operation.
+    Failed(WriteFailure, &'static str),
 }
+
+/// The error of a failed sync: the log treats all alike, but a run counts them apart from failed writes.
+const SYNC_FAILED: ErrorKind = ErrorKind::TimedOut;
 
 /// A failure of one operation, for which the machine goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +211,7 @@ impl LogDisk {
     pub fn plan_fault(&self, fault: OperationFault, after: u64) {
         match fault {
             OperationFault::Write => self.disk.fail_of(Operation::Write, after, ErrorKind::Other),
-            OperationFault::Sync => self.disk.fail_of(Operation::Sync, after, ErrorKind::Other),
+            OperationFault::Sync => self.disk.fail_of(Operation::Sync, after, SYNC_FAILED),
             OperationFault::Full => self.disk.limit(Some(self.disk.used())),
         }
     }
@@ -257,11 +260,13 @@ impl LogDisk {
                 require(self.disk.failed_count() > failed_before, || {
                     format!("append to a sound disk: {error}")
                 })?;
-                let is_full = matches!(error, LogError::Full { .. });
-                Ok(Written::Failed(match is_full {
-                    true => WriteFailure::Full,
-                    false => WriteFailure::Broken,
-                }))
+                Ok(match error {
+                    LogError::Full { .. } => Written::Failed(WriteFailure::Full, "the disk is full"),
+                    LogError::Broken { source, .. } if source.kind() == SYNC_FAILED => {
+                        Written::Failed(WriteFailure::Broken, "a sync failed")
+                    }
+                    _ => Written::Failed(WriteFailure::Broken, "a write failed"),
+                })
             }
         }
     }

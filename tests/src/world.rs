@@ -1,5 +1,6 @@
 //! Everything together: hosts, network, services, time, and the checkers that watch.
 
+mod effects;
 mod faulty;
 mod held;
 mod known;

@@ -6,10 +6,12 @@ use std::borrow::Borrow;
 use synod_coordinator_core::effects::Told;
 use synod_proto::command::{Decide, NamedBranch, Proposal};
 use synod_proto::ids::{
-    BranchId, CallId, ExecutionId, Gtid, Lineage, RequestId, ResourceId, SessionId, UnixMillis,
+    BranchId, CallId, ExecutionId, Gtid, InstanceId, Lineage, OpenToken, RequestId, ResourceId, SessionId,
+    UnixMillis,
 };
 use synod_proto::session::{
-    AbortCause, AbortKind, Answer, Decision, Outcome, Refusal, Request, Response, TransactionStatus,
+    AbortCause, AbortKind, Answer, Decision, OpenBranch, Outcome, Refusal, Request, Response,
+    TransactionStatus,
 };
 use synod_tests::checkers::linearizability::HistoryChecker;
 
@@ -369,4 +371,42 @@ fn what_belongs_to_no_history_is_left_alone() {
         );
     assert_eq!(recorder.0.operation_count(), 0);
     recorder.holds();
+}
+
+/// T3: a commit with open branches is a proposal like others, and its gtid's history is searched.
+#[test]
+fn b5_a_commit_with_open_branches_belongs_to_the_history() {
+    let asked = || {
+        let decide = Decide {
+            lineage: LINEAGE,
+            gtid: gtid(),
+            deadline: UnixMillis(2_000),
+            proposal: Proposal::Commit {
+                branches: Vec::new(),
+                read_only_count: 0,
+            },
+            guards: Vec::new(),
+        };
+        let open = OpenBranch {
+            call: BRANCH.call,
+            execution: BRANCH.execution,
+            resource: RESOURCE,
+            instance: InstanceId([4; 16]),
+            token: OpenToken(1),
+            call_count: 1,
+        };
+        let request = Request::PrepareAndDecide {
+            request: RequestId(1),
+            command: decide.encode(),
+            open: vec![open],
+        };
+        Recorder::default().ask(1, request)
+    };
+    let committed = || asked().decided(1, 1, Decision::Committed);
+    committed().inquire(2).answered(2, Answer::Committed).holds();
+    committed().query(3, 9).undecided(3, 9).fails();
+    committed()
+        .abort(2, 1)
+        .decided(2, 1, Decision::Aborted(cause()))
+        .fails();
 }

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use synod_coordinator_core::machine::outcomes::{Record, Verdict};
 use synod_proto::command::{NamedBranch, Proposal};
-use synod_proto::ids::{CallId, ExecutionId, ResourceId, UnixMillis};
+use synod_proto::ids::{CallId, ExecutionId, InstanceId, OpenToken, ResourceId, UnixMillis};
 use synod_proto::session::{
-    AbortCause, AbortKind, Answer, BranchStatus, Decision, DeliveryStatus, Outcome, TransactionStatus,
+    AbortCause, AbortKind, Answer, BranchStatus, Decision, DeliveryStatus, OpenBranch, Outcome,
+    TransactionStatus,
 };
 use synod_tests::linearizability::register::{Input, Output, RegisterModel};
 use synod_tests::linearizability::{Conclusion, Model, Operation, check};
@@ -48,7 +49,26 @@ fn abort(text: &str) -> Proposal {
     }
 }
 
+fn open(number: u64) -> OpenBranch {
+    OpenBranch {
+        call: CallId(number),
+        execution: ExecutionId(number),
+        resource: ResourceId([1; 16]),
+        instance: InstanceId([1; 16]),
+        token: OpenToken(1),
+        call_count: 1,
+    }
+}
+
+fn prepared(voted: &[u64], opened: &[u64]) -> Input {
+    Input::ProposePrepared(commit(voted), opened.iter().copied().map(open).collect())
+}
+
 fn status(numbers: &[u64]) -> Output {
+    status_with(numbers, 0)
+}
+
+fn status_with(numbers: &[u64], read_only_count: u32) -> Output {
     let branches = numbers
         .iter()
         .map(|number| BranchStatus {
@@ -60,12 +80,16 @@ fn status(numbers: &[u64]) -> Output {
         .collect();
     Output::Status(TransactionStatus::Committed {
         branches,
-        read_only_count: 0,
+        read_only_count,
     })
 }
 
 fn proposed(asked: u64, proposal: Proposal, at: u64, decision: Decision) -> Operation<Input, Output> {
     Operation::answered(asked, Input::Propose(proposal), at, Output::Decision(decision))
+}
+
+fn asked_prepared(asked: u64, input: Input, at: u64, decision: Decision) -> Operation<Input, Output> {
+    Operation::answered(asked, input, at, Output::Decision(decision))
 }
 
 fn queried(asked: u64, at: u64, output: Output) -> Operation<Input, Output> {
@@ -245,6 +269,90 @@ fn another_set_of_branches_is_a_mismatch() {
         proposed(1, commit(&[1]), 2, Decision::Committed),
         inquired(3, 2, 4, Outcome::Committed),
     ]);
+}
+
+/// T3, B5: a commit with open branches names those that had voted, and of the open ones whichever voted to commit; the
+/// others it counts as read-only. Whoever looks sees one such record.
+#[test]
+fn b5_a_commit_with_open_branches_is_one_of_its_records() {
+    let commits = || asked_prepared(1, prepared(&[1], &[2, 3]), 2, Decision::Committed);
+    for (named, read_only_count) in [(&[1, 2, 3][..], 0), (&[1, 2], 1), (&[1, 3], 1), (&[1], 2)] {
+        assert_accepted([commits(), queried(3, 4, status_with(named, read_only_count))]);
+    }
+    for (named, read_only_count) in [
+        (&[1, 2, 3][..], 1),
+        (&[1, 2], 0),
+        (&[2, 3], 1),
+        (&[1, 4], 1),
+        (&[1, 2, 2], 0),
+    ] {
+        assert_refused([commits(), queried(3, 4, status_with(named, read_only_count))]);
+    }
+    assert_refused([
+        commits(),
+        queried(3, 4, status_with(&[1, 2], 1)),
+        queried(5, 6, status_with(&[1, 3], 1)),
+    ]);
+}
+
+/// T5, B5: what a branch is told has to fit what everybody else is told; no two of these answers are wrong by themselves.
+#[test]
+fn b5_an_open_branch_is_told_what_the_record_says() {
+    let commits = || asked_prepared(1, prepared(&[1], &[2, 3]), 2, Decision::Committed);
+    let told = |at: u64, number: u64, outcome| inquired(at, number, at + 1, outcome);
+    assert_accepted([
+        commits(),
+        told(3, 2, Outcome::Committed),
+        told(5, 3, Outcome::Aborted),
+        queried(7, 8, status_with(&[1, 2], 1)),
+    ]);
+    assert_refused([commits(), told(3, 1, Outcome::Aborted)]);
+    assert_refused([commits(), told(3, 4, Outcome::Committed)]);
+    assert_refused([
+        commits(),
+        told(3, 2, Outcome::Committed),
+        told(5, 2, Outcome::Aborted),
+    ]);
+    assert_refused([
+        commits(),
+        told(3, 2, Outcome::Aborted),
+        queried(5, 6, status_with(&[1, 2], 1)),
+    ]);
+}
+
+/// T3, B5, B8: the same request again is told the same; another one is told Mismatch, once the record is known.
+#[test]
+fn b8_a_repeated_commit_with_open_branches_is_told_the_same() {
+    let commits = |at, decision| asked_prepared(at, prepared(&[1], &[2, 3]), at + 1, decision);
+    assert_accepted([commits(1, Decision::Committed), commits(3, Decision::Committed)]);
+    assert_refused([commits(1, Decision::Committed), commits(3, Decision::Mismatch)]);
+    assert_refused([
+        commits(1, Decision::Committed),
+        commits(3, Decision::Aborted(deadline())),
+    ]);
+    let exact = || proposed(1, commit(&[1, 2]), 2, Decision::Committed);
+    let asked = |decision| asked_prepared(3, prepared(&[1], &[2]), 4, decision);
+    assert_accepted([exact(), asked(Decision::Committed)]);
+    assert_refused([exact(), asked(Decision::Mismatch)]);
+    assert_accepted([exact(), commits(3, Decision::Mismatch)]);
+    assert_refused([exact(), commits(3, Decision::Committed)]);
+}
+
+/// T6, T7: a request whose answer was lost may have committed, or have been aborted by a vote: one of the two.
+#[test]
+fn a_lost_commit_with_open_branches_explains_either_outcome_once() {
+    let lost = || Operation::unanswered(1, prepared(&[1], &[2]));
+    let aborted = |at, text| {
+        queried(
+            at,
+            at + 1,
+            Output::Status(TransactionStatus::Aborted(cause(text))),
+        )
+    };
+    assert_accepted([lost(), queried(3, 4, status(&[1, 2]))]);
+    assert_accepted([lost(), aborted(3, "voted to abort")]);
+    assert_refused([lost(), queried(3, 4, status(&[1, 2])), aborted(5, "no")]);
+    assert_refused([lost(), aborted(3, "one"), aborted(5, "another")]);
 }
 
 /// T6, B14: past the deadline an inquiry writes an abort, and everybody is told the same cause, the late commit too.
@@ -439,6 +547,7 @@ fn proposal() -> impl Strategy<Value = Proposal> {
 fn input() -> impl Strategy<Value = Input> {
     prop_oneof![
         3 => proposal().prop_map(Input::Propose),
+        1 => prop::sample::select(vec![prepared(&[1], &[2]), prepared(&[1], &[2, 3])]),
         2 => Just(Input::Query),
         3 => (1u64..4).prop_map(|number| Input::Inquire(CallId(number), ExecutionId(number))),
     ]
@@ -464,7 +573,7 @@ fn any_operation() -> impl Strategy<Value = Operation<Input, Output>> {
     (0u64..12, 0u64..8, input(), any::<bool>(), decision, told, outcome).prop_map(
         |(asked, length, input, is_answered, decision, told, outcome)| {
             let output = match &input {
-                Input::Propose(_) => Output::Decision(decision),
+                Input::Propose(_) | Input::ProposePrepared(..) => Output::Decision(decision),
                 Input::Query => told,
                 Input::Inquire(..) | Input::Hear(..) => Output::Told(outcome),
             };
@@ -546,11 +655,30 @@ fn answer(record: &mut Option<Record>, input: &Input) -> Option<Output> {
             let record = record.get_or_insert_with(|| record_of(proposal));
             Some(Output::Decision(record.decision_for(proposal)))
         }
+        // Even open branches vote to commit, odd ones read-only.
+        Input::ProposePrepared(proposal, open) => {
+            let Proposal::Commit { branches, .. } = proposal else {
+                return None;
+            };
+            let (even, odd): (Vec<&OpenBranch>, Vec<&OpenBranch>) = open.iter().partition(|one| one.call.0 % 2 == 0);
+            let even = even.into_iter().map(|one| branch(one.call.0));
+            let decided = Proposal::Commit {
+                branches: branches.iter().cloned().chain(even).collect(),
+                read_only_count: u32::try_from(odd.len()).expect("few"),
+            };
+            let record = record.get_or_insert_with(|| record_of(&decided));
+            Some(Output::Decision(record.decision_for_open(proposal, open)))
+        }
         Input::Query => Some(match record.as_ref().map(|record| &record.verdict) {
             None => undecided(),
             Some(Verdict::Aborted(cause)) => Output::Status(TransactionStatus::Aborted(cause.clone())),
-            Some(Verdict::Committed { branches, .. }) => {
-                status(&branches.iter().map(|branch| branch.call.0).collect::<Vec<_>>())
+            Some(Verdict::Committed {
+                branches,
+                read_only_count,
+                ..
+            }) => {
+                let named: Vec<u64> = branches.iter().map(|branch| branch.call.0).collect();
+                status_with(&named, *read_only_count)
             }
         }),
         Input::Inquire(call, execution) => {

@@ -1,9 +1,11 @@
 //! L1, L2: nothing leaves a replica that rests on a write which is not on its disk, and what was promised stays so.
+//! L4: nobody calls decided what nobody has decided, or tells another value of a decided slot.
 
 use super::log::LogChecker;
 use super::{Check, require};
 use crate::host::{Host, Output};
 use crate::store::Store;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use synod_coordinator_core::paxos::{Ballot, Message, Slot};
 use synod_proto::ids::{Incarnation, ReplicaId};
@@ -76,6 +78,16 @@ impl GateChecker {
                     store.meta()
                 )
             })?;
+            require(
+                is_decided(&envelope.message, log.decided_up_to(), |slot| log.value(slot)),
+                || {
+                    format!(
+                        "replica {id} calls decided what is not: {:?}; decided up to {}",
+                        envelope.message,
+                        log.decided_up_to()
+                    )
+                },
+            )?;
         }
         Ok(())
     }
@@ -115,6 +127,99 @@ fn is_backed(store: &Store, message: &Message, above: Option<Slot>, log: &LogChe
             accepted_up_to,
             ..
         } => meta.start >= *start && meta.promised >= *promised && meta.accepted_up_to >= *accepted_up_to,
-        _ => true,
+        // What they say of decided slots is compared with the log: see [`is_decided`].
+        Message::Heartbeat { ballot, .. } | Message::Accept { ballot, .. } => meta.start >= ballot.start,
+        Message::Decided { .. } | Message::CatchUp { .. } | Message::PreVoteAnswer { .. } => true,
+        // They bind nobody: a question, a warning, and what only counts for the process that says it.
+        Message::PreVote { .. }
+        | Message::Nack { .. }
+        | Message::HeartbeatAnswer { .. }
+        | Message::HelloAnswer { .. } => true,
+    }
+}
+
+/// Whether all that a message calls decided is decided, up to that slot and with these values.
+fn is_decided<'a>(message: &Message, decided_up_to: Slot, value: impl Fn(Slot) -> Option<&'a Bytes>) -> bool {
+    match message {
+        Message::Heartbeat {
+            decided_up_to: said, ..
+        }
+        | Message::Accept {
+            decided_up_to: said, ..
+        }
+        | Message::Promise {
+            decided_up_to: said, ..
+        }
+        | Message::PreVoteAnswer {
+            decided_up_to: said, ..
+        }
+        | Message::Prepare { above: said, .. }
+        | Message::CatchUp { above: said } => *said <= decided_up_to,
+        Message::Decided {
+            first,
+            values,
+            decided_up_to: said,
+        } => {
+            let slots = (first.0..).map(Slot);
+            *said <= decided_up_to && slots.zip(values).all(|(slot, told)| value(slot) == Some(told))
+        }
+        Message::PreVote { .. }
+        | Message::Accepted { .. }
+        | Message::Nack { .. }
+        | Message::HeartbeatAnswer { .. }
+        | Message::Hello { .. }
+        | Message::HelloAnswer { .. } => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_decided;
+    use bytes::Bytes;
+    use synod_coordinator_core::paxos::{Ballot, Message, Slot};
+
+    const DECIDED_UP_TO: Slot = Slot(2);
+
+    fn is_true(message: &Message) -> bool {
+        let values = [Bytes::from_static(b"one"), Bytes::from_static(b"two")];
+        let place = |slot: Slot| usize::try_from(slot.0).ok()?.checked_sub(1);
+        is_decided(message, DECIDED_UP_TO, |slot| values.get(place(slot)?))
+    }
+
+    fn heartbeat(decided_up_to: u64) -> Message {
+        Message::Heartbeat {
+            ballot: Ballot::ZERO,
+            decided_up_to: Slot(decided_up_to),
+            sequence: 1,
+            has_quorum: true,
+        }
+    }
+
+    fn decided(first: u64, values: &[&'static str], decided_up_to: u64) -> Message {
+        Message::Decided {
+            first: Slot(first),
+            values: values
+                .iter()
+                .map(|one| Bytes::from_static(one.as_bytes()))
+                .collect(),
+            decided_up_to: Slot(decided_up_to),
+        }
+    }
+
+    /// L4: found where `MinorityDecides` is planted, before any value is taken on the leader's word.
+    #[test]
+    fn l4_a_heartbeat_that_runs_ahead_of_the_log_is_found() {
+        assert!(is_true(&heartbeat(2)));
+        assert!(!is_true(&heartbeat(3)));
+    }
+
+    /// L4: found where `StaleValueTakenAsDecided` is planted and the replica passes on what it took.
+    #[test]
+    fn l4_another_value_told_as_decided_is_found() {
+        assert!(is_true(&decided(1, &["one", "two"], 2)));
+        assert!(is_true(&decided(2, &["two"], 2)));
+        assert!(!is_true(&decided(1, &["one", "stale"], 2)));
+        assert!(!is_true(&decided(2, &["two", "three"], 2)));
+        assert!(!is_true(&decided(1, &["one"], 3)));
     }
 }

@@ -30,8 +30,6 @@ pub struct HistoryChecker {
     inquired: BTreeMap<(SessionId, BranchId), VecDeque<Place>>,
     /// Operations of which the coordinator says that it did nothing.
     refused: BTreeSet<Place>,
-    /// Gtids with open branches, which the model does not know.
-    unmodelled: BTreeSet<Gtid>,
 }
 
 impl HistoryChecker {
@@ -45,10 +43,14 @@ impl HistoryChecker {
                     self.note_request(session, *request, gtid, Input::Propose(proposal));
                 }
             }
-            // Which branches it commits is known only with their votes: the other checker compares them with the log.
-            Request::PrepareAndDecide { command, .. } => {
-                if let Ok(Decide { gtid, .. }) = Decide::decode(command) {
-                    self.unmodelled.insert(gtid);
+            Request::PrepareAndDecide {
+                request,
+                command,
+                open,
+            } => {
+                if let Ok(Decide { gtid, proposal, .. }) = Decide::decode(command) {
+                    let input = Input::ProposePrepared(proposal, open.clone());
+                    self.note_request(session, *request, gtid, input);
                 }
             }
             Request::Outcome { request, gtid } => self.note_request(session, *request, *gtid, Input::Query),
@@ -130,7 +132,6 @@ impl HistoryChecker {
     pub fn check_final(&self) -> Check {
         self.histories
             .iter()
-            .filter(|(gtid, _)| !self.unmodelled.contains(gtid))
             .try_for_each(|(gtid, history)| self.check_one(*gtid, history))
     }
 
@@ -225,6 +226,7 @@ fn describe(gtid: Gtid, history: &[Operation<Input, Output>], stuck: &[usize]) -
         let what = match input {
             Input::Propose(Proposal::Commit { .. }) => "commit?".to_string(),
             Input::Propose(Proposal::Abort { .. }) => "abort?".to_string(),
+            Input::ProposePrepared(_, open) => format!("commit with {} open?", open.len()),
             other => format!("{other:?}"),
         };
         // Writing to a string does not fail.

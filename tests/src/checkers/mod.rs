@@ -6,6 +6,7 @@ pub mod directories;
 pub mod gate;
 pub mod linearizability;
 pub mod log;
+pub mod open;
 pub mod outcomes;
 pub mod points;
 pub mod queues;
@@ -106,7 +107,7 @@ impl Checkers {
             .after_turn(host, output)
             .map_err(by("directories"))?;
         self.reads.after_turn(host, output).map_err(by("reads"))?;
-        self.queues.after_turn(host).map_err(by("queues"))?;
+        self.queues.after_turn(host, output).map_err(by("queues"))?;
         for told in &output.told {
             self.histories.on_told(told);
             self.outcomes

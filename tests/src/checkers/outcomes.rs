@@ -1,6 +1,7 @@
 //! One outcome per transaction: what anybody is told, and what any database does, is what the log says, for ever.
 
 use super::log::LogChecker;
+use super::open::{OpenVotes, decision_of};
 use super::{Check, Violation, require};
 use crate::actors::databases::{Databases, RowState};
 use crate::schedule::Micros;
@@ -20,6 +21,7 @@ use synod_proto::session::{
 pub struct OutcomeChecker {
     records: BTreeMap<Gtid, Record>,
     asked: BTreeMap<(SessionId, RequestId), (Micros, Request)>,
+    open_votes: OpenVotes,
     /// When anybody was first told the outcome.
     told_at: BTreeMap<Gtid, Micros>,
     told_count: u64,
@@ -56,8 +58,8 @@ impl OutcomeChecker {
             Request::Inquire { .. }
             | Request::Acknowledge { .. }
             | Request::Hazard { .. }
-            | Request::Introduce { .. }
-            | Request::Voted { .. } => return,
+            | Request::Introduce { .. } => return,
+            Request::Voted { branch, vote, .. } => return self.open_votes.on_voted(*branch, vote),
         };
         self.asked.insert((session, number), (now, request.clone()));
     }
@@ -119,7 +121,13 @@ impl OutcomeChecker {
                         decide.gtid,
                         self.records.get(&decide.gtid)
                     )
-                })
+                })?;
+                match self.records.get(&decide.gtid) {
+                    Some(record) if *decision == Decision::Committed => {
+                        self.open_votes.check_committed(decide.gtid, record, &open)
+                    }
+                    _ => Ok(()),
+                }
             }
             Response::Answered { branch, answer } => self.check_answer(now, *branch, *answer, reference),
             Response::Deliver { branch, outcome, .. } => {
@@ -196,10 +204,11 @@ impl OutcomeChecker {
     ) -> bool {
         let is_gone =
             reference.outcomes().record(decide.gtid).is_none() && reference.is_below_mark(decide.gtid);
+        // Never by the coordinator's own rule: a fault in it would be compared with itself.
         let recorded = self
             .records
             .get(&decide.gtid)
-            .map(|record| record.decision_for_open(&decide.proposal, open));
+            .map(|record| decision_of(record, &decide.proposal, open));
         recorded.as_ref() == Some(decision) || (is_gone && *decision == Decision::Expired)
     }
 

@@ -76,7 +76,10 @@ pub const REQUIRED: &[Point] = &[
     ("disk", "write"),
     ("disk", "read for a lagging replica"),
     ("disk", "failed for good"),
-    ("disk fault", "an operation failed"),
+    ("disk fault", "a sync failed"),
+    ("disk fault", "a write failed"),
+    ("disk fault", "no write fits any more"),
+    ("disk fault", "no write succeeds any more"),
     ("disk fault", "bit flip"),
     ("disk fault", "crash at an operation"),
     ("disk fault", "crash during recovery"),
@@ -109,6 +112,77 @@ pub const REQUIRED: &[Point] = &[
     ("bank", "vote: commit"),
     ("bank", "vote: read-only"),
 ];
+
+/// Points that a thousand seeds need not reach, shown with the others so that one which is never reached is seen.
+pub const OPTIONAL: &[Point] = &[
+    ("told", "listed in doubt"),
+    ("told", "refused: invalid"),
+    ("told", "refused: foreign lineage"),
+    ("told", "refused: not found"),
+    ("told", "refused: read-only"),
+    ("notice", "cannot apply"),
+    ("notice", "conflict"),
+    ("ignored", "unknown replica"),
+    ("ignored", "too far ahead"),
+    ("ignored", "foreign lineage"),
+    ("ignored", "another reason"),
+    ("disk fault", "the disk is full"),
+    ("disk fault", "rot in the last batch (limit of L7)"),
+    ("disk fault", "refused to open, emptied"),
+];
+
+/// Faults that do not strike at once, or strike only if there is something to strike, with the points at which that shows.
+/// Records are corrupted by flipped bits: the two kinds share their point.
+pub const TOOK_HOLD_LATER: &[(&str, &[Point])] = &[
+    (
+        "crash at an operation",
+        &[("disk fault", "crash at an operation")],
+    ),
+    (
+        "failing operation",
+        &[
+            ("disk fault", "the disk is full"),
+            ("disk fault", "a sync failed"),
+            ("disk fault", "a write failed"),
+        ],
+    ),
+    (
+        "failing disk",
+        &[
+            ("disk fault", "no write fits any more"),
+            ("disk fault", "no write succeeds any more"),
+        ],
+    ),
+    (
+        "damage",
+        &[
+            ("disk fault", "bit flip"),
+            ("disk fault", "truncated file"),
+            ("disk fault", "misdirected write"),
+        ],
+    ),
+    ("corrupt record", &[("disk fault", "bit flip")]),
+    ("old directory put back", &[("disk fault", "put back")]),
+    (
+        "power loss at an operation of a service's disk",
+        &[("bank", "power lost in the middle of a write")],
+    ),
+    (
+        "failing disk of a service",
+        &[("bank", "a disk of a service failed")],
+    ),
+    (
+        "full disk of a service",
+        &[("bank", "a disk of a service was full")],
+    ),
+    (
+        "branch rolled back by hand",
+        &[("bank", "a branch rolled back by hand")],
+    ),
+];
+
+const TOOK_HOLD: &str = "fault took hold";
+const DROPPED: &str = "fault found nothing to strike";
 
 /// Counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -150,6 +224,30 @@ impl Points {
         self.pass("disk fault", name);
     }
 
+    /// A fault of this kind has happened, and took hold or not.
+    pub(crate) fn on_fault(&mut self, kind: &'static str, took_hold: bool) {
+        self.pass(if took_hold { TOOK_HOLD } else { DROPPED }, kind);
+    }
+
+    /// How often a fault of this kind took hold.
+    #[must_use]
+    pub fn took_hold_count(&self, kind: &'static str) -> u64 {
+        let later = TOOK_HOLD_LATER.iter().find(|(one, _)| *one == kind);
+        let at_once = [(TOOK_HOLD, kind)];
+        let points = later.map_or(&at_once[..], |(_, points)| *points);
+        points.iter().map(|point| self.count_of(point)).sum()
+    }
+
+    /// How often a fault of this kind found nothing to strike: a machine that was down, a link that was cut before.
+    #[must_use]
+    pub fn dropped_count(&self, kind: &'static str) -> u64 {
+        self.count_of(&(DROPPED, kind))
+    }
+
+    fn count_of(&self, point: &Point) -> u64 {
+        self.counts.get(point).copied().unwrap_or_default()
+    }
+
     /// Counts what a workload says of itself.
     pub fn count(&mut self, group: &'static str, name: &'static str, count: u64) {
         *self.counts.entry((group, name)).or_default() += count;
@@ -166,11 +264,13 @@ impl Points {
         }
     }
 
-    /// Every required point and every other that was reached, with its count.
+    /// Every named point and every other that was reached, with its count. Faults are counted by their kinds instead.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<Point, u64> {
-        let mut counts: BTreeMap<Point, u64> = REQUIRED.iter().map(|point| (*point, 0)).collect();
+        let named = REQUIRED.iter().chain(OPTIONAL);
+        let mut counts: BTreeMap<Point, u64> = named.map(|point| (*point, 0)).collect();
         counts.extend(&self.counts);
+        counts.retain(|(group, _), _| *group != TOOK_HOLD && *group != DROPPED);
         counts
     }
 
@@ -286,5 +386,40 @@ fn name_of_ignored(reason: Ignored) -> &'static str {
         Ignored::UnknownDelivery => "unknown delivery",
         Ignored::ForeignLineage => "foreign lineage",
         _ => "another reason",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OPTIONAL, Points, REQUIRED, TOOK_HOLD_LATER};
+    use crate::plan::FAULT_KINDS;
+
+    #[test]
+    fn a_fault_takes_hold_where_it_shows() {
+        let mut points = Points::default();
+        points.on_fault("crash", true);
+        points.on_fault("crash", false);
+        points.on_disk_fault("a sync failed");
+        points.on_disk_fault("the disk is full");
+        assert_eq!(
+            (points.took_hold_count("crash"), points.dropped_count("crash")),
+            (1, 1)
+        );
+        assert_eq!(points.took_hold_count("failing operation"), 2);
+        assert_eq!(points.took_hold_count("failing disk"), 0);
+        assert!(
+            points.counts().keys().all(|(_, name)| *name != "crash"),
+            "faults are no points"
+        );
+    }
+
+    #[test]
+    fn points_and_kinds_are_named_once() {
+        for point in OPTIONAL {
+            assert!(!REQUIRED.contains(point), "{point:?}");
+        }
+        for (kind, _) in TOOK_HOLD_LATER {
+            assert!(FAULT_KINDS.contains(kind), "{kind}");
+        }
     }
 }

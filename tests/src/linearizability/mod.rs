@@ -15,6 +15,7 @@
 //! | the outcome register of one gtid | [`register`] |
 //! | recording of histories in a simulated run | [`checkers::linearizability`](crate::checkers::linearizability) |
 
+pub mod prepared;
 pub mod register;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 //! | operation | may be answered |
 //! |---|---|
 //! | propose a commit | committed, if the record is exactly this proposal's, else mismatch (T5); aborted; expired |
+//! | propose a commit with open branches | committed, if the record is one that may follow from it (T3), else mismatch; aborted; expired |
 //! | propose an abort | aborted, with the record's cause; committed; expired |
 //! | query | what the record says; undecided only while there is none (T10) |
 //! | inquire for a branch | committed only if the record names the branch (T5); aborted, which writes an abort where nothing is written yet (T6) |
@@ -18,9 +19,10 @@
 //! and any record may expire, since acknowledgements are no operations here. Other checkers compare these with the log.
 
 use super::Model;
+use super::prepared::{Named, Prepared};
 use synod_proto::command::{NamedBranch, Proposal};
 use synod_proto::ids::{CallId, ExecutionId, ResourceId};
-use synod_proto::session::{AbortCause, AbortKind, Answer, Decision, Outcome, TransactionStatus};
+use synod_proto::session::{AbortCause, AbortKind, Answer, Decision, OpenBranch, Outcome, TransactionStatus};
 
 /// What the register holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +43,12 @@ pub enum Written {
         /// How many more voted read-only.
         read_only_count: u32,
     },
+    /// Committed, with those of its open branches that voted to.
+    Prepared(Prepared),
     /// Aborted. `None` while it is only known that an inquiry past the deadline wrote it.
     Aborted(Option<AbortCause>),
+    /// Aborted, since an open branch did not vote to commit; nobody was told why yet.
+    NotPrepared,
 }
 
 /// What is asked.
@@ -50,6 +56,8 @@ pub enum Written {
 pub enum Input {
     /// An outcome is proposed.
     Propose(Proposal),
+    /// A commit is proposed, once these branches are prepared.
+    ProposePrepared(Proposal, Vec<OpenBranch>),
     /// What became of the transaction?
     Query,
     /// A prepared branch asks for its outcome.
@@ -107,16 +115,17 @@ impl Model for RegisterModel {
             (Input::Propose(proposal), Output::Decision(decision)) => {
                 state.after_decision(proposal, decision)
             }
+            (Input::ProposePrepared(proposal, open), Output::Decision(decision)) => {
+                state.after_decision_prepared(proposal, open, decision)
+            }
             (Input::Query, Output::Status(status)) => state.after_status(status),
             (Input::Inquire(call, execution), Output::Told(Outcome::Aborted)) if state.outcome.is_none() => {
                 return state.after_inquiry_aborted(*call, *execution);
             }
             (Input::Inquire(call, execution) | Input::Hear(call, execution), Output::Told(outcome)) => {
-                (state.outcome_for(*call, *execution) == Some(*outcome)).then(|| state.clone())
+                state.after_told(*call, *execution, *outcome)
             }
-            (Input::Hear(..), Output::AllDelivered) => {
-                matches!(state.outcome, Some(Written::Committed { .. })).then(|| state.clone())
-            }
+            (Input::Hear(..), Output::AllDelivered) => state.is_committed().then(|| state.clone()),
             _ => None,
         };
         next.into_iter().collect()
@@ -157,6 +166,13 @@ impl Register {
         }
         match input {
             Input::Propose(proposal) => vec![self.written(outcome_of(proposal))],
+            Input::ProposePrepared(proposal, open) => {
+                let prepared = Prepared::new(proposal, open).map(|one| self.written(Written::Prepared(one)));
+                prepared
+                    .into_iter()
+                    .chain([self.written(Written::NotPrepared)])
+                    .collect()
+            }
             Input::Inquire(..) => vec![self.written(Written::Aborted(None))],
             Input::Query | Input::Hear(..) => Vec::new(),
         }
@@ -173,8 +189,26 @@ impl Register {
         };
         let is_same = next.outcome.as_ref() == Some(&outcome_of(proposal));
         match (next.outcome.as_ref()?, proposal, decision) {
-            (Written::Aborted(_), _, Decision::Aborted(cause)) => next.with_cause(cause),
-            (Written::Committed { .. }, Proposal::Abort { .. }, Decision::Committed) => Some(next),
+            (Written::Aborted(_) | Written::NotPrepared, _, Decision::Aborted(cause)) => {
+                next.with_cause(cause)
+            }
+            (
+                Written::Committed { .. } | Written::Prepared(_),
+                Proposal::Abort { .. },
+                Decision::Committed,
+            ) => Some(next),
+            (
+                Written::Prepared(prepared),
+                Proposal::Commit {
+                    branches,
+                    read_only_count,
+                },
+                Decision::Committed,
+            ) => prepared
+                .may_be(branches, *read_only_count)
+                .then(|| next.written(outcome_of(proposal))),
+            // What the open branches' digests are is not known here: the record may differ in them.
+            (Written::Prepared(_), Proposal::Commit { .. }, Decision::Mismatch) => Some(next),
             (Written::Committed { .. }, Proposal::Commit { .. }, Decision::Committed) => {
                 is_same.then_some(next)
             }
@@ -185,11 +219,66 @@ impl Register {
         }
     }
 
+    /// T3: the same for a commit that waits for its open branches.
+    fn after_decision_prepared(
+        &self,
+        proposal: &Proposal,
+        open: &[OpenBranch],
+        decision: &Decision,
+    ) -> Option<Self> {
+        let asked = Prepared::new(proposal, open)?;
+        if *decision == Decision::Expired {
+            return Some(self.expired());
+        }
+        if self.can_be_written() {
+            return match decision {
+                Decision::Committed => Some(self.written(Written::Prepared(asked))),
+                Decision::Aborted(cause) => Some(self.written(Written::Aborted(Some(cause.clone())))),
+                _ => None,
+            };
+        }
+        match (self.outcome.as_ref()?, decision) {
+            (Written::Aborted(_) | Written::NotPrepared, Decision::Aborted(cause)) => self.with_cause(cause),
+            (
+                Written::Committed {
+                    branches,
+                    read_only_count,
+                },
+                Decision::Committed | Decision::Mismatch,
+            ) => {
+                let is_same = asked.may_be(branches, *read_only_count);
+                (is_same == (*decision == Decision::Committed)).then(|| self.clone())
+            }
+            // Of another proposal's record it is not known yet which of its branches it names.
+            (Written::Prepared(prepared), Decision::Mismatch) => {
+                (!prepared.is_asked_as(&asked)).then(|| self.clone())
+            }
+            (Written::Prepared(_), Decision::Committed) => Some(self.clone()),
+            _ => None,
+        }
+    }
+
     fn after_status(&self, status: &TransactionStatus) -> Option<Self> {
         match (&self.outcome, status) {
             (_, TransactionStatus::Expired) => Some(self.expired()),
             (None, TransactionStatus::Undecided) => (!self.is_expired).then(|| self.clone()),
-            (Some(Written::Aborted(_)), TransactionStatus::Aborted(cause)) => self.with_cause(cause),
+            (Some(Written::Aborted(_) | Written::NotPrepared), TransactionStatus::Aborted(cause)) => {
+                self.with_cause(cause)
+            }
+            (
+                Some(Written::Prepared(prepared)),
+                TransactionStatus::Committed {
+                    branches,
+                    read_only_count,
+                },
+            ) => {
+                let named: Vec<Named> = branches
+                    .iter()
+                    .map(|one| (one.call, one.execution, one.resource))
+                    .collect();
+                let left = prepared.shown(&named, *read_only_count)?;
+                Some(self.written(Written::Prepared(left)))
+            }
             (
                 Some(Written::Committed {
                     branches,
@@ -226,10 +315,26 @@ impl Register {
     fn with_cause(&self, cause: &AbortCause) -> Option<Self> {
         match &self.outcome {
             Some(Written::Aborted(Some(known))) => (known == cause).then(|| self.clone()),
+            Some(Written::NotPrepared) => Some(self.written(Written::Aborted(Some(cause.clone())))),
             Some(Written::Aborted(None)) => (cause.kind == AbortKind::Deadline)
                 .then(|| self.written(Written::Aborted(Some(cause.clone())))),
             _ => None,
         }
+    }
+
+    fn is_committed(&self) -> bool {
+        matches!(
+            self.outcome,
+            Some(Written::Committed { .. } | Written::Prepared(_))
+        )
+    }
+
+    fn after_told(&self, call: CallId, execution: ExecutionId, outcome: Outcome) -> Option<Self> {
+        if let Some(Written::Prepared(prepared)) = &self.outcome {
+            let left = prepared.told(call, execution, outcome)?;
+            return Some(self.written(Written::Prepared(left)));
+        }
+        (self.outcome_for(call, execution) == Some(outcome)).then(|| self.clone())
     }
 
     /// T5: per branch.

@@ -2,7 +2,7 @@
 
 use super::play::Ending;
 use super::{FAULT_KINDS, Plan, fault_kind};
-use crate::checkers::points::Points;
+use crate::checkers::points::{Points, REQUIRED};
 use crate::checkers::queues::Waited;
 use crate::run::BALLOTS_PER_MINUTE_MAX;
 use crate::schedule::Micros;
@@ -30,7 +30,7 @@ pub struct Figures {
     pub effect_count: u64,
     /// Answers and deliveries that were compared with the log.
     pub told_count: u64,
-    /// Faults that were planned to happen, by kind.
+    /// Faults that were planned to happen, by kind. Which of them took hold, the points say.
     pub faults: BTreeMap<&'static str, u64>,
     /// The most ballots that any run began in the minute after its healing.
     pub ballots_after_healing_max: usize,
@@ -88,10 +88,20 @@ impl Figures {
         self.simulated_us as f64 / 3_600_000_000.0
     }
 
-    /// Whether so many runs came past every required point; `None` where there were too few to say.
+    /// Whether so many runs came past every required point, and every kind of fault took hold in them; `None` where there were too few to say.
     #[must_use]
     pub fn reached_all(&self) -> Option<bool> {
-        (self.run_count >= REQUIRED_FROM_SEEDS).then(|| self.points.missing().is_empty())
+        let is_complete = || self.points.missing().is_empty() && self.vain_faults().is_empty();
+        (self.run_count >= REQUIRED_FROM_SEEDS).then(is_complete)
+    }
+
+    /// Kinds of faults that were planned, and never took hold.
+    #[must_use]
+    pub fn vain_faults(&self) -> Vec<&'static str> {
+        let planned = self.faults.keys().copied();
+        planned
+            .filter(|kind| self.points.took_hold_count(kind) == 0)
+            .collect()
     }
 
     /// The line that shows that it goes on.
@@ -128,19 +138,25 @@ impl Figures {
             line(count as u64, &format!("{what}, at most"));
         }
         let mut text = format!(
-            "{:>12.1}  simulated hours\n{text}\nfaults\n",
+            "{:>12.1}  simulated hours\n{text}\nfaults: planned, took hold, found nothing to strike\n",
             self.simulated_hours()
         );
         for kind in FAULT_KINDS {
             let _ = writeln!(
                 text,
-                "{:>12}  {kind}",
-                self.faults.get(kind).copied().unwrap_or(0)
+                "{:>12} {:>9} {:>9}  {kind}",
+                self.faults.get(kind).copied().unwrap_or(0),
+                self.points.took_hold_count(kind),
+                self.points.dropped_count(kind)
             );
         }
         text.push_str("\npoints reached\n");
         for ((group, name), count) in self.points.counts() {
-            let note = if count == 0 { "   <- never" } else { "" };
+            let note = match count {
+                0 if REQUIRED.contains(&(group, name)) => "   <- never",
+                0 => "   <- never; not required",
+                _ => "",
+            };
             let _ = writeln!(text, "{count:>12}  {group}: {name}{note}");
         }
         text
@@ -155,10 +171,10 @@ impl Figures {
             .into_iter()
             .map(|((group, name), count)| (format!("{group}: {name}"), count))
             .collect();
-        let faults: BTreeMap<&str, u64> = FAULT_KINDS
-            .iter()
-            .map(|kind| (*kind, self.faults.get(kind).copied().unwrap_or(0)))
-            .collect();
+        let by_kind = |count: &dyn Fn(&'static str) -> u64| -> BTreeMap<&str, u64> {
+            FAULT_KINDS.into_iter().map(|kind| (kind, count(kind))).collect()
+        };
+        let faults = by_kind(&|kind| self.faults.get(kind).copied().unwrap_or(0));
         json!({
             "runs": self.run_count,
             "failed": self.failed_count,
@@ -170,6 +186,8 @@ impl Figures {
             "ballots_after_healing_max": self.ballots_after_healing_max,
             "waited_max": self.waited.named().into_iter().collect::<BTreeMap<_, _>>(),
             "faults": faults,
+            "faults_that_took_hold": by_kind(&|kind| self.points.took_hold_count(kind)),
+            "faults_that_found_nothing": by_kind(&|kind| self.points.dropped_count(kind)),
             "points": points,
         })
     }

@@ -26,6 +26,13 @@ impl World {
     /// # Errors
     /// A checker found something.
     pub fn on_fault(&mut self, fault: Fault) -> Check {
+        let effect = self.effect_of(&fault);
+        self.inflict(fault)?;
+        self.note_effect(effect);
+        Ok(())
+    }
+
+    fn inflict(&mut self, fault: Fault) -> Check {
         if self.ended_by(&fault).is_some_and(|id| self.must_remember(id)) {
             return Ok(());
         }
@@ -126,8 +133,7 @@ impl World {
             Fault::Rollback(id) => {
                 if let Some((copy, log)) = self.backups.remove(&id) {
                     self.crash(id, UnsyncedWrite::Lost)?;
-                    self.checkers.gate.on_rolled_back(id, &copy);
-                    self.host(id).replace(copy, log);
+                    self.lose_directory(id, copy, log, "rolled back");
                     self.start(id)?;
                 }
             }
@@ -248,6 +254,7 @@ impl World {
             | Fault::Wipe(id)
             | Fault::Drain(id)
             | Fault::PutBack(id)
+            | Fault::Rollback(id)
             | Fault::Swap(id, _) => Some(*id),
             Fault::CrashLeader(_) => self.serving(),
             _ => None,

@@ -7,6 +7,11 @@
 //! Beyond it lie, for example, a copy that is put back after the only peer which counted its acknowledgements has
 //! restarted; nothing that is on any disk could tell that apart from a crash. Plans do not go there: such a copy
 //! is not put back, and a peer whose memory is needed is not ended before it was heard.
+//!
+//! A directory that is emptied is a new one, which waits for the word of every replica: one peer that has the old one on
+//! disk suffices to refuse it, whoever restarts. Where no peer has, nobody ever counted on it.
+//!
+//! Every other loss must end in a refusal: see [`DirectoryChecker`](crate::checkers::directories::DirectoryChecker).
 
 use super::World;
 use crate::checkers::{Check, Violation};
@@ -18,10 +23,13 @@ use crate::store::{Store, UnsyncedWrite};
 use bytes::Bytes;
 use synod_coordinator_core::paxos::{Ballot, Slot};
 use synod_coordinator_core::replica::Admission;
-use synod_proto::ids::ReplicaId;
+use synod_proto::ids::{Incarnation, ReplicaId};
 
 /// How long a healed world may take until a directory that lost something is refused: handshakes are repeated.
 const REFUSAL_US: Micros = 5_000_000;
+
+/// What happened to a directory that is a new one.
+const EMPTIED: &str = "emptied";
 
 impl World {
     /// Puts the copy that was kept aside back, if the protocol promises to survive that. Not while something else is being
@@ -38,7 +46,7 @@ impl World {
             return self.start(id);
         }
         self.checkers.points.on_disk_fault("put back");
-        self.lose_directory(id, copy, log);
+        self.lose_directory(id, copy, log, "put back");
         self.start(id)
     }
 
@@ -89,7 +97,7 @@ impl World {
                 self.checkers
                     .points
                     .on_disk_fault("rot in the last batch (limit of L7)");
-                self.lose_directory(id, struck.store, Some(struck.log));
+                self.lose_directory(id, struck.store, Some(struck.log), "cut");
             }
             Verdict::LastBatchCut => {
                 self.checkers
@@ -112,16 +120,53 @@ impl World {
         let log = host.log.as_ref().map(|log| log.renewed(incarnation));
         host.replace(Store::new(incarnation), log);
         self.awaiting_refusal.remove(&id);
+        let is_known = self.is_known_otherwise(id, incarnation);
+        if is_known {
+            self.checkers.directories.on_lost(id, incarnation, EMPTIED);
+        }
+        self.excuse_unknown();
     }
 
     /// Replaces the directory by one that holds less.
-    pub(super) fn lose_directory(&mut self, id: ReplicaId, left: Store, log: Option<LogDisk>) {
+    pub(super) fn lose_directory(
+        &mut self,
+        id: ReplicaId,
+        left: Store,
+        log: Option<LogDisk>,
+        what: &'static str,
+    ) {
         self.checkers.gate.on_rolled_back(id, &left);
-        if !is_as_good(&left, &self.hosts[&id].store) {
+        if !is_as_good(&left, &self.hosts[&id].store) && self.is_survivable(id, &left) {
             self.awaiting_refusal.insert(id);
-            self.checkers.directories.on_lost(id, left.incarnation);
+            self.checkers.directories.on_lost(id, left.incarnation, what);
+        } else if !is_as_good(&left, &self.hosts[&id].store) {
+            self.checkers
+                .points
+                .on_disk_fault("an older directory that nobody would know");
+            self.checkers.directories.on_forgotten(id, left.incarnation);
         }
         self.host(id).replace(left, log);
+        self.excuse_unknown();
+    }
+
+    /// Whether a peer has another directory of this replica on disk.
+    fn is_known_otherwise(&self, id: ReplicaId, incarnation: Incarnation) -> bool {
+        self.hosts.values().any(|peer| {
+            let seen = peer.store.meta().peers.get(&id);
+            peer.id() != id && seen.is_some_and(|seen| seen.incarnation != incarnation)
+        })
+    }
+
+    /// Nothing is expected any more of an emptied directory, once nobody is left who knows the one before it: that peer's
+    /// own directory is gone as well.
+    fn excuse_unknown(&mut self) {
+        for id in self.replicas() {
+            let incarnation = self.hosts[&id].store.incarnation;
+            let is_emptied = self.checkers.directories.what(id, incarnation) == Some(EMPTIED);
+            if is_emptied && !self.is_known_otherwise(id, incarnation) {
+                self.checkers.directories.on_forgotten(id, incarnation);
+            }
+        }
     }
 
     /// Whether the replica must keep its memory, since a directory that lost something is not refused yet.
@@ -130,6 +175,7 @@ impl World {
         self.awaiting_refusal.retain(|one| {
             let replica = hosts[one].replica();
             !replica.is_some_and(|replica| matches!(replica.status().admission, Admission::Refused { .. }))
+                || replica.is_some_and(|replica| replica.status().failure.is_some())
                 || !hosts[one].is_synced()
         });
         self.awaiting_refusal.iter().any(|one| *one != id)
@@ -138,6 +184,16 @@ impl World {
     /// Lets every directory that lost something be refused, all links being open.
     pub(super) fn await_refusals(&mut self) -> Check {
         let waiting: Vec<ReplicaId> = self.awaiting_refusal.iter().copied().collect();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let now = self.now();
+        for id in self.replicas() {
+            if let Some(process) = &mut self.host(id).process {
+                process.paused_until = 0;
+            }
+            self.arrange_wake(id, now);
+        }
         for id in waiting {
             // A replica that cannot write says nothing, and so hears nothing of itself.
             let has_failed =
@@ -153,8 +209,10 @@ impl World {
         while self.must_remember(ReplicaId(0)) && self.now() < end {
             self.run_for(10_000)?;
         }
-        self.awaiting_refusal.clear();
-        Ok(())
+        let left = std::mem::take(&mut self.awaiting_refusal);
+        let hosts = left.iter().map(|id| &self.hosts[id]);
+        let refused = self.checkers.directories.check_refused(hosts);
+        refused.map_err(|violation| violation.by("directories"))
     }
 
     /// Whether a directory of which only `left` is left does no harm: it holds every vote that it held, or too few peers

@@ -116,6 +116,9 @@ impl World {
             .after_turn(now, &self.hosts, id, &output, &self.databases)?;
         let host = &self.hosts[&id];
         let life = host.life;
+        if let Some(how) = output.failed {
+            self.checkers.points.on_disk_fault(how);
+        }
         if output.write_began {
             let sync_us = match host.disk {
                 Disk::Healthy(sync_us) => sync_us,
@@ -160,7 +163,6 @@ impl World {
             self.carry(Event::SessionLost { session });
         }
         if output.is_over {
-            self.checkers.points.on_disk_fault("an operation failed");
             return self.crash_by(id, End::Exit);
         }
         let timeout = self.hosts[&id]

@@ -16,6 +16,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use crate::transaction::PARKED_COUNT_MAX;
 pub use config::{Config, Limits, Timing};
 pub use status::{Queues, RoleName, Status};
 

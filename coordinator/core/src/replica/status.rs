@@ -63,7 +63,7 @@ pub struct Queues {
     pub command_count: usize,
     /// Their bytes: at most [`queue_bytes_max`](super::Limits::queue_bytes_max).
     pub command_bytes: usize,
-    /// Requests that wait for a new leader to serve.
+    /// Requests that wait for a new leader to serve: at most [`PARKED_COUNT_MAX`](super::PARKED_COUNT_MAX).
     pub parked_count: usize,
     /// Entries in flight: no new one above [`pipeline_depth`](super::Limits::pipeline_depth), but what phase 1 brought.
     pub in_flight_count: usize,

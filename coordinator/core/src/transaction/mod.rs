@@ -25,7 +25,7 @@ use synod_proto::planted;
 use synod_proto::session::{Answer, Refusal, Request, Response};
 
 /// Requests held until a new leader serves. It takes one round trip; what comes beyond is told to try again.
-const PARKED_COUNT_MAX: usize = 16_384;
+pub const PARKED_COUNT_MAX: usize = 16_384;
 
 /// Inquiries of one transaction that wait for the same abort. Inquiries are not counted at a session, since they are never
 /// refused; what comes beyond is told to ask again (traps A20).

@@ -147,6 +147,8 @@ pub struct Service {
     is_resting: Rc<Cell<bool>>,
     /// The disk's next failure is the end of the machine.
     dies_with_disk: bool,
+    /// What its disk was last told to fail by.
+    disk_fails_as: &'static str,
     /// The next loss of power by plan.
     stop: Option<StopPoint>,
     is_recovering: bool,
@@ -187,6 +189,7 @@ impl Service {
             process: None,
             is_resting: Rc::default(),
             dies_with_disk: false,
+            disk_fails_as: "a disk of a service failed",
             stop: setup.stop,
             is_recovering: false,
             disk_us_max,
@@ -233,8 +236,14 @@ impl Service {
                 self.dies_with_disk = true;
                 self.disk.fail_from(self.disk.operation_count() + count);
             }
-            ServiceFault::FailAtOperation(count) => self.disk.fail_from(self.disk.operation_count() + count),
-            ServiceFault::Full => self.disk.set_capacity(Some(0)),
+            ServiceFault::FailAtOperation(count) => {
+                self.disk_fails_as = "a disk of a service failed";
+                self.disk.fail_from(self.disk.operation_count() + count);
+            }
+            ServiceFault::Full => {
+                self.disk_fails_as = "a disk of a service was full";
+                self.disk.set_capacity(Some(0));
+            }
             ServiceFault::Slow(disk_us_max) => {
                 self.disk_us_max = disk_us_max.max(1);
                 if let Some(process) = &self.process {
@@ -379,6 +388,7 @@ impl Service {
                 return self.crash(scene);
             }
             self.is_recovering = true;
+            self.count(self.disk_fails_as);
             let pause = self.random.between(1_000, 1_000_000);
             scene.wake_after(pause, RECOVER);
         }

@@ -44,12 +44,13 @@ struct Arguments {
     /// How many places of each class are damaged, in each log.
     #[arg(long, default_value_t = 2)]
     sites_per_class: usize,
-    /// Fails if there are fewer operations.
+    /// Fails if the crash points, with every image of the disk, come to fewer operations: those that `--every` leaves out do
+    /// not count.
     #[arg(long, default_value_t = 0)]
-    operations_min: u64,
-    /// Fails if the disks under the redb stores have fewer operations.
+    operations_min: usize,
+    /// The same for the disks under the redb stores.
     #[arg(long, default_value_t = 0)]
-    store_operations_min: u64,
+    store_operations_min: usize,
     /// Fails if there are fewer second crashes.
     #[arg(long, default_value_t = 0)]
     doubles_min: usize,
@@ -173,8 +174,10 @@ fn all(arguments: &Arguments) -> ExitCode {
             failure.text, failure.case
         );
     }
-    let is_short = operations < arguments.operations_min
-        || stores.operations < arguments.store_operations_min
+    // Every operation of the crash points has all of the images.
+    let (crashed_at, store_crashed_at) = (single.len() / IMAGE_COUNT, stores.crashed.count() / IMAGE_COUNT);
+    let is_short = crashed_at < arguments.operations_min
+        || store_crashed_at < arguments.store_operations_min
         || double.len() < arguments.doubles_min
         || sites.len() < arguments.sites_min;
     if is_short {

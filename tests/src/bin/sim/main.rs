@@ -326,9 +326,10 @@ fn finish(arguments: &Arguments, figures: &Figures, found: &[Found]) -> ExitCode
     }
     if !is_complete {
         eprintln!(
-            "{} runs never came past: {:?}",
+            "{} runs never came past: {:?}; faults that never took hold: {:?}",
             figures.run_count,
-            figures.points.missing()
+            figures.points.missing(),
+            figures.vain_faults()
         );
     }
     let is_short = figures.simulated_hours() < arguments.hours_min;
