@@ -369,7 +369,7 @@ fn check_final(world: &World) -> Check {
         .core()
         .try_for_each(|host| world.checkers.log.check_final(host))
         .map_err(|violation| violation.by("agreement"))?;
-    let directories = world.checkers.directories.check_refused(world.hosts.values());
+    let directories = world.checkers.directories.check_refused(world.core());
     directories.map_err(|violation| violation.by("directories"))?;
     let histories = world.checkers.histories.check_final();
     histories.map_err(|violation| violation.by("histories"))?;
