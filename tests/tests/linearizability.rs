@@ -660,7 +660,8 @@ fn answer(record: &mut Option<Record>, input: &Input) -> Option<Output> {
             let Proposal::Commit { branches, .. } = proposal else {
                 return None;
             };
-            let (even, odd): (Vec<&OpenBranch>, Vec<&OpenBranch>) = open.iter().partition(|one| one.call.0 % 2 == 0);
+            let (even, odd): (Vec<&OpenBranch>, Vec<&OpenBranch>) =
+                open.iter().partition(|one| one.call.0 % 2 == 0);
             let even = even.into_iter().map(|one| branch(one.call.0));
             let decided = Proposal::Commit {
                 branches: branches.iter().cloned().chain(even).collect(),
