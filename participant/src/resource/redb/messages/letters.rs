@@ -233,12 +233,11 @@ impl Work for RequeueAll {
     }
 }
 
+/// Letters with what the relay must know of them, and where the next ones begin.
+type Found = (Vec<(Row, LetterRow)>, Option<Position>);
+
 impl RequeueAll {
-    fn find(
-        &self,
-        tx: &WriteTransaction,
-        consumer: u32,
-    ) -> Result<(Vec<(Row, LetterRow)>, Option<Position>), WriteError> {
+    fn find(&self, tx: &WriteTransaction, consumer: u32) -> Result<Found, WriteError> {
         let (letters, outbox) = (tx.open_table(LETTER)?, tx.open_table(OUTBOX)?);
         let (start, end) = (
             of_consumer(consumer, self.after),
