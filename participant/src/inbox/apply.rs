@@ -1,5 +1,6 @@
 //! One delivery: compared with the consumer's rows, handled, and recorded, in one local transaction.
 
+use std::error::Error;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use synod_participant_core::inbox::{Decision, Origin, decide};
 use synod_proto::message::{Answer, Delivery};
 
 use super::{Handler, InboxTransaction};
-use crate::resource::ResourceError;
+use crate::resource::{Remedy, ResourceError};
 use crate::resource::redb::RedbResource;
 use crate::resource::redb::messages::{INBOX_TABLE, InboxRow, MessageRead, named, origin_key};
 
@@ -91,8 +92,8 @@ async fn try_apply(
     let (lent, slot) = InboxTransaction::new(tx);
     let handled = run(handler, handler_timeout, origin, delivery, lent).await;
     let tx = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Err(text) = handled {
-        return Ok(Answer::Failed { text });
+    if let Err(answer) = handled {
+        return Ok(answer);
     }
     let Some(mut tx) = tx else {
         let text = "the handler returned and kept its transaction: drop it before".to_owned();
@@ -112,6 +113,21 @@ async fn try_apply(
     Ok(Answer::Applied)
 }
 
+/// Whether the handler's error comes from a store that would have taken the same work at another time: a lock that somebody
+/// else holds, a branch in doubt for example, a conflict, a store that is closed or cannot be reached. It says nothing about the
+/// message, which then must not die of it.
+///
+/// `RolledBack` is not among them: it hides its cause, and the handler that meets it has gone on after the first error.
+fn is_of_a_store(error: &(dyn Error + 'static)) -> bool {
+    let found = std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<ResourceError>());
+    match found {
+        None | Some(ResourceError::RolledBack { .. }) => false,
+        Some(ResourceError::Closed) => true,
+        Some(error) => error.remedy() != Remedy::Fix,
+    }
+}
+
 /// Runs the handler in a task of its own, so that a panic is an answer.
 async fn run(
     handler: &Handler,
@@ -119,7 +135,7 @@ async fn run(
     origin: &Origin,
     delivery: Delivery,
     tx: InboxTransaction,
-) -> Result<(), String> {
+) -> Result<(), Answer> {
     let delivery = super::Delivery {
         id: delivery.id,
         source: origin.source,
@@ -135,16 +151,25 @@ async fn run(
     let mut task = tokio::spawn(async move { handler(delivery, tx).await });
     match tokio::time::timeout(timeout, &mut task).await {
         Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(error))) => Err(error.to_string()),
-        Ok(Err(error)) => Err(format!(
-            "the handler panicked: {}",
-            crate::branch::panic_text(error)
-        )),
+        Ok(Ok(Err(error))) => Err(if is_of_a_store(&*error) {
+            Answer::Busy {
+                text: format!("the handler met a store that could not serve it now: {error}"),
+            }
+        } else {
+            Answer::Failed {
+                text: error.to_string(),
+            }
+        }),
+        Ok(Err(error)) => Err(Answer::Failed {
+            text: format!("the handler panicked: {}", crate::branch::panic_text(error)),
+        }),
         Err(_) => {
             task.abort();
             // Its transaction must be gone before the next attempt begins.
             let _ = task.await;
-            Err(format!("the handler did not end within {timeout:?}"))
+            Err(Answer::Failed {
+                text: format!("the handler did not end within {timeout:?}"),
+            })
         }
     }
 }

@@ -10,6 +10,7 @@
 //! # async fn run() -> Result<(), synod::BoxError> {
 //! let billing = RedbResource::open("billing.redb")?;
 //! let inbox = Inbox::builder(&billing)
+//!     .name("billing")
 //!     .handle("orders.placed", async |delivery, mut tx| {
 //!         let customer = String::from_utf8_lossy(&delivery.key).into_owned();
 //!         let count = tx.get_u64_for_update("invoices", &customer).await?.unwrap_or(0);
@@ -30,8 +31,13 @@
 //!   elsewhere (a mail, a call) may be repeated: give it the message's id.
 //! - **In order** per topic and key: one after the other, in the order in which they were published.
 //! - **An error, a panic or a timeout of a handler is a retry**: everything it wrote is rolled back, and the message comes again,
-//!   until its sender makes it a dead letter. A topic without a handler is no failure of the message: it waits for a handler (traps
-//!   G5).
+//!   until its sender makes it a dead letter.
+//! - **What is not the message's fault does not count**, and its sender is told why it waits: a topic without a handler (traps G5),
+//!   an inbox that is full, and a store that could not serve the handler: a lock that a branch in doubt holds, a conflict, a store
+//!   that is closed or out of reach. The last are known by a [`ResourceError`](crate::resource::ResourceError) among the sources of
+//!   the handler's error whose [remedy](crate::resource::ResourceError::remedy) is to try again: return it with `?`, not as text.
+//! - **Shares**: 256 handlers run at once, and 64 of one topic of one sender, so that it takes four topics that hang to hold up the
+//!   others. 8192 messages of 64 MiB together wait; more are sent again later.
 //! - A handler may publish to an outbox of the same store, with the same `tx`: chains are as certain as their parts.
 //!
 //! Rows that say that a message took effect are deleted when the sender's low-water mark has passed them, never by age (T13).
@@ -39,7 +45,7 @@
 mod apply;
 mod server;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -144,6 +150,7 @@ impl std::fmt::Debug for Inbox {
 #[must_use = "the inbox exists when `build` has returned"]
 pub struct InboxBuilder {
     store: RedbResource,
+    names: BTreeSet<String>,
     handlers: BTreeMap<String, Handler>,
     handler_timeout: Duration,
 }
@@ -157,6 +164,14 @@ impl std::fmt::Debug for InboxBuilder {
 }
 
 impl InboxBuilder {
+    /// The name under which outboxes know this consumer ([`Consumer::new`](crate::outbox::Consumer::new)): messages for another
+    /// one, which come where its address is wrong, are refused. Called again, another name that is its own as well. Without a name
+    /// it takes what comes, and would apply messages for two names twice.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.names.insert(name.into());
+        self
+    }
+
     /// Names the handler of a topic; a second one replaces the first. It gets the delivery and the local transaction for its effect,
     /// and runs again from the beginning if it fails.
     pub fn handle<F, Fut>(mut self, topic: impl Into<String>, handler: F) -> Self
@@ -182,6 +197,7 @@ impl InboxBuilder {
         Inbox {
             shared: Arc::new(server::Shared::new(
                 self.store,
+                self.names,
                 self.handlers,
                 self.handler_timeout,
             )),
@@ -194,6 +210,7 @@ impl Inbox {
     pub fn builder(store: &RedbResource) -> InboxBuilder {
         InboxBuilder {
             store: store.clone(),
+            names: BTreeSet::new(),
             handlers: BTreeMap::new(),
             handler_timeout: HANDLER_TIMEOUT_DEFAULT,
         }

@@ -1,6 +1,6 @@
 //! The inbox's gRPC service: streams from relays, the core that orders what they bring, and the tasks that apply it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Handler, Inbox, apply};
 use crate::resource::ResourceManager;
 use crate::resource::redb::RedbResource;
-use crate::resource::redb::messages::{MarkInbox, MessageRead, name};
+use crate::resource::redb::messages::{MarkInbox, MessageRead, name, topic_of_name};
 
 /// Answers that may wait for the transport of one stream. More hold up whoever produces them.
 const ANSWER_COUNT_MAX: usize = 1024;
@@ -30,6 +30,8 @@ const SESSION_COUNT_MAX: usize = 1024;
 
 pub(super) struct Shared {
     store: RedbResource,
+    /// The names that this inbox answers to; any, where none is given.
+    names: BTreeSet<String>,
     pub(super) handlers: BTreeMap<String, Handler>,
     handler_timeout: Duration,
     state: Mutex<State>,
@@ -52,11 +54,13 @@ struct Waiting {
 impl Shared {
     pub(super) fn new(
         store: RedbResource,
+        names: BTreeSet<String>,
         handlers: BTreeMap<String, Handler>,
         handler_timeout: Duration,
     ) -> Self {
         Self {
             store,
+            names,
             handlers,
             handler_timeout,
             state: Mutex::default(),
@@ -75,6 +79,14 @@ impl Shared {
 
     /// Whether this outbox may deliver here at all (T11).
     async fn admit(&self, hello: &Hello) -> Result<Welcome, Status> {
+        if !self.names.is_empty() && !self.names.contains(&hello.consumer) {
+            let names: Vec<_> = self.names.iter().map(String::as_str).collect();
+            return Err(Status::failed_precondition(format!(
+                "this is the inbox of {}, and the messages are for `{}`: mend the consumer's address",
+                names.join(", "),
+                hello.consumer
+            )));
+        }
         let identity = self.store.identity(None).await?;
         if let (Some(ours), Some(theirs)) = (identity.lineage, hello.lineage)
             && ours != theirs
@@ -125,8 +137,13 @@ impl Shared {
             return Some(answered(Answer::Busy { text }));
         }
         let key = name(&delivery.topic, &delivery.key);
+        let topic = topic_of_name(&key);
+        let byte_count = delivery.body.len() + delivery.key.len() + header_bytes(&delivery.headers);
         let mut state = self.state();
-        match state.core.on_delivery(session, origin, &key, delivery.fence) {
+        let taken = state
+            .core
+            .on_delivery(session, origin, &topic, &key, delivery.fence, byte_count);
+        match taken {
             Err(Refused::Stale) => Some(answered(Answer::Stale)),
             Err(Refused::Busy) => Some(answered(Answer::Busy {
                 text: "too many messages are waiting".to_owned(),
@@ -315,6 +332,10 @@ impl Messages for InboxService {
             ReceiverStream::new(failed),
         ))))
     }
+}
+
+fn header_bytes(headers: &BTreeMap<String, String>) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// Joins neighbouring answers.

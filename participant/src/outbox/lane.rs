@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use synod_participant_core::Timestamp;
-use synod_participant_core::relay::{Read, Relay, RelaySession, Row, Rows, Send, Settlement};
+use synod_participant_core::relay::{
+    Read, Relay, RelaySession, Row, Rows, Send, Settlement, WAITING_COUNT_MAX,
+};
 use synod_proto::ids::{Fence, Position, ResourceId};
 use synod_proto::message::{Answered, LowWater, Welcome};
 use tokio::sync::{Notify, mpsc};
@@ -86,6 +89,7 @@ impl Lane {
             };
             letters.push(Row {
                 position,
+                topic: Bytes::copy_from_slice(message.topic.as_bytes()),
                 key: message.name(),
                 byte_count: message.body.len(),
                 failed_count,
@@ -269,8 +273,19 @@ impl Lane {
         }
     }
 
+    /// Why nothing is sent, or not all.
     pub(super) fn trouble(&self) -> String {
-        self.state().trouble.clone()
+        let state = self.state();
+        let full = state.relay.full_topics();
+        if !state.trouble.is_empty() || full.is_empty() {
+            return state.trouble.clone();
+        }
+        let full: Vec<_> = full.iter().map(|topic| String::from_utf8_lossy(topic)).collect();
+        format!(
+            "no more keys are sent of the topic {}: {WAITING_COUNT_MAX} of its keys wait for their next attempt or an operator; see \
+             the reasons of its messages",
+            full.join(", ")
+        )
     }
 
     pub(super) fn mark(&self) -> Position {
@@ -294,7 +309,7 @@ async fn read_rows(lane: Arc<Lane>) {
         if let Some(asked) = asked {
             let after = match asked {
                 Read::All { after, .. } => Some(after),
-                Read::Key { .. } => None,
+                Read::Topic { .. } | Read::Key { .. } => None,
             };
             let reader = lane.clone();
             let found = lane
@@ -345,7 +360,12 @@ impl Lane {
         let row = self.row(snapshot)?;
         let read = MessageRead(snapshot);
         match asked {
-            Read::All { after, count_max } => read.all(&row, *after, *count_max),
+            Read::All { after, count_max } => read.all(&row, None, *after, *count_max),
+            Read::Topic {
+                topic,
+                after,
+                count_max,
+            } => read.all(&row, Some(topic), *after, *count_max),
             Read::Key {
                 key,
                 after,

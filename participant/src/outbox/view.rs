@@ -48,7 +48,7 @@ pub struct ConsumerStatus {
     /// Messages below the mark that are not settled: dead, requeued, or waiting behind such in their key. At 4096 of them the mark
     /// stops until an operator has decided about the dead ones, and from then on what is delivered is kept, too.
     pub unsettled_count: u64,
-    /// Why it gets no messages now; empty while a relay is connected.
+    /// Why it gets no messages now, or none of more keys of a topic; empty while a relay is connected and sends all.
     pub trouble: String,
 }
 
@@ -82,7 +82,8 @@ pub enum EntryState {
     Pending {
         /// Attempts that failed.
         failed_count: u32,
-        /// Why the last one did; empty before.
+        /// Why the last one did, or why the consumer did not make it: it has no handler for the topic, no room, or a store that
+        /// could not serve it. Empty before.
         reason: String,
     },
     /// Acknowledged, or discarded.

@@ -18,6 +18,16 @@ fn key(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
 }
 
+fn deliver(
+    inbox: &mut Inbox,
+    session: InboxSession,
+    key: &Bytes,
+    fence: Fence,
+) -> Result<Ticket, Refused> {
+    let topic = Bytes::from_static(b"orders");
+    inbox.on_delivery(session, &origin(), &topic, key, fence, 10)
+}
+
 fn starts(inbox: &mut Inbox) -> Vec<Ticket> {
     core::iter::from_fn(|| inbox.poll_start()).collect()
 }
@@ -80,39 +90,40 @@ fn a_delivery_is_next_duplicate_gap_or_below_the_mark() {
 #[test]
 fn deliveries_of_one_key_run_one_after_the_other() {
     let mut inbox = Inbox::new();
-    let first = inbox.on_delivery(A, &origin(), &key("k"), Fence(1)).unwrap();
-    let second = inbox.on_delivery(B, &origin(), &key("k"), Fence(2)).unwrap();
-    let other = inbox.on_delivery(A, &origin(), &key("l"), Fence(3)).unwrap();
+    let first = deliver(&mut inbox, A, &key("k"), Fence(1)).unwrap();
+    let second = deliver(&mut inbox, B, &key("k"), Fence(2)).unwrap();
+    let other = deliver(&mut inbox, A, &key("l"), Fence(3)).unwrap();
     assert_eq!(starts(&mut inbox), [first, other]);
     inbox.on_finished(first);
     assert_eq!(starts(&mut inbox), [second]);
     inbox.on_finished(second);
     inbox.on_finished(other);
     assert_eq!(inbox.counts(), (0, 0));
-    assert!(inbox.gates.is_empty() && inbox.tickets.is_empty());
+    assert!(inbox.gates.is_empty() && inbox.tickets.is_empty() && inbox.shares.is_empty());
+    assert!(inbox.turns.is_empty());
 }
 
 /// H5, H17: what a relay that is gone left on its way is refused once its successor's sending was seen.
 #[test]
 fn h17_a_sending_that_was_overtaken_is_refused() {
     let mut inbox = Inbox::new();
-    inbox.on_delivery(B, &origin(), &key("k"), Fence(9)).unwrap();
+    deliver(&mut inbox, B, &key("k"), Fence(9)).unwrap();
     assert_eq!(
-        inbox.on_delivery(A, &origin(), &key("k"), Fence(4)),
+        deliver(&mut inbox, A, &key("k"), Fence(4)),
         Err(Refused::Stale)
     );
     assert_eq!(
-        inbox.on_delivery(A, &origin(), &key("k"), Fence(9)),
+        deliver(&mut inbox, A, &key("k"), Fence(9)),
         Err(Refused::Stale)
     );
-    inbox.on_delivery(A, &origin(), &key("other"), Fence(4)).unwrap();
+    deliver(&mut inbox, A, &key("other"), Fence(4)).unwrap();
     // Also when nothing is known of the single key any more.
     inbox.on_origin_idle(&origin());
     assert_eq!(
-        inbox.on_delivery(A, &origin(), &key("third"), Fence(9)),
+        deliver(&mut inbox, A, &key("third"), Fence(9)),
         Err(Refused::Stale)
     );
-    inbox.on_delivery(A, &origin(), &key("third"), Fence(10)).unwrap();
+    deliver(&mut inbox, A, &key("third"), Fence(10)).unwrap();
 }
 
 /// The memory of fences is bounded; what is forgotten is refused rather than run.
@@ -121,7 +132,7 @@ fn forgotten_keys_lie_below_the_floor() {
     let mut inbox = Inbox::new();
     for number in 0..FENCE_COUNT_MAX as u64 + 10 {
         let name = Bytes::copy_from_slice(&number.to_be_bytes());
-        let ticket = inbox.on_delivery(A, &origin(), &name, Fence(number + 1)).unwrap();
+        let ticket = deliver(&mut inbox, A, &name, Fence(number + 1)).unwrap();
         assert_eq!(starts(&mut inbox), [ticket]);
         inbox.on_finished(ticket);
     }
@@ -132,7 +143,7 @@ fn forgotten_keys_lie_below_the_floor() {
     );
     assert_eq!(known.floor, Fence(10));
     assert_eq!(
-        inbox.on_delivery(A, &origin(), &key("new"), Fence(10)),
+        deliver(&mut inbox, A, &key("new"), Fence(10)),
         Err(Refused::Stale)
     );
 }
@@ -141,13 +152,13 @@ fn forgotten_keys_lie_below_the_floor() {
 #[test]
 fn a_closed_stream_takes_back_what_waits() {
     let mut inbox = Inbox::new();
-    let running = inbox.on_delivery(A, &origin(), &key("k"), Fence(1)).unwrap();
+    let running = deliver(&mut inbox, A, &key("k"), Fence(1)).unwrap();
     assert_eq!(starts(&mut inbox), [running]);
-    let void = inbox.on_delivery(A, &origin(), &key("k"), Fence(2)).unwrap();
-    let waiting = inbox.on_delivery(A, &origin(), &key("l"), Fence(3)).unwrap();
+    let void = deliver(&mut inbox, A, &key("k"), Fence(2)).unwrap();
+    let waiting = deliver(&mut inbox, A, &key("l"), Fence(3)).unwrap();
     assert_eq!(inbox.on_session_closed(A), vec![void, waiting]);
-    let next = inbox.on_delivery(B, &origin(), &key("k"), Fence(4)).unwrap();
-    let beside = inbox.on_delivery(B, &origin(), &key("l"), Fence(5)).unwrap();
+    let next = deliver(&mut inbox, B, &key("k"), Fence(4)).unwrap();
+    let beside = deliver(&mut inbox, B, &key("l"), Fence(5)).unwrap();
     assert_eq!(starts(&mut inbox), [beside]);
     inbox.on_finished(running);
     assert_eq!(starts(&mut inbox), [next]);
@@ -162,17 +173,89 @@ fn what_runs_and_what_waits_is_bounded() {
     let mut fence = 0;
     let mut deliver = |inbox: &mut Inbox, number: u64| {
         fence += 1;
-        inbox.on_delivery(
-            A,
-            &origin(),
-            &Bytes::copy_from_slice(&number.to_be_bytes()),
-            Fence(fence),
-        )
+        let key = Bytes::copy_from_slice(&number.to_be_bytes());
+        super::tests::deliver(inbox, A, &key, Fence(fence))
     };
     for number in 0..WAITING_COUNT_MAX as u64 {
         deliver(&mut inbox, number).unwrap();
     }
     assert_eq!(deliver(&mut inbox, 0), Err(Refused::Busy));
-    assert_eq!(starts(&mut inbox).len(), RUNNING_COUNT_MAX);
+    assert_eq!(starts(&mut inbox).len(), SHARE_RUNNING_COUNT_MAX);
     deliver(&mut inbox, 1 << 40).unwrap();
+}
+
+/// Bytes are bounded as well as messages: what is refused is sent again when some have run.
+#[test]
+fn the_bytes_that_wait_are_bounded() {
+    let mut inbox = Inbox::new();
+    let byte_count = synod_proto::limits::MESSAGE_BODY_BYTES_MAX;
+    let topic = Bytes::from_static(b"orders");
+    let mut deliver = |inbox: &mut Inbox, number: u64| {
+        let key = Bytes::copy_from_slice(&number.to_be_bytes());
+        inbox.on_delivery(A, &origin(), &topic, &key, Fence(number), byte_count)
+    };
+    let count = (1..)
+        .take_while(|number| deliver(&mut inbox, *number).is_ok())
+        .count();
+    assert_eq!(count, WAITING_BYTES_MAX / byte_count);
+    assert!(count < WAITING_COUNT_MAX / 8, "the bytes stopped it, not the count");
+    let ticket = inbox.poll_start().expect("waits");
+    deliver(&mut inbox, 1 << 40).unwrap();
+    inbox.on_finished(ticket);
+    assert_eq!(inbox.on_session_closed(A).len(), count);
+    assert_eq!((inbox.waiting_count, inbox.waiting_bytes), (0, 0));
+}
+
+/// H9: handlers that hang in one topic hold up neither another topic nor another sender.
+#[test]
+fn h9_a_topic_that_hangs_has_its_share_and_no_more() {
+    let mut inbox = Inbox::new();
+    let (hangs, runs) = (Bytes::from_static(b"hangs"), Bytes::from_static(b"runs"));
+    let other = Origin {
+        source: ResourceId([2; 16]),
+        consumer: "billing".into(),
+    };
+    for number in 1..=2 * RUNNING_COUNT_MAX as u64 {
+        let key = Bytes::copy_from_slice(&number.to_be_bytes());
+        inbox
+            .on_delivery(A, &origin(), &hangs, &key, Fence(number), 10)
+            .unwrap();
+    }
+    assert_eq!(starts(&mut inbox).len(), SHARE_RUNNING_COUNT_MAX);
+    let beside = inbox
+        .on_delivery(A, &origin(), &runs, &key("k"), Fence(1 << 20), 10)
+        .unwrap();
+    let elsewhere = inbox
+        .on_delivery(B, &other, &hangs, &key("k"), Fence(1), 10)
+        .unwrap();
+    assert_eq!(starts(&mut inbox), [beside, elsewhere]);
+    inbox.on_finished(beside);
+    assert_eq!(starts(&mut inbox), [], "the share is still full");
+    inbox.on_finished(elsewhere);
+    assert_eq!(inbox.shares.len(), 1);
+}
+
+/// The memory of origins is bounded: one that has gone makes room for a new one, and one that is connected does not.
+#[test]
+fn an_origin_without_a_stream_makes_room_for_a_new_one() {
+    let mut inbox = Inbox::new();
+    let topic = Bytes::from_static(b"orders");
+    let mut deliver = |inbox: &mut Inbox, number: usize| {
+        let origin = Origin {
+            source: ResourceId((number as u128).to_be_bytes()),
+            consumer: "billing".into(),
+        };
+        let ticket = inbox.on_delivery(A, &origin, &topic, &key("k"), Fence(1), 10)?;
+        assert_eq!(starts(inbox), [ticket]);
+        inbox.on_finished(ticket);
+        Ok::<_, Refused>(origin)
+    };
+    let origins: Vec<_> = (0..ORIGIN_COUNT_MAX)
+        .map(|number| deliver(&mut inbox, number).unwrap())
+        .collect();
+    assert_eq!(deliver(&mut inbox, ORIGIN_COUNT_MAX), Err(Refused::Busy));
+    inbox.on_origin_idle(&origins[7]);
+    deliver(&mut inbox, ORIGIN_COUNT_MAX).unwrap();
+    assert_eq!(inbox.origins.len(), ORIGIN_COUNT_MAX);
+    assert!(!inbox.origins.contains_key(&origins[7]) && inbox.origins.contains_key(&origins[8]));
 }

@@ -4,6 +4,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use synod_proto::ids::Position;
 
+use super::topics::{TopicNumber, Topics};
+
 /// A key while it is in memory. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct KeyNumber(u64);
@@ -31,6 +33,7 @@ pub(super) enum Phase {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Key {
     pub(super) name: Bytes,
+    pub(super) topic: TopicNumber,
     pub(super) phase: Phase,
     pub(super) queue: BTreeSet<Position>,
     /// Messages behind this one may be in the store and not here.
@@ -39,6 +42,15 @@ pub(super) struct Key {
     pub(super) is_overtaken: bool,
     /// The last message that was acknowledged.
     pub(super) previous: Option<Position>,
+    /// It waits for its next attempt or for an operator, or has not been acknowledged since.
+    is_waiting: bool,
+}
+
+impl Key {
+    /// Whether it waits for what becomes of this dead letter.
+    pub(super) fn waits_for(&self, dead: Position) -> bool {
+        matches!(self.phase, Phase::Held(held) | Phase::Dying(held) if held == dead)
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -52,7 +64,7 @@ pub(super) struct Keys {
 
 impl Keys {
     /// The number of this key, which is new if it was not in memory.
-    pub(super) fn number(&mut self, name: &Bytes) -> KeyNumber {
+    pub(super) fn number(&mut self, name: &Bytes, topic: TopicNumber) -> KeyNumber {
         if let Some(number) = self.numbers.get(name) {
             return *number;
         }
@@ -61,6 +73,7 @@ impl Keys {
         self.numbers.insert(name.clone(), number);
         let key = Key {
             name: name.clone(),
+            topic,
             ..Key::default()
         };
         self.keys.insert(number, key);
@@ -75,7 +88,26 @@ impl Keys {
         self.keys.get_mut(&number)
     }
 
-    pub(super) fn remove(&mut self, number: KeyNumber) {
+    pub(super) fn topic(&self, number: KeyNumber) -> TopicNumber {
+        self.keys[&number].topic
+    }
+
+    /// Counts the key among those of its topic that wait, or no longer.
+    pub(super) fn set_waiting(&mut self, topics: &mut Topics, number: KeyNumber, is_waiting: bool) {
+        let Some(key) = self.keys.get_mut(&number) else {
+            return;
+        };
+        let topic = topics.of_mut(key.topic);
+        match (key.is_waiting, is_waiting) {
+            (false, true) => topic.waiting_count += 1,
+            (true, false) => topic.waiting_count -= 1,
+            _ => {}
+        }
+        key.is_waiting = is_waiting;
+    }
+
+    pub(super) fn remove(&mut self, topics: &mut Topics, number: KeyNumber) {
+        self.set_waiting(topics, number, false);
         if let Some(key) = self.keys.remove(&number) {
             self.numbers.remove(&key.name);
         }
@@ -119,9 +151,5 @@ impl Keys {
 
     pub(super) fn is_held(&self, number: KeyNumber) -> bool {
         self.held.contains(&number)
-    }
-
-    pub(super) fn held_count(&self) -> usize {
-        self.held.len()
     }
 }

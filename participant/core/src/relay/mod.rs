@@ -9,15 +9,19 @@
 //!   (traps H5, H10); each sending has a [`Fence`] above all earlier ones.
 //! - **Failures count by answers only.** A session that breaks says nothing about the messages on it: a consumer that is
 //!   away for a day makes no dead letter.
+//! - **Refusals do not count, and are told**: why a consumer could not make an attempt is written like a failure (traps G5).
 //! - **Bounds**: at most [`WINDOW_COUNT_MAX`] messages without bodies; of one key at most [`KEY_QUEUE_COUNT_MAX`], and of one
-//!   that waits just its first, so that a stuck key does not fill the window.
-//! - **Fairness**: ready keys take turns, and so do sessions.
+//!   that waits just its first, outside that window. Of one topic at most [`WAITING_COUNT_MAX`] keys wait; then no more of *its*
+//!   keys are read. Nothing is sent while [`UNWRITTEN_COUNT_MAX`] results wait to be written.
+//! - **Fairness**: topics take turns, within a topic its ready keys, and so do sessions; one topic does not fill a session.
 //!
 //! The driver asks in any order: [`poll_send`](Relay::poll_send), [`poll_read`](Relay::poll_read),
 //! [`poll_settlement`](Relay::poll_settlement), [`poll_low_water`](Relay::poll_low_water),
 //! [`poll_lost`](Relay::poll_lost), and tells what came of it.
 
 mod keys;
+mod reading;
+mod topics;
 mod vocabulary;
 
 #[cfg(test)]
@@ -26,6 +30,7 @@ mod tests;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use bytes::Bytes;
 use synod_proto::ids::{Fence, Position};
 use synod_proto::message::{Answer, LowWater};
@@ -33,12 +38,15 @@ use synod_proto::message::{Answer, LowWater};
 use synod_proto::random::Random;
 
 use crate::time::{Timers, Timestamp};
-use keys::{Key, KeyNumber, Keys, Phase};
+use keys::{KeyNumber, Keys, Phase};
+use reading::Reading;
+use topics::{TopicNumber, Topics};
 
 pub use vocabulary::{
-    DeadLetterPolicy, Failure, HELD_COUNT_MAX, Ignored, KEY_QUEUE_COUNT_MAX, LOW_WATER_COUNT,
-    LOW_WATER_DELAY, READ_COUNT_MAX, Read, RelayOptions, RelaySession, Row, Rows, SESSION_BYTES_MAX,
-    SESSION_COUNT_MAX, SETTLEMENT_COUNT_MAX, Send, Settlement, WINDOW_COUNT_MAX,
+    DeadLetterPolicy, Failure, Ignored, KEY_QUEUE_COUNT_MAX, LOW_WATER_COUNT, LOW_WATER_DELAY,
+    READ_COUNT_MAX, Read, RelayOptions, RelaySession, Row, Rows, SESSION_BYTES_MAX, SESSION_COUNT_MAX,
+    SETTLEMENT_COUNT_MAX, Send, Settlement, TOPIC_SHARE_BYTES_MAX, TOPIC_SHARE_COUNT_MAX,
+    UNWRITTEN_COUNT_MAX, WAITING_COUNT_MAX, WINDOW_COUNT_MAX,
 };
 
 /// The relay of one outbox to one consumer. The [module](self) says what it guarantees.
@@ -48,9 +56,10 @@ pub struct Relay {
     random: Random,
     fence: Fence,
     keys: Keys,
+    topics: Topics,
     entries: BTreeMap<Position, Entry>,
-    /// Keys with a message to send, in the order of their turns.
-    ready: VecDeque<KeyNumber>,
+    /// Keys that wait for their next attempt, with one message each.
+    backing_off_count: usize,
     /// Keys of which more rows are to be read.
     unread: VecDeque<KeyNumber>,
     sessions: BTreeMap<RelaySession, Session>,
@@ -62,6 +71,8 @@ pub struct Relay {
     cursor: Position,
     /// There may be rows behind the cursor.
     has_more: bool,
+    /// What was left of a topic is read next, before what comes behind the cursor.
+    is_topics_turn: bool,
     reading: Option<Reading>,
     /// What waits to be written.
     settlement: Settlement,
@@ -86,21 +97,30 @@ struct Entry {
     key: KeyNumber,
     byte_count: usize,
     failed_count: u32,
-    /// Sendings that ended with their session.
+    /// Sendings that ended with their session, or were refused.
     lost_count: u32,
+    /// Stands for the last refusal's text; 0 before.
+    refusal: u64,
     is_dead: bool,
+}
+
+impl Entry {
+    fn new(key: KeyNumber, row: &Row) -> Self {
+        Self {
+            key,
+            byte_count: row.byte_count,
+            failed_count: row.failed_count,
+            lost_count: 0,
+            refusal: 0,
+            is_dead: row.is_dead,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
 struct Session {
     in_flight: BTreeMap<Position, Fence>,
     byte_count: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reading {
-    All,
-    Key(KeyNumber),
 }
 
 impl Relay {
@@ -113,8 +133,9 @@ impl Relay {
             random: Random::new(seed),
             fence,
             keys: Keys::default(),
+            topics: Topics::default(),
             entries: BTreeMap::new(),
-            ready: VecDeque::new(),
+            backing_off_count: 0,
             unread: VecDeque::new(),
             sessions: BTreeMap::new(),
             turns: VecDeque::new(),
@@ -122,6 +143,7 @@ impl Relay {
             timers: Timers::new(),
             cursor: Position(low_water.mark.0.saturating_sub(1)),
             has_more: true,
+            is_topics_turn: false,
             reading: None,
             settlement: Settlement::default(),
             is_settling: false,
@@ -137,124 +159,7 @@ impl Relay {
         relay
     }
 
-    // ---- rows ----
-
-    /// New rows may have become visible.
-    pub fn on_published(&mut self) {
-        self.has_more = true;
-    }
-
-    /// What to read next, if there is room for it. The answer is [`on_rows`](Self::on_rows) or
-    /// [`on_read_failed`](Self::on_read_failed); until then there is no other.
-    pub fn poll_read(&mut self) -> Option<Read> {
-        if self.reading.is_some() {
-            return None;
-        }
-        // First what keys wait for that were sent before: it is older than what comes behind the cursor.
-        while let Some(number) = self.unread.pop_front() {
-            let Some(Key {
-                phase: Phase::Unread,
-                name,
-                more_after: Some(after),
-                ..
-            }) = self.keys.get_mut(number)
-            else {
-                continue;
-            };
-            self.reading = Some(Reading::Key(number));
-            return Some(Read::Key {
-                key: name.clone(),
-                after: *after,
-                count_max: KEY_QUEUE_COUNT_MAX,
-            });
-        }
-        let room = WINDOW_COUNT_MAX.saturating_sub(self.entries.len());
-        if !self.has_more || room < READ_COUNT_MAX || self.keys.held_count() >= HELD_COUNT_MAX {
-            return None;
-        }
-        self.has_more = false;
-        self.reading = Some(Reading::All);
-        Some(Read::All {
-            after: self.cursor,
-            count_max: READ_COUNT_MAX,
-        })
-    }
-
-    /// The answer to the last [`poll_read`](Self::poll_read).
-    ///
-    /// # Panics
-    /// Nothing was asked: a bug of the driver.
-    pub fn on_rows(&mut self, found: &Rows) {
-        let reading = self.reading.take().expect("rows are an answer");
-        match reading {
-            Reading::All => {
-                self.has_more |= !found.is_end;
-                for row in &found.rows {
-                    self.take_row(row);
-                }
-                self.cursor = self.cursor.max(found.up_to);
-            }
-            Reading::Key(number) => {
-                let Some(key) = self.keys.get_mut(number) else {
-                    return;
-                };
-                let was_overtaken = core::mem::take(&mut key.is_overtaken);
-                key.more_after = None;
-                for row in &found.rows {
-                    self.take_row(row);
-                }
-                let Some(key) = self.keys.get_mut(number) else {
-                    return;
-                };
-                if (!found.is_end || was_overtaken) && key.more_after.is_none() {
-                    key.more_after = Some(found.up_to);
-                }
-                if key.phase == Phase::Unread {
-                    self.advance(number);
-                }
-            }
-        }
-    }
-
-    /// The store could not be read. The driver waits before it asks again.
-    pub fn on_read_failed(&mut self) {
-        match self.reading.take() {
-            Some(Reading::Key(number)) => self.unread.push_front(number),
-            Some(Reading::All) => self.has_more = true,
-            None => {}
-        }
-    }
-
-    fn take_row(&mut self, row: &Row) {
-        if self.entries.contains_key(&row.position) {
-            return;
-        }
-        let number = self.keys.number(&row.key);
-        let key = self.keys.get_mut(number).expect("just numbered");
-        if key.more_after.is_some() {
-            // What lies between was not read: this one is read in its turn.
-            key.is_overtaken = true;
-            return;
-        }
-        let is_waiting = matches!(key.phase, Phase::Backoff | Phase::Dying(_));
-        if key.queue.len() >= KEY_QUEUE_COUNT_MAX || (is_waiting && !key.queue.is_empty()) {
-            key.more_after = key.queue.last().copied();
-            key.is_overtaken = true;
-            return;
-        }
-        let entry = Entry {
-            key: number,
-            byte_count: row.byte_count,
-            failed_count: row.failed_count,
-            lost_count: 0,
-            is_dead: row.is_dead,
-        };
-        key.queue.insert(row.position);
-        self.entries.insert(row.position, entry);
-        if key.phase == Phase::Idle {
-            self.advance(number);
-        }
-    }
+    // ---- keys ----
 
     /// Gives the key its next phase after one has ended.
     fn advance(&mut self, number: KeyNumber) {
@@ -264,7 +169,7 @@ impl Relay {
         while let Some(head) = key.queue.first().copied() {
             if !self.entries[&head].is_dead {
                 key.phase = Phase::Ready;
-                self.ready.push_back(number);
+                self.topics.of_mut(key.topic).ready.push_back(number);
                 return;
             }
             self.entries.remove(&head);
@@ -277,7 +182,7 @@ impl Relay {
             key.phase = Phase::Unread;
             self.unread.push_back(number);
         } else {
-            self.keys.remove(number);
+            self.keys.remove(&mut self.topics, number);
         }
     }
 
@@ -297,6 +202,7 @@ impl Relay {
 
     fn hold(&mut self, number: KeyNumber, dead: Position) {
         self.shed(number, dead);
+        self.keys.set_waiting(&mut self.topics, number, true);
         self.keys.hold(number, dead);
     }
 
@@ -325,7 +231,9 @@ impl Relay {
                 .get_mut(&position)
                 .expect("what is in flight is in memory");
             entry.lost_count = entry.lost_count.saturating_add(1);
-            let number = entry.key;
+            let (number, byte_count) = (entry.key, entry.byte_count);
+            let topic = self.keys.topic(number);
+            self.topics.of_mut(topic).end_flight(byte_count);
             self.put_back(number, position);
             self.advance(number);
         }
@@ -336,16 +244,30 @@ impl Relay {
         self.lost.pop_front()
     }
 
-    /// The next message to send, if one is ready and a session has room.
+    /// The next message to send, if one is ready, a session has room, and the store keeps up.
     pub fn poll_send(&mut self, now: Timestamp) -> Option<Send> {
-        while let Some(number) = self.ready.front().copied() {
+        if self.settlement.count() >= UNWRITTEN_COUNT_MAX {
+            return None;
+        }
+        (0..self.topics.count()).find_map(|_| {
+            let topic = self.topics.take_turn();
+            self.send_of(now, topic)
+        })
+    }
+
+    fn send_of(&mut self, now: Timestamp, topic: TopicNumber) -> Option<Send> {
+        let topic = self.topics.of_mut(topic);
+        while let Some(number) = topic.ready.front().copied() {
             let key = self.keys.get_mut(number);
             let Some(key) = key.filter(|key| key.phase == Phase::Ready) else {
-                self.ready.pop_front();
+                topic.ready.pop_front();
                 continue;
             };
             let position = *key.queue.first().expect("a ready key has a message");
             let entry = &self.entries[&position];
+            if !topic.has_share(entry.byte_count, self.sessions.len()) {
+                return None;
+            }
             let turn = self.turns.iter().position(|session| {
                 let session = &self.sessions[session];
                 session.in_flight.len() < SESSION_COUNT_MAX
@@ -353,7 +275,8 @@ impl Relay {
             })?;
             let id = self.turns.remove(turn).expect("found above");
             self.turns.push_back(id);
-            self.ready.pop_front();
+            topic.ready.pop_front();
+            topic.begin_flight(entry.byte_count);
             self.fence.0 += 1;
             key.queue.remove(&position);
             key.phase = Phase::InFlight;
@@ -395,6 +318,7 @@ impl Relay {
             Answer::Applied | Answer::Duplicate | Answer::Settled => {
                 self.entries.remove(&position);
                 self.settlement.delivered.push(position);
+                self.keys.set_waiting(&mut self.topics, number, false);
                 self.keys
                     .get_mut(number)
                     .expect("has a message in flight")
@@ -408,15 +332,8 @@ impl Relay {
                 );
                 self.fail(now, position, text);
             }
-            Answer::Stale | Answer::Busy { .. } => {
-                let entry = self
-                    .entries
-                    .get_mut(&position)
-                    .expect("what is in flight is in memory");
-                let count = entry.lost_count;
-                entry.lost_count = count.saturating_add(1);
-                self.back_off(now, number, position, count);
-            }
+            Answer::Stale => self.refuse(now, position, None),
+            Answer::Busy { text } => self.refuse(now, position, Some(text)),
         }
         Ok(())
     }
@@ -434,6 +351,7 @@ impl Relay {
     ) -> Result<(), Ignored> {
         let number = self.end_flight(now, session, position, fence)?;
         self.entries.remove(&position);
+        self.keys.set_waiting(&mut self.topics, number, false);
         self.advance(number);
         Ok(())
     }
@@ -459,12 +377,34 @@ impl Relay {
             let at = now.plus_duration(self.options.answer_timeout);
             self.timers.set(Timer::Session(session), at);
         }
-        Ok(entry.key)
+        let number = entry.key;
+        let topic = self.keys.topic(number);
+        self.topics.of_mut(topic).end_flight(entry.byte_count);
+        Ok(number)
+    }
+
+    /// The attempt was not made: it does not count, however often that happens. A new reason is written, for whoever asks why.
+    fn refuse(&mut self, now: Timestamp, position: Position, reason: Option<String>) {
+        let entry = self.entries.get_mut(&position).expect("was in flight");
+        let (number, count) = (entry.key, entry.lost_count);
+        entry.lost_count = count.saturating_add(1);
+        if let Some(reason) = reason
+            && entry.refusal != fingerprint(&reason)
+        {
+            entry.refusal = fingerprint(&reason);
+            self.settlement.failed.push(Failure {
+                position,
+                failed_count: entry.failed_count,
+                reason,
+            });
+        }
+        self.back_off(now, number, position, count);
     }
 
     fn fail(&mut self, now: Timestamp, position: Position, reason: String) {
         let entry = self.entries.get_mut(&position).expect("was in flight");
         entry.failed_count = entry.failed_count.saturating_add(1);
+        entry.refusal = 0;
         let (number, failed_count) = (entry.key, entry.failed_count);
         let failure = Failure {
             position,
@@ -479,6 +419,7 @@ impl Relay {
         self.settlement.dead.push(failure);
         self.entries.remove(&position);
         self.shed(number, position);
+        self.keys.set_waiting(&mut self.topics, number, true);
         self.keys.begin_dying(number, position);
     }
 
@@ -488,7 +429,9 @@ impl Relay {
             .backoff(attempt, self.options.backoff_first, self.options.backoff_max);
         self.put_back(number, position);
         self.shed(number, position);
+        self.keys.set_waiting(&mut self.topics, number, true);
         self.keys.get_mut(number).expect("has a message").phase = Phase::Backoff;
+        self.backing_off_count += 1;
         self.timers.set(Timer::Key(number), now.plus_duration(delay));
     }
 
@@ -509,12 +452,13 @@ impl Relay {
         if self.settlement.count() <= SETTLEMENT_COUNT_MAX {
             return Some(core::mem::take(&mut self.settlement));
         }
-        let rest = |count: usize| count.min(SETTLEMENT_COUNT_MAX / 3);
         let waiting = &mut self.settlement;
+        let mut room = SETTLEMENT_COUNT_MAX;
+        // Failures before dead letters: written after its letter, a message's failure would outlive it.
         Some(Settlement {
-            delivered: waiting.delivered.drain(..rest(waiting.delivered.len())).collect(),
-            failed: waiting.failed.drain(..rest(waiting.failed.len())).collect(),
-            dead: waiting.dead.drain(..rest(waiting.dead.len())).collect(),
+            failed: take_first(&mut waiting.failed, &mut room),
+            dead: take_first(&mut waiting.dead, &mut room),
+            delivered: take_first(&mut waiting.delivered, &mut room),
         })
     }
 
@@ -528,7 +472,10 @@ impl Relay {
             };
             match self.options.policy {
                 DeadLetterPolicy::HoldKey => self.hold(number, failure.position),
-                DeadLetterPolicy::Skip => self.advance(number),
+                DeadLetterPolicy::Skip => {
+                    self.keys.set_waiting(&mut self.topics, number, false);
+                    self.advance(number);
+                }
             }
         }
         self.on_low_water(now, low_water);
@@ -549,22 +496,29 @@ impl Relay {
         if self.entries.contains_key(&row.position) {
             return;
         }
-        let number = self.keys.number(&row.key);
+        let topic = self.topics.number(&row.topic);
+        let found = self.keys.find(&row.key);
+        let is_held = found
+            .and_then(|number| self.keys.get_mut(number))
+            .is_some_and(|key| key.waits_for(row.position));
+        // Behind what is still to be read it is read in its turn.
+        let left_after = self.topics.of(topic).left_after;
+        if !is_held && left_after.is_some_and(|after| row.position > after) {
+            return;
+        }
+        let number = self.keys.number(&row.key, topic);
         let key = self.keys.get_mut(number).expect("just numbered");
-        let is_held = matches!(key.phase, Phase::Held(held) | Phase::Dying(held) if held == row.position);
         if !is_held && key.more_after.is_some_and(|after| row.position > after) {
             return;
         }
         let is_idle = is_held || key.phase == Phase::Idle || key.phase == Phase::Unread;
-        let entry = Entry {
-            key: number,
-            byte_count: row.byte_count,
-            failed_count: 0,
-            lost_count: 0,
-            is_dead: false,
-        };
         key.queue.insert(row.position);
-        self.entries.insert(row.position, entry);
+        let row = Row {
+            failed_count: 0,
+            is_dead: false,
+            ..row.clone()
+        };
+        self.entries.insert(row.position, Entry::new(number, &row));
         if is_idle {
             self.keys.release(number, row.position);
             self.advance(number);
@@ -578,8 +532,9 @@ impl Relay {
             return;
         };
         let key = self.keys.get_mut(number).expect("just found");
-        if matches!(key.phase, Phase::Held(held) | Phase::Dying(held) if held == row.position) {
+        if key.waits_for(row.position) {
             self.keys.release(number, row.position);
+            self.keys.set_waiting(&mut self.topics, number, false);
             self.advance(number);
         }
     }
@@ -654,7 +609,10 @@ impl Relay {
     pub fn on_timeout(&mut self, now: Timestamp) {
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
-                Timer::Key(number) => self.advance(number),
+                Timer::Key(number) => {
+                    self.backing_off_count -= 1;
+                    self.advance(number);
+                }
                 Timer::Session(session) => self.lost.push_back(session),
                 Timer::LowWater => self.is_low_water_due = true,
             }
@@ -672,6 +630,16 @@ impl Relay {
         (self.entries.len(), in_flight)
     }
 
+    /// Topics of which no more keys are read for now, since [`WAITING_COUNT_MAX`] of theirs wait: for operators.
+    #[must_use]
+    pub fn full_topics(&self) -> Vec<Bytes> {
+        let topics = self.topics.iter();
+        topics
+            .filter(|(_, topic)| topic.left_after.is_some() && !self.has_waiting_room(topic))
+            .map(|(_, topic)| topic.name.clone())
+            .collect()
+    }
+
     /// Whether the key's messages wait for an operator.
     #[must_use]
     pub fn is_held(&self, key: &Bytes) -> bool {
@@ -679,4 +647,18 @@ impl Relay {
             .find(key)
             .is_some_and(|number| self.keys.is_held(number))
     }
+}
+
+/// Tells two reasons apart, to write neither again and again (FNV-1a).
+fn fingerprint(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The first of them, as many as there is room for.
+fn take_first<T>(waiting: &mut Vec<T>, room: &mut usize) -> Vec<T> {
+    let count = waiting.len().min(*room);
+    *room -= count;
+    waiting.drain(..count).collect()
 }

@@ -1,6 +1,8 @@
-//! The relay on paper: one situation, one step, the whole answer. `random.rs` plays it against an executable model.
+//! The relay on paper: one situation, one step, the whole answer. `trouble.rs` has what keys and topics in trouble do to the others;
+//! `random.rs` plays it against an executable model.
 
 mod random;
+mod trouble;
 
 use super::*;
 use alloc::vec;
@@ -32,6 +34,7 @@ fn low_water(mark: u64) -> LowWater {
 fn row(position: u64, key: &'static str) -> Row {
     Row {
         position: Position(position),
+        topic: Bytes::from_static(b"t"),
         key: Bytes::from_static(key.as_bytes()),
         byte_count: 10,
         failed_count: 0,
@@ -350,6 +353,7 @@ fn a_long_key_does_not_fill_the_window() {
             let after = match asked {
                 Read::Key { after, .. } => after.0,
                 Read::All { .. } => 501,
+                Read::Topic { .. } => panic!("nothing of the topic was left"),
             };
             let found = (after + 1..=500)
                 .take(KEY_QUEUE_COUNT_MAX)
@@ -401,7 +405,7 @@ fn the_window_and_the_sessions_are_bounded() {
     }
     assert!(relay.counts().0 <= WINDOW_COUNT_MAX);
     relay.on_session_opened(NOW, S);
-    assert_eq!(sends(&mut relay).len(), SESSION_BYTES_MAX / 100_000);
+    assert_eq!(sends(&mut relay).len(), TOPIC_SHARE_BYTES_MAX / 100_000);
 }
 
 /// Keys take turns: one with much to do does not come again before the others.

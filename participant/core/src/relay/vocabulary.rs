@@ -10,22 +10,32 @@ use synod_proto::ids::{Fence, Position};
 /// leaves room for the others.
 pub const KEY_QUEUE_COUNT_MAX: usize = 8;
 
-/// The most messages in memory, without their bodies: some 3 MiB with the longest keys.
+/// The most messages in memory that are on their way or wait for a turn, without their bodies: some 3 MiB with the longest keys.
 pub const WINDOW_COUNT_MAX: usize = 4096;
 
-/// The most keys that may be held up by a dead letter of theirs before no more messages are read: each costs memory.
-pub const HELD_COUNT_MAX: usize = 16 << 10;
+/// The most keys of one topic that may wait for their next attempt or for an operator before no more of its keys are read: each
+/// costs memory, some 12 MiB together with the longest keys. Other topics go on.
+pub const WAITING_COUNT_MAX: usize = 16 << 10;
 
 /// The most messages, and the most bytes of bodies, that one session has in flight.
 pub const SESSION_COUNT_MAX: usize = 256;
 /// See [`SESSION_COUNT_MAX`].
 pub const SESSION_BYTES_MAX: usize = 4 << 20;
 
+/// The most that one topic has in flight, for each session that is open: what hangs in one topic leaves room for another.
+pub const TOPIC_SHARE_COUNT_MAX: usize = SESSION_COUNT_MAX / 4 * 3;
+/// See [`TOPIC_SHARE_COUNT_MAX`].
+pub const TOPIC_SHARE_BYTES_MAX: usize = SESSION_BYTES_MAX / 4 * 3;
+
 /// The most rows that one read asks for.
 pub const READ_COUNT_MAX: usize = 512;
 
 /// The most results in one settlement.
 pub const SETTLEMENT_COUNT_MAX: usize = 1024;
+
+/// At so many results that wait to be written nothing more is sent, so that a store that is slow or fails is not outrun: with
+/// those that are in flight, and their reasons, a few MiB.
+pub const UNWRITTEN_COUNT_MAX: usize = 4 * SETTLEMENT_COUNT_MAX;
 
 /// How many messages may be settled before the inbox is told so, and how long at most it is not told.
 pub const LOW_WATER_COUNT: u64 = 256;
@@ -35,7 +45,8 @@ pub const LOW_WATER_DELAY: Duration = Duration::from_secs(1);
 const _: () = assert!(READ_COUNT_MAX + KEY_QUEUE_COUNT_MAX < WINDOW_COUNT_MAX);
 const _: () = assert!(SESSION_COUNT_MAX <= WINDOW_COUNT_MAX);
 const _: () = assert!(
-    synod_proto::limits::MESSAGE_BODY_BYTES_MAX + synod_proto::limits::HEADER_BYTES_MAX <= SESSION_BYTES_MAX,
+    synod_proto::limits::MESSAGE_BODY_BYTES_MAX + synod_proto::limits::HEADER_BYTES_MAX
+        <= TOPIC_SHARE_BYTES_MAX,
     "the largest message fits into an empty session"
 );
 
@@ -62,16 +73,21 @@ pub struct RelayOptions {
     pub backoff_max: Duration,
     /// A session that answers nothing for so long, while something is in flight, is given up.
     pub answer_timeout: Duration,
+    /// See [`WAITING_COUNT_MAX`]; at least 1.
+    pub waiting_count_max: usize,
 }
 
 impl Default for RelayOptions {
     fn default() -> Self {
         Self {
-            attempt_count_max: 10,
+            // With these waits it is five to eleven minutes until the last one has failed: a restart, or a short outage of what a
+            // handler calls, makes no dead letters.
+            attempt_count_max: 20,
             policy: DeadLetterPolicy::HoldKey,
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(60),
             answer_timeout: Duration::from_secs(45),
+            waiting_count_max: WAITING_COUNT_MAX,
         }
     }
 }
@@ -85,6 +101,8 @@ pub struct RelaySession(pub u64);
 pub struct Row {
     /// Its place.
     pub position: Position,
+    /// What it is about.
+    pub topic: Bytes,
     /// Its topic and key, as one name: what is ordered.
     pub key: Bytes,
     /// What it weighs on its way, in bytes.
@@ -100,6 +118,15 @@ pub struct Row {
 pub enum Read {
     /// Unsettled messages behind `after`.
     All {
+        /// The last position that was read.
+        after: Position,
+        /// How many rows at most.
+        count_max: usize,
+    },
+    /// Unsettled messages of one topic behind `after`.
+    Topic {
+        /// The topic.
+        topic: Bytes,
         /// The last position that was read.
         after: Position,
         /// How many rows at most.
@@ -127,14 +154,14 @@ pub struct Rows {
     pub is_end: bool,
 }
 
-/// An attempt that failed.
+/// An attempt that failed, or that the consumer did not make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The message.
     pub position: Position,
-    /// How many attempts have failed by now.
+    /// How many attempts have failed by now. One that was not made does not count.
     pub failed_count: u32,
-    /// Why the last one did.
+    /// Why the last one failed, or was not made.
     pub reason: String,
 }
 
@@ -143,7 +170,7 @@ pub struct Failure {
 pub struct Settlement {
     /// Acknowledged by the consumer: delivered (traps H6).
     pub delivered: Vec<Position>,
-    /// Failed, to be tried again.
+    /// Failed or not made, to be tried again.
     pub failed: Vec<Failure>,
     /// Failed for the last time.
     pub dead: Vec<Failure>,

@@ -3,19 +3,23 @@
 //! happens: each message takes effect once, of a key in the order of publishing, and in the end nothing is left.
 
 use super::super::*;
-use crate::inbox::{Decision, Inbox, InboxSession, Origin, Ticket, decide};
+use crate::inbox::{Decision, Inbox, InboxSession, Origin, Refused, Ticket, decide};
 use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 use synod_proto::ids::{MessageId, ResourceId};
 
-const KEY_COUNT: u64 = 3;
+const KEY_COUNT: u64 = 4;
+/// So few keys may wait that topics are left behind and read later all the time.
+const WAITING_COUNT_MAX: usize = 1;
 const STEP_COUNT: usize = 600;
 
 /// What lies in the outbox's database.
 #[derive(Default)]
 struct Store {
     keys: Vec<u64>,
+    /// What was not deleted.
+    stored: BTreeSet<u64>,
     done: BTreeSet<u64>,
     failed: BTreeMap<u64, u32>,
     letters: BTreeMap<u64, Letter>,
@@ -69,11 +73,18 @@ struct World {
     running: Vec<(Ticket, RelaySession, Send)>,
     /// How often a message will still fail.
     poison: BTreeMap<u64, u32>,
+    /// What has been a dead letter.
+    died: BTreeSet<u64>,
     is_healed: bool,
 }
 
 fn name(key: u64) -> Bytes {
     Bytes::copy_from_slice(&key.to_be_bytes())
+}
+
+/// The first key has a topic of its own.
+fn topic(key: u64) -> Bytes {
+    Bytes::copy_from_slice(&key.min(1).to_be_bytes())
 }
 
 fn origin() -> Origin {
@@ -95,6 +106,7 @@ impl Store {
     fn row(&self, position: u64) -> Row {
         Row {
             position: Position(position),
+            topic: topic(self.key(position)),
             key: name(self.key(position)),
             byte_count: 1,
             failed_count: self.failed.get(&position).copied().unwrap_or(0),
@@ -103,13 +115,18 @@ impl Store {
     }
 
     fn find(&self, asked: &Read) -> Rows {
-        let (after, count_max, key) = match asked {
-            Read::All { after, count_max } => (after.0, *count_max, None),
+        let (after, count_max, of_topic, of_key) = match asked {
+            Read::All { after, count_max } => (after.0, *count_max, None, None),
+            Read::Topic {
+                topic,
+                after,
+                count_max,
+            } => (after.0, *count_max, Some(topic), None),
             Read::Key {
                 key,
                 after,
                 count_max,
-            } => (after.0, *count_max, Some(key)),
+            } => (after.0, *count_max, None, Some(key)),
         };
         let mut rows = Rows {
             rows: vec![],
@@ -122,7 +139,9 @@ impl Store {
                 rows.is_end = false;
                 break;
             }
-            let is_asked = key.is_none_or(|key| *key == name(self.key(position)));
+            let key = self.key(position);
+            let is_asked = of_key.is_none_or(|asked| *asked == name(key))
+                && of_topic.is_none_or(|asked| *asked == topic(key));
             if is_asked && self.is_unsettled(position) {
                 rows.rows.push(self.row(position));
             }
@@ -133,13 +152,13 @@ impl Store {
         rows
     }
 
+    /// As the store does it: what waits is told by the message directly before it of its key that is still stored.
     fn advance(&mut self) -> LowWater {
         while self.mark <= self.keys.len() as u64 {
             let key = self.key(self.mark);
-            let is_behind_a_letter = self
-                .letters
-                .range(..self.mark)
-                .any(|(position, _)| self.key(*position) == key);
+            let before = self.stored.range(..self.mark).rev();
+            let before = before.copied().find(|position| self.key(*position) == key);
+            let is_behind_a_letter = before.is_some_and(|position| self.letters.contains_key(&position));
             if !self.letters.contains_key(&self.mark) && !self.done.remove(&self.mark) {
                 if !is_behind_a_letter {
                     break;
@@ -148,6 +167,9 @@ impl Store {
             }
             self.mark += 1;
         }
+        let (mark, letters) = (self.mark, &self.letters);
+        self.stored
+            .retain(|position| *position >= mark || letters.contains_key(position));
         LowWater {
             mark: Position(self.mark),
             unsettled: self
@@ -186,6 +208,7 @@ impl Store {
         let options = RelayOptions {
             attempt_count_max: 3,
             policy,
+            waiting_count_max: WAITING_COUNT_MAX,
             ..RelayOptions::default()
         };
         let low_water = self.advance();
@@ -219,6 +242,7 @@ impl World {
             waiting: BTreeMap::new(),
             running: vec![],
             poison: BTreeMap::new(),
+            died: BTreeSet::new(),
             is_healed: false,
         }
     }
@@ -230,6 +254,7 @@ impl World {
     fn publish(&mut self) {
         let key = self.below(KEY_COUNT);
         self.store.keys.push(key);
+        self.store.stored.insert(self.store.keys.len() as u64);
         if self.below(6) == 0 {
             let count = u32::try_from(self.below(5)).unwrap() + 1;
             self.poison.insert(self.store.keys.len() as u64, count);
@@ -308,13 +333,21 @@ impl World {
     fn arrive(&mut self, session: RelaySession, frame: Frame) {
         match frame {
             Frame::Delivery(send) => {
-                let key = name(self.store.key(send.position.0));
+                if !self.is_healed && self.below(10) == 0 {
+                    let text = ["no room", "no handler"][usize::from(self.below(2) == 0)].into();
+                    return self.answer(session, &send, Answer::Busy { text });
+                }
+                let key = self.store.key(send.position.0);
+                let session_here = InboxSession(session.0);
                 match self
                     .inbox
-                    .on_delivery(InboxSession(session.0), &origin(), &key, send.fence)
+                    .on_delivery(session_here, &origin(), &topic(key), &name(key), send.fence, 1)
                 {
                     Ok(ticket) => drop(self.waiting.insert(ticket, (session, send))),
-                    Err(_) => self.answer(session, &send, Answer::Stale),
+                    Err(refused) => {
+                        assert_eq!(refused, Refused::Stale);
+                        self.answer(session, &send, Answer::Stale);
+                    }
                 }
             }
             Frame::LowWater(low_water) => {
@@ -387,6 +420,10 @@ impl World {
         self.answer(session, &send, answer);
     }
 
+    fn is_exempt(&self, position: u64) -> bool {
+        self.policy == DeadLetterPolicy::Skip && self.died.contains(&position)
+    }
+
     fn apply(&mut self, position: u64) {
         let effects = &self.consumer.effects;
         assert!(
@@ -394,11 +431,12 @@ impl World {
             "message {position} took effect twice"
         );
         let key = self.store.key(position);
-        if self.policy == DeadLetterPolicy::HoldKey {
+        // A dead letter that was skipped may come later; all others of the key keep their order.
+        if self.policy == DeadLetterPolicy::HoldKey || !self.died.contains(&position) {
             let last = effects
                 .iter()
                 .rev()
-                .find(|effect| self.store.key(**effect) == key);
+                .find(|effect| self.store.key(**effect) == key && !self.is_exempt(**effect));
             assert!(
                 last.is_none_or(|last| *last < position),
                 "{position} after {last:?}"
@@ -411,6 +449,8 @@ impl World {
         let Some(settlement) = self.relay.poll_settlement() else {
             return;
         };
+        self.died
+            .extend(settlement.dead.iter().map(|failure| failure.position.0));
         match if self.is_healed { 0 } else { self.below(8) } {
             // On disk, and nobody knows.
             1 => {
@@ -535,11 +575,14 @@ impl World {
             }
         }
         panic!(
-            "not settled: mark {} of {}, letters {:?}, rows {:?}",
+            "not settled: mark {} of {}, letters {:?}, rows {:?}, {} late frames, {} running, {} waiting",
             self.store.mark,
             self.store.keys.len(),
             self.store.letters,
-            self.consumer.rows
+            self.consumer.rows,
+            self.zombies.len(),
+            self.running.len(),
+            self.waiting.len(),
         );
     }
 }

@@ -11,7 +11,7 @@ use super::super::writer::Work;
 use super::writes::{advance, consumer_row, consumers, delete_unless_needed, record};
 use super::{
     ConsumerRow, DONE, LETTER, LETTER_ID, LetterRow, LetterState, MessageRow, OUTBOX, last_number,
-    letter_id_key, of_consumer, position_key,
+    letter_id_key, of_consumer, position_key, topic_of_name,
 };
 
 /// The most letters that one local transaction requeues: others get their turn between.
@@ -159,6 +159,7 @@ impl Work for Operate {
         let low_water = advance(tx, &self.consumer, consumer)?;
         let row = Row {
             position: self.position,
+            topic: topic_of_name(&name),
             key: name,
             byte_count: message.len(),
             failed_count: 0,
@@ -261,9 +262,11 @@ impl RequeueAll {
             };
             let topic = MessageRow::topic_of(message.value())?;
             if self.topic.as_ref().is_none_or(|asked| asked == topic) {
+                let key = MessageRow::due_of(message.value())?.2;
                 let row = Row {
                     position,
-                    key: MessageRow::due_of(message.value())?.2,
+                    topic: topic_of_name(&key),
+                    key,
                     byte_count: message.value().len(),
                     failed_count: 0,
                     is_dead: false,

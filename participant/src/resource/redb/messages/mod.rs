@@ -128,6 +128,12 @@ pub(crate) fn name(topic: &str, key: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// The topic in a name.
+pub(crate) fn topic_of_name(name: &Bytes) -> Bytes {
+    let count = usize::from(name.clone().get_u16());
+    name.slice(2..2 + count)
+}
+
 pub(crate) fn position_key(position: Position) -> [u8; 8] {
     position.0.to_be_bytes()
 }

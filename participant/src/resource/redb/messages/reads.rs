@@ -18,6 +18,7 @@ use super::{
     CONSUMER, COUNTER, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, InboxRow, KEYS,
     LETTER, LETTER_ID, LetterRow, MessageRow, OUTBOX, RECORD, decode_low_water, due_key, last_number,
     letter_id_key, named, of_consumer, origin_key, position_key,
+    topic_of_name,
 };
 
 /// The most rows that one read looks at: others get their turn between.
@@ -222,19 +223,22 @@ impl MessageRead<'_> {
             StoredState::Pending(failure) => (failure.map_or(0, |failure| failure.failed_count), false),
             StoredState::Dead(failure) => (failure.failed_count, true),
         };
+        let key = MessageRow::due_of(message).map_err(damaged)?.2;
         Ok(Some(Row {
             position,
-            key: MessageRow::due_of(message).map_err(damaged)?.2,
+            topic: topic_of_name(&key),
+            key,
             byte_count: message.len(),
             failed_count,
             is_dead,
         }))
     }
 
-    /// Unsettled messages behind `after`.
+    /// Unsettled messages behind `after`, of one topic or of all.
     pub(crate) fn all(
         &self,
         consumer: &ConsumerRow,
+        topic: Option<&[u8]>,
         after: Position,
         count_max: usize,
     ) -> Result<Rows, ResourceError> {
@@ -257,9 +261,12 @@ impl MessageRead<'_> {
             }
             let (key, message) = row.map_err(failed)?;
             let position = Position(last_number("synod:outbox", key.value()).map_err(damaged)?);
-            found
-                .rows
-                .extend(self.relay_row(consumer, position, message.value())?);
+            let of = MessageRow::topic_of(message.value()).map_err(damaged)?;
+            if topic.is_none_or(|topic| topic == of.as_bytes()) {
+                found
+                    .rows
+                    .extend(self.relay_row(consumer, position, message.value())?);
+            }
             found.up_to = position;
         }
         Ok(found)
