@@ -119,13 +119,16 @@ async fn try_apply(
 ///
 /// `RolledBack` is not among them: it hides its cause, and the handler that meets it has gone on after the first error.
 fn is_of_a_store(error: &(dyn Error + 'static)) -> bool {
-    let found = std::iter::successors(Some(error), |error| error.source())
-        .find_map(|error| error.downcast_ref::<ResourceError>());
-    match found {
-        None | Some(ResourceError::RolledBack { .. }) => false,
-        Some(ResourceError::Closed) => true,
-        Some(error) => error.remedy() != Remedy::Fix,
+    let mut next = Some(error);
+    while let Some(error) = next {
+        match error.downcast_ref::<ResourceError>() {
+            Some(ResourceError::RolledBack { .. }) => return false,
+            Some(ResourceError::Closed) => return true,
+            Some(error) => return error.remedy() != Remedy::Fix,
+            None => next = error.source(),
+        }
     }
+    false
 }
 
 /// Runs the handler in a task of its own, so that a panic is an answer.

@@ -190,7 +190,7 @@ fn the_bytes_that_wait_are_bounded() {
     let mut inbox = Inbox::new();
     let byte_count = synod_proto::limits::MESSAGE_BODY_BYTES_MAX;
     let topic = Bytes::from_static(b"orders");
-    let mut deliver = |inbox: &mut Inbox, number: u64| {
+    let deliver = |inbox: &mut Inbox, number: u64| {
         let key = Bytes::copy_from_slice(&number.to_be_bytes());
         inbox.on_delivery(A, &origin(), &topic, &key, Fence(number), byte_count)
     };
@@ -240,7 +240,7 @@ fn h9_a_topic_that_hangs_has_its_share_and_no_more() {
 fn an_origin_without_a_stream_makes_room_for_a_new_one() {
     let mut inbox = Inbox::new();
     let topic = Bytes::from_static(b"orders");
-    let mut deliver = |inbox: &mut Inbox, number: usize| {
+    let deliver = |inbox: &mut Inbox, number: usize| {
         let origin = Origin {
             source: ResourceId((number as u128).to_be_bytes()),
             consumer: "billing".into(),
