@@ -248,6 +248,7 @@
 //!
 //! fn billing(store: &RedbResource) -> Inbox {
 //!     Inbox::builder(store)
+//!         .name("billing")
 //!         .handle("orders.placed", async |delivery, mut tx| {
 //!             let owed = tx.get_u64_for_update("accounts", &delivery.key).await?.unwrap_or(0);
 //!             tx.put_u64("accounts", &delivery.key, owed + 450).await?;
@@ -340,13 +341,20 @@
 //! # coordinator::run(ship);
 //! ```
 //! An error, in doubt included, is a failed attempt: the message comes again, and meets the row, its lock, or neither. Its
-//! attempts are counted, so a coordinator that is away for long makes dead letters here: give the consumer a higher
+//! attempts are counted, so a coordinator that is away for ten minutes makes dead letters here: give the consumer a higher
 //! [`attempt_count_max`](crate::outbox::Consumer::attempt_count_max).
 //!
 //! # Dead letters
-//! A message whose handler fails, panics or times out comes again, after waits that double from 100 ms to a minute. After ten
-//! failures it is a dead letter: it waits for a person. A consumer that is away, that has no handler for the topic, or whose
-//! store is closed makes none. An error that the handler got from its store, a lock timeout for example, does count.
+//! A message whose handler fails, panics or times out comes again, after waits that double from 100 ms to a minute. After twenty
+//! failures, five to eleven minutes after the first one, it is a dead letter: it waits for a person. No dead letters come of a
+//! consumer that is away, has no handler for the topic or no room, nor of an error of its store that another attempt may not meet: a
+//! lock that a branch in doubt holds, a conflict, a store that is closed. Such messages stay pending, with the failed attempts that
+//! they had and the reason (`synod outbox list`), however long it lasts; one whose topic nobody wants goes when a handler that
+//! does nothing takes it. Hand the store's error on with `?`: it is known by its type, not by its text.
+//!
+//! Meanwhile the other keys go on. The bounds: while 16,384 keys of one topic wait, no more keys of that topic are sent, and
+//! [`Outbox::status`](crate::outbox::Outbox::status) says so as the consumer's trouble. Handlers that hang hold up the others of
+//! their topic when there are 64 of them, and other topics when that many hang in four topics, or two topics fill a relay's stream.
 //!
 //! 1. *Look*: `synod outbox dead --service HOST:PORT` lists id, consumer, key and the last reason.
 //! 2. *Mend the consumer*, if it was its fault, and `synod outbox requeue ID --service HOST:PORT --author NAME --reason TEXT`:

@@ -114,7 +114,10 @@ async fn an_inbox_takes_only_what_is_for_its_name() {
             billing.is_some_and(|billing| billing.trouble.contains("the inbox of notifications"))
         })
         .await;
-        eventually("the right one has it", async || effects(&notifications, "a") == "1").await;
+        eventually("the right one has it", async || {
+            effects(&notifications, "a") == "1"
+        })
+        .await;
         publish(&outbox, &orders, "a", "2").await;
         eventually("once each", async || effects(&notifications, "a") == "1 2").await;
         assert_eq!(stored(&outbox).await, (2, 0, 0), "both are kept for billing");

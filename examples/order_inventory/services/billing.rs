@@ -26,6 +26,7 @@ pub(crate) const PRICE_CENTS: u64 = 450;
 pub(crate) async fn run(args: ServiceArgs, shutdown: CancellationToken) -> Result<(), Box<dyn Error>> {
     let database = RedbResource::open(&args.database)?;
     let inbox = Inbox::builder(&database)
+        .name("billing")
         .handle(PLACED, async |delivery, mut tx| {
             let placed = OrderPlaced::decode(delivery.body)?;
             let order = placed.order.ok_or("the order is missing")?;

@@ -23,6 +23,7 @@ const CUSTOMERS: &str = "customers";
 pub(crate) async fn run(args: ServiceArgs, shutdown: CancellationToken) -> Result<(), Box<dyn Error>> {
     let database = RedbResource::open(&args.database)?;
     let inbox = Inbox::builder(&database)
+        .name("notifications")
         // What is written with this `tx` and the inbox's own row are one local transaction: a message that comes twice is
         // recognised, and counts once.
         .handle(PLACED, async |delivery, mut tx| {

@@ -8,9 +8,9 @@ use synod_participant_core::inbox::{Decision, Origin, decide};
 use synod_proto::message::{Answer, Delivery};
 
 use super::{Handler, InboxTransaction};
-use crate::resource::{Remedy, ResourceError};
 use crate::resource::redb::RedbResource;
 use crate::resource::redb::messages::{INBOX_TABLE, InboxRow, MessageRead, named, origin_key};
+use crate::resource::{Remedy, ResourceError};
 
 /// The store could not take the delivery, for no fault of the message.
 fn busy(error: &ResourceError) -> Answer {

@@ -68,8 +68,9 @@ impl Consumer {
         self
     }
 
-    /// After so many failed attempts a message becomes a dead letter; 10 by default, at least 1. Only answers of the consumer
-    /// count: that it failed, never that it was away.
+    /// After so many failed attempts a message becomes a dead letter; 20 by default, which with the default [waits](Self::backoff) is
+    /// five to eleven minutes after the first one; at least 1. Only answers of the consumer count: that its handler failed, never
+    /// that it was away, had no handler or no room, or met a store that could not serve it.
     #[must_use]
     pub fn attempt_count_max(mut self, count: u32) -> Self {
         self.options.attempt_count_max = count.max(1);

@@ -18,12 +18,7 @@ fn key(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
 }
 
-fn deliver(
-    inbox: &mut Inbox,
-    session: InboxSession,
-    key: &Bytes,
-    fence: Fence,
-) -> Result<Ticket, Refused> {
+fn deliver(inbox: &mut Inbox, session: InboxSession, key: &Bytes, fence: Fence) -> Result<Ticket, Refused> {
     let topic = Bytes::from_static(b"orders");
     inbox.on_delivery(session, &origin(), &topic, key, fence, 10)
 }
@@ -108,14 +103,8 @@ fn deliveries_of_one_key_run_one_after_the_other() {
 fn h17_a_sending_that_was_overtaken_is_refused() {
     let mut inbox = Inbox::new();
     deliver(&mut inbox, B, &key("k"), Fence(9)).unwrap();
-    assert_eq!(
-        deliver(&mut inbox, A, &key("k"), Fence(4)),
-        Err(Refused::Stale)
-    );
-    assert_eq!(
-        deliver(&mut inbox, A, &key("k"), Fence(9)),
-        Err(Refused::Stale)
-    );
+    assert_eq!(deliver(&mut inbox, A, &key("k"), Fence(4)), Err(Refused::Stale));
+    assert_eq!(deliver(&mut inbox, A, &key("k"), Fence(9)), Err(Refused::Stale));
     deliver(&mut inbox, A, &key("other"), Fence(4)).unwrap();
     // Also when nothing is known of the single key any more.
     inbox.on_origin_idle(&origin());
@@ -198,7 +187,10 @@ fn the_bytes_that_wait_are_bounded() {
         .take_while(|number| deliver(&mut inbox, *number).is_ok())
         .count();
     assert_eq!(count, WAITING_BYTES_MAX / byte_count);
-    assert!(count < WAITING_COUNT_MAX / 8, "the bytes stopped it, not the count");
+    assert!(
+        count < WAITING_COUNT_MAX / 8,
+        "the bytes stopped it, not the count"
+    );
     let ticket = inbox.poll_start().expect("waits");
     deliver(&mut inbox, 1 << 40).unwrap();
     inbox.on_finished(ticket);

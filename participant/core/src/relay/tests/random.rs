@@ -9,7 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use synod_proto::ids::{MessageId, ResourceId};
 
-const KEY_COUNT: u64 = 8;
+const KEY_COUNT: u64 = 12;
 /// So few keys may wait that topics are left behind and read later all the time.
 const WAITING_COUNT_MAX: usize = 1;
 const STEP_COUNT: usize = 600;
@@ -336,7 +336,7 @@ impl World {
     fn arrive(&mut self, session: RelaySession, frame: Frame) {
         match frame {
             Frame::Delivery(send) => {
-                if !self.is_healed && self.below(10) == 0 {
+                if !self.is_healed && self.below(4) == 0 {
                     let text = ["no room", "no handler"][usize::from(self.below(2) == 0)].into();
                     return self.answer(session, &send, Answer::Busy { text });
                 }
@@ -614,7 +614,7 @@ fn each_message_takes_effect_once_and_in_order_whatever_breaks() {
         topic_read_count += world.topic_read_count;
     }
     assert!(
-        effect_count > 5_000 && topic_read_count > 1_000,
+        effect_count > 5_000 && topic_read_count > 100,
         "the worlds are too quiet: {effect_count} effects, {topic_read_count} topics read later"
     );
 }

@@ -102,7 +102,10 @@ fn h9_keys_that_wait_fill_no_window() {
             Answer::Applied
         }
     });
-    assert_eq!(applied, (last_refused + 1..=last_refused + 100).collect::<Vec<_>>());
+    assert_eq!(
+        applied,
+        (last_refused + 1..=last_refused + 100).collect::<Vec<_>>()
+    );
     assert!(relay.full_topics().is_empty());
 }
 
@@ -123,16 +126,20 @@ fn h9_a_topic_of_which_too_many_keys_wait_is_left_in_the_store() {
     // Of a key that waits, and of one that was left.
     shelf.put("missing", 0);
     shelf.put("missing", key_count - 1);
-    let is_missing: Vec<bool> = shelf.rows.values().map(|row| &row.topic[..] == b"missing").collect();
+    let is_missing: Vec<bool> = shelf
+        .rows
+        .values()
+        .map(|row| &row.topic[..] == b"missing")
+        .collect();
     let of = |position: u64| is_missing[usize::try_from(position - 1).unwrap()];
     let applied = exchange(&mut relay, &mut shelf, |position| {
-        if of(position) {
-            busy()
-        } else {
-            Answer::Applied
-        }
+        if of(position) { busy() } else { Answer::Applied }
     });
-    assert_eq!(applied.len() as u64, key_count.div_ceil(100), "all of the other topic");
+    assert_eq!(
+        applied.len() as u64,
+        key_count.div_ceil(100),
+        "all of the other topic"
+    );
     assert_eq!(relay.full_topics(), [Bytes::from_static(b"missing")]);
     assert!(relay.counts().0 <= WAITING_COUNT_MAX + WINDOW_COUNT_MAX);
     let reads = shelf.read_count;
@@ -215,8 +222,14 @@ fn h9_a_short_outage_makes_no_dead_letter_by_default() {
         relay.on_timeout(now);
     }
     let tried = now.duration_since(NOW);
-    assert!(tried > Duration::from_secs(300) && tried < Duration::from_secs(700), "{tried:?}");
-    assert!(longest > Duration::from_secs(30), "the longest wait is reached: {longest:?}");
+    assert!(
+        tried > Duration::from_secs(300) && tried < Duration::from_secs(700),
+        "{tried:?}"
+    );
+    assert!(
+        longest > Duration::from_secs(30),
+        "the longest wait is reached: {longest:?}"
+    );
 }
 
 /// A store that does not keep up is not outrun, and one that does gets full batches.
@@ -263,5 +276,9 @@ fn h9_a_topic_that_hangs_does_not_fill_a_session() {
     assert!(sent.iter().any(|send| send.position.0 == shelf.rows.len() as u64));
     relay.on_session_closed(S);
     relay.on_session_opened(NOW, T);
-    assert_eq!(sends(&mut relay).len(), TOPIC_SHARE_COUNT_MAX + 1, "nothing is counted twice");
+    assert_eq!(
+        sends(&mut relay).len(),
+        TOPIC_SHARE_COUNT_MAX + 1,
+        "nothing is counted twice"
+    );
 }
