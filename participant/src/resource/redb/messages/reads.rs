@@ -17,8 +17,7 @@ use super::super::snapshot::{Snapshot, damaged, failed};
 use super::{
     CONSUMER, COUNTER, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, InboxRow, KEYS,
     LETTER, LETTER_ID, LetterRow, MessageRow, OUTBOX, RECORD, decode_low_water, due_key, last_number,
-    letter_id_key, named, of_consumer, origin_key, position_key,
-    topic_of_name,
+    letter_id_key, named, of_consumer, origin_key, position_key, topic_of_name,
 };
 
 /// The most rows that one read looks at: others get their turn between.

@@ -16,8 +16,7 @@ use super::writes::{
 };
 use super::{
     CONSUMER, COUNTER_CONSUMER, COUNTER_RUN, ConsumerRow, DONE, FAILED, GONE, LETTER, MessageRow, OUTBOX,
-    TopicRange, last_number, of_consumer, position_key,
-    topic_of_name,
+    TopicRange, last_number, of_consumer, position_key, topic_of_name,
 };
 
 /// The most parts of topics that one consumer's row holds.
