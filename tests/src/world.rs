@@ -445,8 +445,10 @@ impl World {
             Event::Wake { replica, life, at } => self.on_wake(replica, life, at),
             Event::Synced { replica, life } => self.on_synced(replica, life),
             Event::Fetched { replica, life, fetch } => {
-                if self.hosts[&replica].life == life {
-                    let values = self.hosts[&replica].fetch(fetch)?;
+                // It counts its lives from start to start: one that has ended reads nothing more.
+                let host = &self.hosts[&replica];
+                if host.life == life && host.process.is_some() {
+                    let values = host.fetch(fetch)?;
                     self.post(replica, Input::Fetched { fetch, values });
                 }
                 Ok(())

@@ -64,6 +64,14 @@ impl Meta {
             .get(&own)
             .is_some_and(|seen| seen.incarnation == incarnation)
     }
+
+    /// Whether this directory was admitted as that of another replica than `own`.
+    #[must_use]
+    pub fn is_of_another(&self, own: ReplicaId, incarnation: Incarnation) -> bool {
+        self.peers
+            .iter()
+            .any(|(id, seen)| *id != own && seen.incarnation == incarnation)
+    }
 }
 
 /// One group of records to make durable with one sync. Records are written in order; for one slot the later wins.

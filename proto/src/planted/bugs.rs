@@ -101,7 +101,7 @@ bugs! {
     AcceptsCountedOverBallots: "P2b", "what was accepted in one ballot is counted for another", Exploration("restart-in-office");
     MinorityDecides: "P2b", "one acceptance less than a quorum decides", Seeds(20);
     HighestNotProposedAgain: "P2c", "a new leader puts a no-op where it heard of an accepted value", Seeds(60);
-    LowestProposedAgain: "P2c", "a new leader proposes the accepted value of the lowest ballot again", Seeds(60);
+    LowestProposedAgain: "P2c", "a new leader proposes the accepted value of the lowest ballot again", Seeds(500);
     NoopOverUnreadable: "L3", "a new leader puts a no-op over a slot of which too few reports can be read", Scenario("last-record-lost");
     LowerValueOverUnreadable: "L3", "a new leader proposes what it heard of a slot of which too few reports can be read", Scenario("lower-value-beside-lost-record");
     UnreadableReportedEmpty: "L3", "an unreadable slot is reported as one in which nothing was accepted", Scenario("last-record-lost");
@@ -122,7 +122,7 @@ bugs! {
     AnsweredPerGtid: "T5", "a branch is told what became of its gtid, whether or not the record names it", Seeds(20);
     MismatchToldCommitted: "T5", "a commit of other branches than the recorded ones is called committed", Seeds(20);
     UndecidedToldUnconfirmed: "T10", "a leader says that there is no outcome without asking a quorum", Seeds(20);
-    ServesBeforeBarrier: "A4", "a new leader serves before it has applied all that was chosen before it", Seeds(40);
+    ServesBeforeBarrier: "A4", "a new leader serves before it has applied all that was chosen before it", Seeds(100);
     DeliveryForgottenEarly: "B10", "a delivery is forgotten once one branch has acknowledged", Seeds(20);
     DeliveryToldOnce: "T8", "a delivery is not repeated", Seeds(20);
     // The participant.
@@ -131,7 +131,7 @@ bugs! {
     RecoveryRollsBack: "C2", "a process that starts rolls back what it finds prepared", Seeds(20);
     UndecidedTakenAsAborted: "T6", "a branch that is told that there is no outcome yet rolls back", Seeds(20);
     RolledBackAtDeadline: "T8", "a branch in doubt rolls back at its deadline", Seeds(20);
-    CommitWithCallUnanswered: "T4", "a commit is proposed while a call is unanswered", Seeds(20);
+    CommitWithCallUnanswered: "T4", "a commit is proposed while a call is unanswered", Seeds(100);
     RepeatRunsUnderSameId: "T2", "a repeated request runs under the same branch id", Seeds(100);
     StoreAnswersBeforeSync: "C1", "the store says prepared or committed before its write is synced", Seeds(20);
     ProofNotWritten: "T8", "a commit leaves no proof of itself in the store", Seeds(20);

@@ -238,10 +238,9 @@ impl Replica {
         let Acknowledged { ballot, slot } = acknowledged;
         let has_lost = meta.promised < ballot || meta.accepted_up_to < slot;
         // What only the peer's memory knows is forgotten when it restarts; and the start that it has on disk is passed by a
-        // copy that is started often enough. A directory that was never admitted here was wiped, or belongs to another
-        // replica: the peers know another one in its place, and will for ever.
-        let was_admitted = meta.was_admitted(self.config.replica, self.config.incarnation);
-        let is_to_be_noted = has_lost || was_admitted;
+        // copy that is started often enough, be it one from before the first admission. A directory of another replica is
+        // whole where it belongs, and the peers know another one here, for ever.
+        let is_to_be_noted = has_lost || !meta.is_of_another(self.config.replica, self.config.incarnation);
         let contradiction = contradiction.or_else(|| {
             has_lost.then(|| {
                 format!(

@@ -296,20 +296,46 @@ fn l10_a_directory_that_has_lost_something_stays_refused_after_a_restart() {
 /// nobody would contradict it any more; so it is on its own disk that it was contradicted.
 #[test]
 fn l10_a_copy_that_was_contradicted_stays_refused_when_its_starts_have_caught_up() {
-    let (mut bench, _) = Bench::started(3, admitted_before(), vec![]);
-    let out = bench.hear(3, answer(2, Some("start 2 was seen before".into())));
-    let meta = out.batch.expect("the finding is written").meta;
-    assert!(meta.has_lost(ReplicaId(1), Incarnation([1; 16])));
+    // One made before the first admission, too: its peers admit it on their word alone, since it knows of none.
+    for (copied, start) in [(admitted_before(), 2), (Recovered::default(), 1)] {
+        let (mut bench, _) = Bench::started(3, copied, vec![]);
+        let out = bench.hear(3, answer(start, Some("this start was seen before".into())));
+        let meta = out.batch.expect("the finding is written").meta;
+        assert!(meta.has_lost(ReplicaId(1), Incarnation([1; 16])));
+        let recovered = Recovered {
+            meta,
+            ..Recovered::default()
+        };
+        let (mut bench, _) = Bench::started(3, recovered, vec![]);
+        for peer in [2, 3] {
+            bench.hear(peer, answer(start + 1, None));
+        }
+        let admission = bench.replica.status().admission;
+        assert!(matches!(admission, Admission::Refused { .. }), "{admission:?}");
+    }
+}
+
+/// A directory that stands at another replica's place is refused there, and whole where it belongs.
+#[test]
+fn l10_a_directory_at_anothers_place_is_not_marked() {
+    let owner = PeerSeen {
+        incarnation: Incarnation([1; 16]),
+        start: 1,
+        process: PROCESS,
+    };
     let recovered = Recovered {
-        meta,
+        meta: Meta {
+            start: 1,
+            peers: [(ReplicaId(2), owner)].into(),
+            ..Meta::default()
+        },
         ..Recovered::default()
     };
     let (mut bench, _) = Bench::started(3, recovered, vec![]);
-    for peer in [2, 3] {
-        bench.hear(peer, answer(3, None));
-    }
+    let out = bench.hear(3, answer(2, Some("another directory was seen".into())));
     let admission = bench.replica.status().admission;
     assert!(matches!(admission, Admission::Refused { .. }), "{admission:?}");
+    assert!(out.batch.is_none(), "nothing is noted on it");
 }
 
 /// What this replica's directory looks like on disk once it has been admitted.
