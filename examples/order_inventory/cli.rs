@@ -14,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples (with cargo: cargo run --release -p synod-examples --bin order_inventory -- FLAGS):
   order_inventory                                      400 orders that ship with the example, and three kills
   order_inventory --kill leader                        only the leader is killed
+  order_inventory --kill billing,relay,billing         both ends of the messages are
   order_inventory --no-kill                            nobody is, for comparison
   order_inventory --orders my.csv --stock stock.csv    your own files
   order_inventory --keep /tmp/shop                     leave databases, logs and traces behind
@@ -93,6 +94,8 @@ pub(crate) enum Victim {
     Inventory,
     /// The service orders: a participant too, in whose process the relay runs
     Relay,
+    /// The service billing: a consumer of messages
+    Billing,
 }
 
 /// What a process that the driver started is.

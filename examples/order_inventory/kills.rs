@@ -172,6 +172,13 @@ async fn kill(
             services.restart_orders().await?;
             failover = None;
         }
+        Victim::Billing => {
+            (process, killed_at) = (services.billing.name.clone(), Instant::now());
+            services.billing.send_kill()?;
+            after_orders = on_killed(&process, "a consumer of messages");
+            services.restart_billing().await?;
+            failover = None;
+        }
     }
     let away = killed_at.elapsed();
     say(format!("{process} is started again"));

@@ -57,7 +57,7 @@
 //! | `kill.new_leader` | integer | the replica that led next |
 //! | `kill.caught_up` | bool | every killed replica was started again and has applied what the leader had applied at the end |
 //! | `kills` | [object] | every death, in this order |
-//! | `kills[].victim` | string | `leader`, `inventory` or `relay` |
+//! | `kills[].victim` | string | `leader`, `inventory`, `relay` or `billing` |
 //! | `kills[].process` | string | what got SIGKILL: `replica 1` to `replica 3`, `inventory` or `orders` |
 //! | `kills[].after_orders` | integer | orders that were decided by then |
 //! | `kills[].commits_stood_still_ms` | number or null | as above, of those gaps that begin before the next kill |

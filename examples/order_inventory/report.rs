@@ -120,6 +120,7 @@ impl fmt::Display for Summary {
                 Victim::Leader => "leader killed",
                 Victim::Inventory => "participant killed",
                 Victim::Relay => "relay killed",
+                Victim::Billing => "consumer killed",
             };
             let mut note = format!(
                 "without a commit; SIGKILL to {} after {} orders, ",

@@ -191,6 +191,38 @@ fn leader_participant_and_relay_are_killed_and_nothing_is_lost_or_doubled() {
 }
 
 #[test]
+fn both_ends_of_the_messages_are_killed_and_each_takes_effect_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let orders = write(directory.path(), "orders.csv", forty_and_ten());
+    let stock = write(directory.path(), "stock.csv", STOCK);
+    let victims = ["billing", "relay", "billing"];
+    let output = run(&[
+        "--orders",
+        &orders,
+        "--stock",
+        &stock,
+        "--in-flight",
+        "8",
+        "--kill",
+        &victims.join(","),
+        "--json",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let summary: Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON object");
+    let kills = summary["kills"].as_array().expect("a list");
+    let killed: Vec<_> = kills
+        .iter()
+        .map(|kill| kill["victim"].as_str().expect("a name"))
+        .collect();
+    assert_eq!(killed, victims);
+    assert_eq!(summary["adds_up"], true, "{summary}");
+    assert_eq!(
+        (&summary["invoices"], &summary["owed_cents"]),
+        (&json!(46), &json!(46 * 450))
+    );
+}
+
+#[test]
 fn without_a_kill_the_table_says_so() {
     let directory = tempfile::tempdir().expect("a directory");
     let orders = write(

@@ -101,7 +101,7 @@ pub(crate) struct Services {
     pub(crate) orders: Process,
     pub(crate) inventory: Process,
     notifications: Process,
-    billing: Process,
+    pub(crate) billing: Process,
     launch: Launch,
 }
 
@@ -133,8 +133,8 @@ impl Launch {
         Process::start(service, args, &self.traces).await
     }
 
-    async fn consumer(&self, service: &str) -> Result<Process, ProcessError> {
-        self.start(service, None, &[]).await
+    async fn consumer(&self, service: &str, address: Option<SocketAddr>) -> Result<Process, ProcessError> {
+        self.start(service, address, &[]).await
     }
 
     async fn inventory(&self, address: Option<SocketAddr>) -> Result<Process, ProcessError> {
@@ -176,8 +176,8 @@ impl Services {
         };
         let (inventory, notifications, billing) = tokio::try_join!(
             launch.inventory(None),
-            launch.consumer(NOTIFICATIONS),
-            launch.consumer(BILLING)
+            launch.consumer(NOTIFICATIONS, None),
+            launch.consumer(BILLING, None)
         )?;
         let orders = launch
             .orders(None, notifications.address, billing.address)
@@ -208,6 +208,13 @@ impl Services {
         let (notifications, billing) = (self.notifications.address, self.billing.address);
         let address = Some(self.orders.address);
         self.orders = self.launch.orders(address, notifications, billing).await?;
+        Ok(())
+    }
+
+    /// Starts billing again, which was killed, on its port and with its file.
+    pub(crate) async fn restart_billing(&mut self) -> Result<(), ProcessError> {
+        self.billing.gone().await?;
+        self.billing = self.launch.consumer(BILLING, Some(self.billing.address)).await?;
         Ok(())
     }
 
