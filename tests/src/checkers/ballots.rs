@@ -84,15 +84,24 @@ impl BallotChecker {
                     format!("replica {id} leads in ballot {ballot} as a second one")
                 })?;
                 let applied_up_to = host.replica().map(|replica| replica.machine().applied_up_to());
-                require(applied_up_to >= Some(decided_up_to), || {
+                let chosen_up_to = decided_up_to.min(self.chosen_before(*ballot));
+                require(applied_up_to >= Some(chosen_up_to), || {
                     format!(
-                        "replica {id} serves in ballot {ballot}, has applied {applied_up_to:?}, and slot {decided_up_to} \
+                        "replica {id} serves in ballot {ballot}, has applied {applied_up_to:?}, and slot {chosen_up_to} \
                          was decided before"
                     )
                 })?;
             }
         }
         Ok(())
+    }
+
+    /// The slots that can only have been decided in this ballot or lower ones. A replica that slept may learn in one turn that
+    /// it won, and that others have gone on in a higher ballot: of what they decided it knows nothing, and needs not.
+    fn chosen_before(&self, ballot: Ballot) -> Slot {
+        let higher = self.proposed.keys().filter(|(one, _)| *one > ballot);
+        let first = higher.map(|(_, slot)| slot.0).min();
+        Slot(first.map_or(u64::MAX, |first| first.saturating_sub(1)))
     }
 
     fn check_owner(&mut self, ballot: Ballot, host: &Host) -> Check {
