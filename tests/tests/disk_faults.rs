@@ -78,13 +78,16 @@ fn l7_a_planned_crash_strikes_at_its_operation_and_again_in_the_repair() {
 /// up, and what it wrote before stays.
 #[test]
 fn l9_a_failing_operation_takes_hold_at_its_number() {
-    for fault in [OperationFault::Write, OperationFault::Sync] {
+    for (fault, name) in [
+        (OperationFault::Write, "a write failed"),
+        (OperationFault::Sync, "a sync failed"),
+    ] {
         let (mut world, follower) = stage(2, 32 << 10);
         world
             .on_fault(Fault::FailOperation(follower, fault, 5))
             .expect("planned");
         world.run_for(500_000).expect("nothing is wrong");
-        assert_eq!(count(&world, "an operation failed"), 1, "{fault:?}");
+        assert_eq!(count(&world, name), 1, "{fault:?}");
         assert!(
             world.hosts[&follower].process.is_none(),
             "{fault:?}: it has ended"
