@@ -10,6 +10,9 @@ use crate::schedule::Micros;
 use synod_coordinator_core::replica::Input;
 use synod_proto::ids::ReplicaId;
 
+/// How soon a process that sleeps is looked at again.
+const LOOK_AGAIN_US: Micros = 20_000;
+
 impl World {
     /// Starts a replica's process.
     ///
@@ -99,8 +102,9 @@ impl World {
             return Ok(());
         }
         if process.paused_until > now {
-            let until = process.paused_until;
-            self.schedule.at(until, Event::Synced { replica: id, life });
+            // Again and again, since healing may wake it before its time.
+            let at = process.paused_until.min(now + LOOK_AGAIN_US);
+            self.schedule.at(at, Event::Synced { replica: id, life });
             return Ok(());
         }
         let output = host.on_synced(now)?;
