@@ -12,8 +12,8 @@
 use crate::Failure;
 use crate::cluster::{Load, finish, free_addresses, read_trace};
 use crate::figures::Measurement;
+use crate::grpc::Client;
 use crate::tally::{LoadArgs, Tally, measure};
-use http::uri::PathAndQuery;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -31,10 +31,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::body::Body;
-use tonic::client::Grpc;
 use tonic::server::{NamedService, UnaryService};
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
@@ -202,42 +201,9 @@ struct TransactionView {
 }
 
 async fn is_serving(endpoint: &str) -> Result<(), Failure> {
-    let _: Empty = call(
-        &mut Grpc::new(connect(endpoint).await?),
-        "/dtmrs.v1.Tc/NewGid",
-        Empty {},
-    )
-    .await?;
+    let mut client = Client::connect(endpoint, CALL_TIMEOUT).await?;
+    let _: Empty = client.call("/dtmrs.v1.Tc/NewGid", Empty {}).await?;
     Ok(())
-}
-
-async fn connect(endpoint: &str) -> Result<Channel, Failure> {
-    let endpoint = Endpoint::from_shared(format!("http://{endpoint}"))?
-        .connect_timeout(CALL_TIMEOUT)
-        .tcp_nodelay(true);
-    Ok(endpoint.connect().await?)
-}
-
-async fn call<A, B>(client: &mut Grpc<Channel>, path: &'static str, message: A) -> Result<B, Status>
-where
-    A: prost::Message + Send + Sync + 'static,
-    B: prost::Message + Default + Send + Sync + 'static,
-{
-    let call = async {
-        client
-            .ready()
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
-        let path = PathAndQuery::from_static(path);
-        client
-            .unary(Request::new(message), path, ProstCodec::default())
-            .await
-    };
-    let late = |_| Status::deadline_exceeded("no answer in time");
-    timeout(CALL_TIMEOUT, call)
-        .await
-        .map_err(late)?
-        .map(Response::into_inner)
 }
 
 // ---- the load ----
@@ -261,11 +227,11 @@ async fn drive(args: &LoadArgs) -> Result<serde_json::Value, Failure> {
     let tally = Tally::new(args)?;
     let mut last = Vec::new();
     for session in 0..args.sessions {
-        let channel = connect(endpoint).await?;
+        let client = Client::connect(endpoint, CALL_TIMEOUT).await?;
         for place in 0..args.share(session) {
             let one = Place {
                 name: format!("{session}-{place}"),
-                client: Grpc::new(channel.clone()),
+                client: client.clone(),
                 branches,
                 waiting: waiting.clone(),
                 tally: tally.clone(),
@@ -275,7 +241,7 @@ async fn drive(args: &LoadArgs) -> Result<serde_json::Value, Failure> {
     }
     let figures = measure(args, &tally).await;
     // Every place's last transaction has succeeded, and with it, since each waits for the one before, all have been called.
-    let mut client = Grpc::new(connect(endpoint).await?);
+    let mut client = Client::connect(endpoint, CALL_TIMEOUT).await?;
     for gid in futures::future::join_all(last).await {
         let gid = gid?.map_err(|status| format!("dtmrs: {status}"))?;
         await_success(&mut client, &gid).await?;
@@ -286,7 +252,7 @@ async fn drive(args: &LoadArgs) -> Result<serde_json::Value, Failure> {
 /// One transaction at a time.
 struct Place {
     name: String,
-    client: Grpc<Channel>,
+    client: Client,
     branches: [SocketAddr; BRANCH_COUNT],
     waiting: Waiting,
     tally: Rc<RefCell<Tally>>,
@@ -308,7 +274,7 @@ impl Place {
                 steps: self.branches.iter().map(step).collect(),
             };
             let begun = Instant::now();
-            let submitted = call::<_, Empty>(&mut self.client, "/dtmrs.v1.Tc/Submit", submit);
+            let submitted = self.client.call::<_, Empty>("/dtmrs.v1.Tc/Submit", submit);
             let (submitted, called) = tokio::join!(submitted, timeout(CALL_TIMEOUT, done));
             if submitted.is_err() || !matches!(called, Ok(Ok(()))) {
                 self.tally.borrow_mut().failed_count += 1;
@@ -327,11 +293,11 @@ impl Place {
 }
 
 /// dtmrs writes the end after the last call.
-async fn await_success(client: &mut Grpc<Channel>, gid: &str) -> Result<(), Failure> {
+async fn await_success(client: &mut Client, gid: &str) -> Result<(), Failure> {
     let deadline = Instant::now() + CALL_TIMEOUT;
     loop {
         let query = QueryRequest { gid: gid.to_owned() };
-        let view: TransactionView = call(client, "/dtmrs.v1.Tc/Query", query).await?;
+        let view: TransactionView = client.call("/dtmrs.v1.Tc/Query", query).await?;
         if view.status == "succeed" {
             return Ok(());
         }

@@ -3,17 +3,14 @@
 //! The messages are those of etcd's `etcdserverpb`, with the few fields that are needed here.
 
 use crate::Failure;
+use crate::grpc::Client;
 use crate::tally::{LoadArgs, Tally, measure};
-use http::uri::PathAndQuery;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::LocalSet;
-use tokio::time::{Instant, sleep, timeout};
-use tonic::client::Grpc;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
-use tonic_prost::ProstCodec;
+use tokio::time::{Instant, sleep};
+use tonic::Status;
 
 /// How long one call may take; a put that was lost with its leader is asked again after it. Far above the latency under
 /// full load, and short enough to find the next leader soon.
@@ -79,10 +76,10 @@ async fn keep(endpoints: Vec<String>, first: usize, session: u32, share: u32, ta
     let mut next = first;
     let mut counter = 0u64;
     loop {
-        if let Ok(channel) = connect(&endpoints[next % endpoints.len()]).await {
+        if let Ok(client) = Client::connect(&endpoints[next % endpoints.len()], CALL_TIMEOUT).await {
             let counters = Rc::new(RefCell::new(counter));
             let puts = (0..share)
-                .map(|_| put_until_failure(channel.clone(), session, counters.clone(), tally.clone()));
+                .map(|_| put_until_failure(client.clone(), session, counters.clone(), tally.clone()));
             // Each put that fails waits for the others: they fail with the same connection.
             futures::future::join_all(puts).await;
             counter = *counters.borrow();
@@ -93,12 +90,11 @@ async fn keep(endpoints: Vec<String>, first: usize, session: u32, share: u32, ta
 }
 
 async fn put_until_failure(
-    channel: Channel,
+    mut client: Client,
     session: u32,
     counter: Rc<RefCell<u64>>,
     tally: Rc<RefCell<Tally>>,
 ) {
-    let mut client = Grpc::new(channel);
     loop {
         let number = {
             let mut counter = counter.borrow_mut();
@@ -113,7 +109,7 @@ async fn put_until_failure(
             value: vec![0x5a; VALUE_BYTES],
         };
         let begun = Instant::now();
-        let answer: Result<PutResponse, Status> = call(&mut client, "/etcdserverpb.KV/Put", put).await;
+        let answer: Result<PutResponse, Status> = client.call("/etcdserverpb.KV/Put", put).await;
         let now = Instant::now();
         let mut tally = tally.borrow_mut();
         match answer {
@@ -129,34 +125,6 @@ async fn put_until_failure(
     }
 }
 
-async fn connect(endpoint: &str) -> Result<Channel, Failure> {
-    let endpoint = Endpoint::from_shared(format!("http://{endpoint}"))?
-        .connect_timeout(CALL_TIMEOUT)
-        .tcp_nodelay(true);
-    Ok(endpoint.connect().await?)
-}
-
-async fn call<A, B>(client: &mut Grpc<Channel>, path: &'static str, message: A) -> Result<B, Status>
-where
-    A: prost::Message + Send + Sync + 'static,
-    B: prost::Message + Default + Send + Sync + 'static,
-{
-    let late = || Status::deadline_exceeded("no answer in time");
-    timeout(CALL_TIMEOUT, async {
-        client
-            .ready()
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))?;
-        let path = PathAndQuery::from_static(path);
-        client
-            .unary(Request::new(message), path, ProstCodec::default())
-            .await
-    })
-    .await
-    .map_err(|_| late())?
-    .map(tonic::Response::into_inner)
-}
-
 /// Which member leads, by its place among the endpoints.
 pub(crate) fn leader(endpoints: &[String]) -> Result<Option<usize>, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -167,15 +135,12 @@ pub(crate) fn leader(endpoints: &[String]) -> Result<Option<usize>, Failure> {
 
 async fn leader_of(endpoints: &[String]) -> Result<Option<usize>, Failure> {
     for (index, endpoint) in endpoints.iter().enumerate() {
-        let Ok(channel) = connect(endpoint).await else {
+        let Ok(mut client) = Client::connect(endpoint, CALL_TIMEOUT).await else {
             continue;
         };
-        let status: Result<StatusResponse, Status> = call(
-            &mut Grpc::new(channel),
-            "/etcdserverpb.Maintenance/Status",
-            StatusRequest {},
-        )
-        .await;
+        let status: Result<StatusResponse, Status> = client
+            .call("/etcdserverpb.Maintenance/Status", StatusRequest {})
+            .await;
         if let Ok(StatusResponse {
             header: Some(header),
             leader,

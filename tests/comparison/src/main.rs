@@ -15,6 +15,7 @@ mod dtmrs;
 mod etcd;
 mod failover;
 mod figures;
+mod grpc;
 mod idle;
 mod in_memory;
 mod instructions;
