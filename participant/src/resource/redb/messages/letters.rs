@@ -11,7 +11,7 @@ use super::super::writer::Work;
 use super::writes::{advance, consumer_row, consumers, delete_unless_needed, record};
 use super::{
     ConsumerRow, DONE, LETTER, LETTER_ID, LetterRow, LetterState, MessageRow, OUTBOX, last_number,
-    letter_id_key, of_consumer, position_key, topic_of_name,
+    letter_id_key, of_consumer, position_key,
 };
 
 /// The most letters that one local transaction requeues: others get their turn between.
@@ -136,7 +136,7 @@ impl Work for Operate {
         let (Some(letter), Some(message)) = (letter, message) else {
             return Ok((None, false));
         };
-        let (_, id, name) = MessageRow::due_of(&message)?;
+        let (_, id, _) = MessageRow::due_of(&message)?;
         let verb = match self.action {
             OperatorAction::Requeue => {
                 requeue(tx, &mut consumer, self.position, letter)?;
@@ -157,14 +157,7 @@ impl Work for Operate {
         );
         record(tx, &text)?;
         let low_water = advance(tx, &self.consumer, consumer)?;
-        let row = Row {
-            position: self.position,
-            topic: topic_of_name(&name),
-            key: name,
-            byte_count: message.len(),
-            failed_count: 0,
-            is_dead: false,
-        };
+        let row = MessageRow::relay_row(self.position, &message)?;
         Ok((Some(Operated { row, low_water }), true))
     }
 }
@@ -262,16 +255,7 @@ impl RequeueAll {
             };
             let topic = MessageRow::topic_of(message.value())?;
             if self.topic.as_ref().is_none_or(|asked| asked == topic) {
-                let key = MessageRow::due_of(message.value())?.2;
-                let row = Row {
-                    position,
-                    topic: topic_of_name(&key),
-                    key,
-                    byte_count: message.value().len(),
-                    failed_count: 0,
-                    is_dead: false,
-                };
-                found.push((row, letter));
+                found.push((MessageRow::relay_row(position, message.value())?, letter));
             }
         }
         Ok((found, None))

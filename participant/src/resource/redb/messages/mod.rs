@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 
 use ::redb::TableDefinition;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use synod_participant_core::relay::Row;
 use synod_proto::ids::{MessageId, Position, ResourceId, Sequence, UnixMillis};
 use synod_proto::message::LowWater;
 
@@ -302,6 +303,19 @@ impl MessageRow {
         let id = MessageId(reader.array()?);
         reader.take(16)?;
         Ok((UnixMillis(reader.number::<8>()?), id, name(topic, key)))
+    }
+
+    /// The stored message as the relay sees one at this place of which no attempt has failed.
+    pub(crate) fn relay_row(position: Position, message: &[u8]) -> Result<Row, DamagedRow> {
+        let key = Self::due_of(message)?.2;
+        Ok(Row {
+            position,
+            topic: topic_of_name(&key),
+            key,
+            byte_count: message.len(),
+            failed_count: 0,
+            is_dead: false,
+        })
     }
 }
 

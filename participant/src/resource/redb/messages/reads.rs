@@ -17,7 +17,7 @@ use super::super::snapshot::{Snapshot, damaged, failed};
 use super::{
     CONSUMER, COUNTER, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, InboxRow, KEYS,
     LETTER, LETTER_ID, LetterRow, MessageRow, OUTBOX, RECORD, decode_low_water, due_key, last_number,
-    letter_id_key, named, of_consumer, origin_key, position_key, topic_of_name,
+    letter_id_key, named, of_consumer, origin_key, position_key,
 };
 
 /// The most rows that one read looks at: others get their turn between.
@@ -222,14 +222,11 @@ impl MessageRead<'_> {
             StoredState::Pending(failure) => (failure.map_or(0, |failure| failure.failed_count), false),
             StoredState::Dead(failure) => (failure.failed_count, true),
         };
-        let key = MessageRow::due_of(message).map_err(damaged)?.2;
+        let row = MessageRow::relay_row(position, message).map_err(damaged)?;
         Ok(Some(Row {
-            position,
-            topic: topic_of_name(&key),
-            key,
-            byte_count: message.len(),
             failed_count,
             is_dead,
+            ..row
         }))
     }
 

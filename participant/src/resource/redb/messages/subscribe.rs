@@ -16,7 +16,7 @@ use super::writes::{
 };
 use super::{
     CONSUMER, COUNTER_CONSUMER, COUNTER_RUN, ConsumerRow, DONE, FAILED, GONE, LETTER, MessageRow, OUTBOX,
-    TopicRange, last_number, of_consumer, position_key, topic_of_name,
+    TopicRange, last_number, of_consumer, position_key,
 };
 
 /// The most parts of topics that one consumer's row holds.
@@ -311,16 +311,7 @@ impl Unsubscribe {
             let is_concerned =
                 |range: &TopicRange| self.concerns(range) && range.topic == topic && range.contains(position);
             if row.topics.iter().any(is_concerned) {
-                let key = MessageRow::due_of(message.value())?.2;
-                let row = Row {
-                    position,
-                    topic: topic_of_name(&key),
-                    key,
-                    byte_count: message.value().len(),
-                    failed_count: 0,
-                    is_dead: false,
-                };
-                found.push((position, row));
+                found.push((position, MessageRow::relay_row(position, message.value())?));
             }
         }
         Ok((found, next))
