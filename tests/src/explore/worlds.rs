@@ -94,18 +94,11 @@ pub const RESTART_IN_OFFICE: paxos::Bounds = paxos::Bounds {
     ..TAKE_OVER
 };
 
-/// Three replicas that stand in turn: a third ballot hears of the values of two.
-pub const THREE_BALLOTS: paxos::Bounds = paxos::Bounds {
-    stand_count: [1, 1, 0],
-    ..TAKE_OVER
-};
-
 /// The world of this name that a planted bug is looked for in.
 #[must_use]
 pub fn for_planted(name: &str) -> Option<paxos::Bounds> {
     match name {
         "restart-in-office" => Some(RESTART_IN_OFFICE),
-        "three-ballots" => Some(THREE_BALLOTS),
         _ => None,
     }
 }
