@@ -6,8 +6,9 @@
 //! | [`program`] | one process: its lines, its signals, its end, its trace |
 //! | [`proxy`] | a wire that loses what goes one way |
 //! | [`cluster`] | three `synod start` |
-//! | [`office`] | one `test_service`, with its [points](Point) |
-//! | [`station`] | one `test_service` that sends messages, or receives them |
+//! | [`service`] | one `test_service`: its port, its file, its [points](Point) |
+//! | [`office`] | one that begins transfers, and answers for accounts |
+//! | [`station`] | one that sends messages, or receives them |
 //! | [`stage`] | coordinator and offices, and what a test does with the whole |
 //! | [`load`] | transfers from many callers at once, and what each was told |
 //! | [`ledger`] | the offices' files, read when nobody has them open |
@@ -21,6 +22,7 @@ pub mod load;
 pub mod office;
 pub mod program;
 pub mod proxy;
+pub mod service;
 pub mod stage;
 pub mod station;
 

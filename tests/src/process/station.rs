@@ -1,7 +1,8 @@
 //! One sender or receiver of messages: a `test_service`, its calls, its book.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
 
 use bytes::Bytes;
 use synod::resource::redb::RedbFile;
@@ -12,8 +13,9 @@ use tonic::transport::{Channel, Endpoint};
 use super::post::letterbox_client::LetterboxClient;
 use super::post::post_client::PostClient;
 use super::post::{MendRequest, ReadRequest, SendRequest};
-use super::program::{Program, ReservedPort, Signal, command};
-use super::{Point, STEP, eventually};
+use super::program::command;
+use super::service::Service;
+use super::{STEP, eventually};
 
 /// The table of a station's book.
 pub const BOOK: &str = "book";
@@ -36,22 +38,30 @@ pub fn line(sender: &str, key: &str) -> String {
 /// A sender or a receiver, running or not.
 #[derive(Debug)]
 pub struct Station {
-    name: &'static str,
-    directory: PathBuf,
-    port: ReservedPort,
+    service: Service,
     /// The verb, and what only this kind of station is told.
     arguments: Vec<String>,
-    program: Option<Program>,
+}
+
+impl Deref for Station {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.service
+    }
+}
+
+impl DerefMut for Station {
+    fn deref_mut(&mut self) -> &mut Service {
+        &mut self.service
+    }
 }
 
 impl Station {
     fn new(name: &'static str, directory: &Path, arguments: Vec<String>) -> Self {
         Self {
-            name,
-            directory: directory.to_owned(),
-            port: ReservedPort::take(),
+            service: Service::new(name, directory),
             arguments,
-            program: None,
         }
     }
 
@@ -88,85 +98,9 @@ impl Station {
     /// # Panics
     /// It runs already, or does not come to serve.
     pub async fn start(&mut self) {
-        assert!(self.program.is_none(), "{} runs already", self.name);
         let mut station = command("test_service");
-        station.args(&self.arguments).args(["--listen", &self.address()]);
-        station.arg("--database").arg(self.database());
-        let mut program = Program::start(self.name, station, &self.directory);
-        assert_eq!(program.line("listening").await, self.address());
-        self.program = Some(program);
-    }
-
-    fn program(&mut self) -> &mut Program {
-        self.program
-            .as_mut()
-            .unwrap_or_else(|| panic!("{} does not run", self.name))
-    }
-
-    /// Kills the process with SIGKILL.
-    ///
-    /// # Panics
-    /// It does not run.
-    pub async fn kill(&mut self) {
-        let program = self.program.take();
-        program
-            .unwrap_or_else(|| panic!("{} does not run", self.name))
-            .kill()
-            .await;
-    }
-
-    /// Ends the process by SIGTERM.
-    ///
-    /// # Panics
-    /// It does not run, or does not end well.
-    pub async fn terminate(&mut self) {
-        let program = self.program.take();
-        let program = program.unwrap_or_else(|| panic!("{} does not run", self.name));
-        assert_eq!(program.terminate().await, Some(0), "{} ends well", self.name);
-    }
-
-    /// Sends a signal.
-    pub fn signal(&mut self, signal: Signal) {
-        self.program().signal(signal);
-    }
-
-    /// Makes whoever comes by next stop there.
-    ///
-    /// # Panics
-    /// The process does not answer.
-    pub async fn arm(&mut self, point: Point) {
-        self.program().tell(&format!("arm {}", point.name())).await;
-        assert_eq!(self.program().line("armed").await, point.name());
-    }
-
-    /// Waits until somebody stands at the armed point: who.
-    ///
-    /// # Panics
-    /// Nobody comes.
-    pub async fn paused(&mut self, point: Point) -> String {
-        let line = self.program().line("paused").await;
-        let who = line.strip_prefix(point.name());
-        who.unwrap_or_else(|| panic!("paused at `{line}` instead of {point:?}"))
-            .trim_start()
-            .to_owned()
-    }
-
-    /// Its name.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// Where it listens, running or not.
-    #[must_use]
-    pub fn address(&self) -> String {
-        self.port.address()
-    }
-
-    /// Its redb file.
-    #[must_use]
-    pub fn database(&self) -> PathBuf {
-        self.directory.join(format!("{}.redb", self.name))
+        station.args(&self.arguments);
+        self.service.start_by(station).await;
     }
 
     fn channel(&self) -> Channel {
@@ -187,7 +121,7 @@ impl Station {
     pub async fn send(&self, key: &str, text: &str) {
         let (key, text) = (key.to_owned(), text.to_owned());
         let sent = self.post().send(SendRequest { key, text }).await;
-        sent.unwrap_or_else(|status| panic!("{}: {status}", self.name));
+        sent.unwrap_or_else(|status| panic!("{}: {status}", self.name()));
     }
 
     /// The sender's outbox, as its own admin service sees it; nothing while it does not answer.
@@ -198,7 +132,7 @@ impl Station {
 
     /// Waits until everything that was sent has been acknowledged.
     pub async fn is_through(&self) {
-        eventually(&format!("{}'s outbox is empty", self.name), async || {
+        eventually(&format!("{}'s outbox is empty", self.name()), async || {
             (self.outbox().await?.stored_count == 0).then_some(())
         })
         .await;
@@ -206,7 +140,7 @@ impl Station {
 
     /// What took effect at this receiver for a sender's key; nothing while it does not answer.
     pub async fn texts(&self, sender: &Self, key: &str) -> Option<String> {
-        let (sender, key) = (sender.name.to_owned(), key.to_owned());
+        let (sender, key) = (sender.name().to_owned(), key.to_owned());
         let mut letterbox = LetterboxClient::new(self.channel());
         let reply = letterbox.read(ReadRequest { sender, key }).await;
         Some(reply.ok()?.into_inner().texts)
@@ -214,7 +148,7 @@ impl Station {
 
     /// Waits until just this has taken effect at this receiver.
     pub async fn has(&self, sender: &Self, key: &str, texts: &str) {
-        eventually(&format!("{} has `{texts}`", self.name), async || {
+        eventually(&format!("{} has `{texts}`", self.name()), async || {
             (self.texts(sender, key).await? == texts).then_some(())
         })
         .await;
@@ -229,7 +163,7 @@ impl Station {
         letterbox
             .mend(MendRequest { is_mended })
             .await
-            .unwrap_or_else(|status| panic!("{}: {status}", self.name));
+            .unwrap_or_else(|status| panic!("{}: {status}", self.name()));
     }
 
     /// How many rows a table of its file has. No process may have the file open.
