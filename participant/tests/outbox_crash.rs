@@ -6,7 +6,7 @@ mod redb_support;
 use std::time::Duration;
 
 use outbox_support::{appending, consumer, effects, open, run, serve};
-use redb_support::{branch, context, formatted, within};
+use redb_support::{branch, context, formatted, lose_power_if_failed, within};
 use synod::outbox::{Message, Outbox};
 use synod::resource::redb::{MemoryDisk as Disk, PowerLoss, RedbResource};
 use synod::resource::{Effect, ResourceError, ResourceManager};
@@ -178,16 +178,7 @@ async fn delivery(is_consumer: bool, operation: u64) -> bool {
             let _ = store.close().await;
         }
     }
-    let has_failed = disk.has_failed();
-    if has_failed {
-        disk.lose_power(match operation % 3 {
-            0 => PowerLoss::Lost,
-            1 => PowerLoss::Kept,
-            _ => PowerLoss::Subset(operation),
-        });
-    } else {
-        disk.mend();
-    }
+    let has_failed = lose_power_if_failed(disk, operation);
     let orders = open_store(&disks[0]).unwrap();
     let billing = open_store(&disks[1]).unwrap();
     let server = serve(&appending(&billing)).await;

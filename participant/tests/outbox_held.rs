@@ -10,11 +10,11 @@ use std::time::Duration;
 use outbox_support::{
     Serving, TOPIC, append, consumer, effects, eventually, memory, open, publish, run, serve, within,
 };
-use redb_support::formatted;
+use redb_support::{formatted, lose_power_if_failed};
 use synod::Position;
 use synod::inbox::Inbox;
 use synod::outbox::{Consumer, ConsumerStatus, Message, Outbox};
-use synod::resource::redb::{MemoryDisk as Disk, PowerLoss, RedbResource};
+use synod::resource::redb::{MemoryDisk as Disk, RedbResource};
 
 /// Refuses the body `poison` until it is mended.
 fn poisoned(store: &RedbResource, is_mended: &Arc<AtomicBool>) -> Inbox {
@@ -253,16 +253,7 @@ async fn held(is_consumer: bool, operation: u64) -> bool {
             let _ = store.close().await;
         }
     }
-    let has_failed = disk.has_failed();
-    if has_failed {
-        disk.lose_power(match operation % 3 {
-            0 => PowerLoss::Lost,
-            1 => PowerLoss::Kept,
-            _ => PowerLoss::Subset(operation),
-        });
-    } else {
-        disk.mend();
-    }
+    let has_failed = lose_power_if_failed(disk, operation);
     let (orders, billing) = (open_store(&disks[0]), open_store(&disks[1]));
     let server = serve(&poisoned(&billing, &is_mended)).await;
     let outbox = open(&orders, [impatient(&server)]).await;

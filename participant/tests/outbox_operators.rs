@@ -12,10 +12,10 @@ use outbox_support::{
     TOPIC, append, appending, consumer, effects, eventually, memory, open, publish, publish_message, run,
     serve, within,
 };
-use redb_support::formatted;
+use redb_support::{formatted, lose_power_if_failed};
 use synod::inbox::Inbox;
 use synod::outbox::{Consumer, DeadLetterPolicy, Message, OutboxError};
-use synod::resource::redb::{MemoryDisk as Disk, PowerLoss, RedbOptions, RedbResource};
+use synod::resource::redb::{MemoryDisk as Disk, RedbOptions, RedbResource};
 use synod::{MessageId, Position, UnixMillis};
 
 const NOWHERE: &str = "http://127.0.0.1:1";
@@ -291,16 +291,7 @@ async fn coming_due(operation: u64) -> bool {
         }
         let _ = store.close().await;
     }
-    let has_failed = disk.has_failed();
-    if has_failed {
-        disk.lose_power(match operation % 3 {
-            0 => PowerLoss::Lost,
-            1 => PowerLoss::Kept,
-            _ => PowerLoss::Subset(operation),
-        });
-    } else {
-        disk.mend();
-    }
+    let has_failed = lose_power_if_failed(&disk, operation);
     // By this clock nothing is due, so that what is seen is what the crash left.
     let store = open_at(&disk, 1_000);
     let outbox = open(&store, away()).await;

@@ -7,7 +7,7 @@ pub mod conformance;
 use std::future::Future;
 use std::time::Duration;
 
-use synod::resource::redb::{MemoryDisk, RedbOptions, RedbResource};
+use synod::resource::redb::{MemoryDisk, PowerLoss, RedbOptions, RedbResource};
 use synod::resource::{BranchContext, Effect, ResourceManager};
 use synod::{BranchId, CallId, ExecutionId, Gtid, Lineage, UnixMillis};
 
@@ -28,6 +28,22 @@ pub fn branch_of(transaction: u64, call: u64) -> BranchId {
         call: CallId(call),
         execution: ExecutionId(call + 100),
     }
+}
+
+/// Takes the power from a disk that was to fail at this operation, if it came to that, and mends it otherwise. Returns whether
+/// it did. What survives differs from one operation to the next.
+pub fn lose_power_if_failed(disk: &MemoryDisk, operation: u64) -> bool {
+    let has_failed = disk.has_failed();
+    if has_failed {
+        disk.lose_power(match operation % 3 {
+            0 => PowerLoss::Lost,
+            1 => PowerLoss::Kept,
+            _ => PowerLoss::Subset(operation),
+        });
+    } else {
+        disk.mend();
+    }
+    has_failed
 }
 
 /// A context that real clocks have not passed either.
