@@ -51,6 +51,15 @@ async fn status(outbox: &Outbox) -> OutboxStatus {
     outbox.status().await.expect("readable")
 }
 
+async fn drop_topic(outbox: &Outbox, consumer: &str, topic: &str) -> Option<u64> {
+    let dropped = outbox.unsubscribe_topic(consumer, topic, "ops", "moved").await;
+    dropped.expect("works")
+}
+
+async fn drop_consumer(outbox: &Outbox, consumer: &str) -> Option<u64> {
+    outbox.unsubscribe(consumer, "ops", "moved").await.expect("works")
+}
+
 fn row_count(store: &RedbResource, table: &str) -> usize {
     let rows = store.snapshot().and_then(|snapshot| snapshot.scan(table, ""));
     rows.expect("readable").len()
@@ -248,14 +257,13 @@ async fn a_retired_topic_is_dropped_by_name_and_nothing_else() {
             seen.consumers[0].dead_count == 1 && seen.consumers[0].mark == seen.next_position
         })
         .await;
-        let named = outbox.unsubscribe_topic("billing", TOPIC).await;
+        let named = outbox.unsubscribe_topic("billing", TOPIC, "ops", "moved").await;
         assert!(matches!(named, Err(OutboxError::Invalid { .. })), "{named:?}");
-        assert!(
-            !outbox
-                .unsubscribe_topic("billing", "unknown")
-                .await
-                .expect("readable")
-        );
+        let left = outbox.undelivered_count("billing", Some(TOPIC)).await;
+        assert!(matches!(left, Err(OutboxError::Invalid { .. })), "{left:?}");
+        assert_eq!(drop_topic(&outbox, "billing", "unknown").await, None);
+        let left = outbox.undelivered_count("billing", Some("unknown")).await;
+        assert_eq!(left.expect("readable"), None);
         relay.kill().await;
         drop(outbox);
         let consumers = [
@@ -268,7 +276,18 @@ async fn a_retired_topic_is_dropped_by_name_and_nothing_else() {
             status(&outbox).await.consumers[1].trouble.is_empty()
         })
         .await;
-        assert!(outbox.unsubscribe_topic("billing", TOPIC).await.expect("dropped"));
+        let left = outbox.undelivered_count("billing", Some(TOPIC)).await;
+        assert_eq!(left.expect("readable"), Some(2));
+        let nameless = outbox.unsubscribe_topic("billing", TOPIC, "ops", " ").await;
+        assert!(
+            matches!(nameless, Err(OutboxError::Invalid { .. })),
+            "{nameless:?}"
+        );
+        assert_eq!(drop_topic(&outbox, "billing", TOPIC).await, Some(2));
+        let records = outbox.records(10).await.expect("readable");
+        assert_eq!(records.len(), 1, "{records:?}");
+        let told = "ops dropped what was left of topic orders.placed for consumer billing with 2 undelivered messages";
+        assert!(records[0].contains(told), "{records:?}");
         let seen = status(&outbox).await;
         assert_eq!(
             (seen.stored_count, seen.consumers[0].dead_count),
@@ -280,7 +299,7 @@ async fn a_retired_topic_is_dropped_by_name_and_nothing_else() {
             effects(&billing, "b") == "1 2" && effects(&mail, "b") == "1 2"
         })
         .await;
-        assert!(outbox.unsubscribe_topic("mail", TOPIC).await.expect("dropped"));
+        assert_eq!(drop_topic(&outbox, "mail", TOPIC).await, Some(2));
         publish_to(&outbox, &orders, OTHER, "b", "3").await;
         eventually("nothing is left", async || {
             let seen = status(&outbox).await;
@@ -360,14 +379,18 @@ async fn a_consumer_that_comes_back_gets_nothing_twice() {
             effects(&billing, "a") == "1 2" && row_count(&billing, "synod:inbox") == 0
         })
         .await;
-        let named = outbox.unsubscribe("billing").await;
+        let named = outbox.unsubscribe("billing", "ops", "moved").await;
         assert!(matches!(named, Err(OutboxError::Invalid { .. })), "{named:?}");
         relay.kill().await;
         publish(&outbox, &orders, "a", "3").await;
         drop(outbox);
         let outbox = open(&orders, [away()]).await;
-        assert!(outbox.unsubscribe("billing").await.expect("there"));
-        assert!(!outbox.unsubscribe("billing").await.expect("readable"));
+        let left = outbox.undelivered_count("billing", None).await;
+        assert_eq!(left.expect("readable"), Some(1));
+        assert_eq!(drop_consumer(&outbox, "billing").await, Some(1));
+        assert_eq!(drop_consumer(&outbox, "billing").await, None);
+        let left = outbox.undelivered_count("billing", None).await;
+        assert_eq!(left.expect("readable"), None);
         publish(&outbox, &orders, "a", "4").await;
         assert_eq!(status(&outbox).await.stored_count, 4);
         drop(outbox);
@@ -412,7 +435,7 @@ async fn h16_a_consumer_that_is_away_keeps_its_own_messages_and_no_others() {
         relay.kill().await;
         drop(outbox);
         let outbox = open(&orders, consumers()).await;
-        assert!(outbox.unsubscribe("away").await.expect("there"));
+        assert_eq!(drop_consumer(&outbox, "away").await, Some(3));
         assert_eq!(status(&outbox).await.stored_count, 0);
         assert_eq!(row_count(&orders, "synod:outbox_sequence"), 0);
     })
@@ -432,7 +455,7 @@ async fn h6_a_message_without_any_consumer_is_kept_until_there_is_one() {
         drop(outbox);
         let other = || taking("billing", &server, &[OTHER]);
         let outbox = open(&orders, [other()]).await;
-        assert!(outbox.unsubscribe("gone").await.expect("there"));
+        assert_eq!(drop_consumer(&outbox, "gone").await, Some(0));
         let relay = run(outbox.relay());
         clock.fetch_add(120_000, Ordering::SeqCst);
         publish_to(&outbox, &orders, OTHER, "b", "1").await;
@@ -478,7 +501,11 @@ async fn a_consumer_with_many_messages_is_unsubscribed_in_parts() {
         tx.commit().await.expect("commits");
         drop(outbox);
         let outbox = open(&orders, [keeps()]).await;
-        assert!(outbox.unsubscribe("goes").await.expect("there"));
+        let left = outbox.undelivered_count("goes", None).await;
+        assert_eq!(left.expect("readable"), Some(5000));
+        assert_eq!(drop_consumer(&outbox, "goes").await, Some(5000));
+        let records = outbox.records(10).await.expect("readable");
+        assert_eq!(records.len(), 2, "one for each part: {records:?}");
         let seen = status(&outbox).await;
         assert_eq!((seen.stored_count, seen.consumers.len()), (1, 1));
         assert_eq!(row_count(&orders, "synod:outbox_key"), 1);
@@ -524,9 +551,9 @@ async fn change(store: &RedbResource, told: &mut Told) -> Result<(), BoxError> {
     *told = Told::Published;
     drop(outbox);
     let outbox = try_open(store, [away("first").topic(OTHER)]).await?;
-    outbox.unsubscribe_topic("first", TOPIC).await?;
+    outbox.unsubscribe_topic("first", TOPIC, "ops", "moved").await?;
     *told = Told::Dropped;
-    outbox.unsubscribe("second").await?;
+    outbox.unsubscribe("second", "ops", "moved").await?;
     *told = Told::Unsubscribed;
     Ok(())
 }
@@ -574,8 +601,11 @@ async fn changing(operation: u64, power_loss: PowerLoss) {
         Told::Unsubscribed => &[&[OTHER]],
     };
     assert!(expected.contains(&&topics[..]), "{context}");
-    outbox.unsubscribe_topic("first", TOPIC).await.expect("works");
-    outbox.unsubscribe("second").await.expect("works");
+    outbox
+        .unsubscribe_topic("first", TOPIC, "ops", "moved")
+        .await
+        .expect("works");
+    outbox.unsubscribe("second", "ops", "moved").await.expect("works");
     let left = status(&outbox).await;
     let expected_count = u64::from(!topics.is_empty());
     assert_eq!(

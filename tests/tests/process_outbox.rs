@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use synod_tests::process::cluster::Cluster;
 use synod_tests::process::post::SendRequest;
 use synod_tests::process::program::{Signal, command, run};
-use synod_tests::process::station::{RECEIVER, Station, line};
+use synod_tests::process::station::{RECEIVER, Station, TOPIC, line};
 use synod_tests::process::{Point, eventually, within};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -294,6 +294,74 @@ async fn in_bulk(service: &str, receiver: &Station, sender: &mut Station) {
         (Some(1), true),
         "{stderr}"
     );
+}
+
+/// J7: what a consumer has not got that is not named any more is dropped by its name, after it was said how much that is; one that
+/// is named, or never was, is refused.
+#[tokio::test]
+async fn an_operator_unsubscribes_a_consumer_that_is_gone() {
+    within(async {
+        let (_directory, mut receiver, [mut sender]) = stations(["orders"], 1).await;
+        receiver.kill().await;
+        for (key, text) in [("a", "1"), ("a", "2"), ("b", "1")] {
+            sender.send(key, text).await;
+        }
+        let service = sender.address();
+        let refused = async |arguments: &[&str], says: &str| {
+            let arguments = [arguments, &BY].concat();
+            let (code, stdout, stderr) = outbox("unsubscribe", &service, &arguments).await;
+            assert_eq!((code, stdout.as_str()), (Some(1), ""), "{arguments:?}: {stderr}");
+            assert!(stderr.contains(says), "{arguments:?}: {stderr}");
+        };
+        refused(
+            &[RECEIVER, "--yes"],
+            "is named where the outbox is opened: take it away there first",
+        )
+        .await;
+        refused(&["nobody", "--yes"], "it has: `receiver`").await;
+        let (code, _, stderr) = outbox("unsubscribe", &service, &[RECEIVER, "--yes"]).await;
+        assert_eq!(code, Some(2), "on whose word? {stderr}");
+
+        sender.terminate().await;
+        sender.rename_consumer("archive");
+        sender.start().await;
+        sender.send("a", "3").await;
+        refused(
+            &[RECEIVER, "--topic", TOPIC, "--yes"],
+            "was taken away from the consumer `receiver`; what was: none",
+        )
+        .await;
+        // What was sent since is kept for it as well, until somebody drops it by name.
+        refused(
+            &[RECEIVER],
+            "4 messages that `receiver` has not got would be dropped",
+        )
+        .await;
+        assert_eq!(
+            sender.outbox().await.expect("answers").stored_count,
+            4,
+            "nothing was done"
+        );
+        let unsubscribed = json_of("unsubscribe", &service, &[&[RECEIVER, "--yes"], &BY[..]].concat()).await;
+        assert_eq!(
+            unsubscribed,
+            json!({ "action": "unsubscribed", "consumer": RECEIVER, "topic": null, "count": 4 })
+        );
+        refused(&[RECEIVER, "--yes"], "it has: `archive`").await;
+
+        receiver.start().await;
+        receiver.has(&sender, "a", "3").await;
+        sender.is_through().await;
+        // What a person sees: a consumer that had got all.
+        sender.terminate().await;
+        sender.rename_consumer(RECEIVER);
+        sender.start().await;
+        let arguments = [&["archive", "--yes"], &BY[..]].concat();
+        let (code, stdout, stderr) = outbox("unsubscribe", &service, &arguments).await;
+        let said = "archive: unsubscribed, and 0 messages that it had not got were dropped\n";
+        assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), said, ""));
+    })
+    .await;
 }
 
 /// What a person sees.

@@ -35,7 +35,14 @@ mod tests {
             let mut script = Vec::new();
             generate(shell, &mut super::super::Cli::command(), "synod", &mut script);
             let script = String::from_utf8(script).expect("text");
-            for word in ["status", "dump", "outbox", "in-doubt", "completions"] {
+            for word in [
+                "status",
+                "dump",
+                "outbox",
+                "in-doubt",
+                "completions",
+                "unsubscribe",
+            ] {
                 assert!(script.contains(word), "{shell}: {word}");
             }
         }

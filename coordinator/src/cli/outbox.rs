@@ -2,6 +2,7 @@
 //! knows nothing of it.
 
 mod operate;
+mod unsubscribe;
 
 use super::client::{REPLICA_TIMEOUT, address, block_on};
 use super::exit::{Exit, Failure};
@@ -52,6 +53,9 @@ pub(super) enum Verb {
     Cancel(operate::Cancel),
     /// Take whatever database answers for a consumer next as its own, after it was replaced or restored.
     Readmit(operate::Readmit),
+    /// Drop what a consumer that is not named any more has not got, and forget it; or what is left of one topic that was taken
+    /// away from it.
+    Unsubscribe(unsubscribe::Unsubscribe),
 }
 
 /// Whom to ask.
@@ -140,6 +144,7 @@ pub(super) fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Scheduled(scheduled) => operate::scheduled(&scheduled),
         Verb::Cancel(cancel) => operate::cancel(cancel),
         Verb::Readmit(readmit) => operate::readmit(readmit),
+        Verb::Unsubscribe(unsubscribe) => unsubscribe::run(unsubscribe),
     }
 }
 
@@ -322,7 +327,7 @@ async fn answered<T>(
         Err(_) => Err(Failure::new(
             Exit::Unreachable,
             format!(
-                "no answer from {service} within {} s; a requeue or discard may be repeated",
+                "no answer from {service} within {} s; whatever was asked for may be repeated",
                 ANSWER_TIMEOUT.as_secs()
             ),
         )),

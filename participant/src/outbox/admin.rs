@@ -6,10 +6,10 @@ use synod_proto::v1;
 use synod_proto::v1::outbox_admin_server::OutboxAdminServer;
 use tonic::{Request, Response, Status};
 
-use super::{DeadLetter, Entry, EntryState, Outbox, Scheduled};
+use super::{DeadLetter, Entry, EntryState, Outbox, OutboxError, Scheduled};
 
 /// Answers operators about one outbox: status, list, dead letters, requeue, discard, scheduled
-/// messages, cancel, readmit. It asks for no credentials: serve it where only
+/// messages, cancel, readmit, unsubscribe. It asks for no credentials: serve it where only
 /// operators come.
 #[derive(Clone, Debug)]
 pub struct OutboxAdmin {
@@ -236,5 +236,66 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
             .readmit(&request.consumer, &request.author, &request.reason)
             .await?;
         Ok(Response::new(v1::OutboxReadmitReply {}))
+    }
+
+    async fn unsubscribe(
+        &self,
+        request: Request<v1::OutboxUnsubscribeRequest>,
+    ) -> Result<Response<v1::OutboxUnsubscribeReply>, Status> {
+        let v1::OutboxUnsubscribeRequest {
+            consumer,
+            topic,
+            author,
+            reason,
+        } = request.into_inner();
+        let dropped = match some(&topic) {
+            None => self.outbox.unsubscribe(&consumer, &author, &reason).await?,
+            Some(topic) => {
+                let dropped = self.outbox.unsubscribe_topic(&consumer, topic, &author, &reason);
+                dropped.await?
+            }
+        };
+        match dropped {
+            Some(count) => Ok(Response::new(v1::OutboxUnsubscribeReply { count })),
+            None => Err(self.nothing_to_drop(&consumer, some(&topic)).await?),
+        }
+    }
+
+    async fn undelivered_count(
+        &self,
+        request: Request<v1::OutboxUndeliveredCountRequest>,
+    ) -> Result<Response<v1::OutboxUndeliveredCountReply>, Status> {
+        let v1::OutboxUndeliveredCountRequest { consumer, topic } = request.into_inner();
+        match self.outbox.undelivered_count(&consumer, some(&topic)).await? {
+            Some(count) => Ok(Response::new(v1::OutboxUndeliveredCountReply { count })),
+            None => Err(self.nothing_to_drop(&consumer, some(&topic)).await?),
+        }
+    }
+}
+
+impl OutboxAdmin {
+    /// Says what there is instead.
+    async fn nothing_to_drop(&self, consumer: &str, topic: Option<&str>) -> Result<Status, OutboxError> {
+        let consumers = self.outbox.status().await?.consumers;
+        let text = match (consumers.iter().find(|known| known.consumer == consumer), topic) {
+            (Some(known), Some(topic)) => format!(
+                "nothing of the topic `{topic}` was taken away from the consumer `{consumer}`; what was: {}",
+                listed(known.retired_topics.iter())
+            ),
+            _ => format!(
+                "the outbox has no consumer `{consumer}`; it has: {}",
+                listed(consumers.iter().map(|known| &known.consumer))
+            ),
+        };
+        Ok(Status::not_found(text))
+    }
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
     }
 }

@@ -72,13 +72,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use synod_proto::ids::{MessageId, ResourceId, Sequence, UnixMillis};
+use synod_proto::ids::{MessageId, Position, ResourceId, Sequence, UnixMillis};
 use tokio::task::JoinHandle;
 
 use crate::resource::ResourceManager;
 use crate::resource::redb::messages::{
-    MessageRead, MessageRow, OpenOutbox, PUBLISH_TABLE, Readmit, Release, SEQUENCE_TABLE, Unsubscribe, name,
-    named,
+    ConsumerRow, MessageRead, MessageRow, OpenOutbox, PUBLISH_TABLE, Readmit, Release, SEQUENCE_TABLE,
+    Unsubscribe, is_dropped_with, name, named,
 };
 use crate::resource::redb::{RedbResource, RedbTransaction};
 use lane::Lane;
@@ -289,54 +289,127 @@ impl Outbox {
     }
 
     /// Takes a consumer that is no longer named where the outbox is opened off the list, with its dead letters: nothing is kept
-    /// for it any more. Answers whether there was one. If it is cut short, a part was dropped: call it again.
+    /// for it any more. Answers how many messages it had not got, which it never gets now; `None` where there is no such consumer.
+    /// Author and reason are kept. If it is cut short, a part was dropped: call it again.
     ///
     /// Registered again under its name, the consumer gets nothing that was settled for it before, [from its
     /// start](Consumer::from_start) or not; for all that is still stored give it another name.
     ///
     /// # Errors
-    /// [`OutboxError::Invalid`] for a consumer that is still named; [`OutboxError::Resource`].
-    pub async fn unsubscribe(&self, consumer: &str) -> Result<bool, OutboxError> {
-        if self.inner.lanes.contains_key(consumer) {
-            let text = format!("`{consumer}` is named where the outbox is opened: take it away there first");
-            return Err(OutboxError::Invalid { text });
-        }
-        self.drop_for(consumer, None).await
+    /// [`OutboxError::Invalid`] for a consumer that is still named, and without author or reason; [`OutboxError::Resource`].
+    pub async fn unsubscribe(
+        &self,
+        consumer: &str,
+        author: &str,
+        reason: &str,
+    ) -> Result<Option<u64>, OutboxError> {
+        view::check_words(author, reason)?;
+        self.check_not_named(consumer, None)?;
+        self.drop_for(consumer, None, author, reason).await
     }
 
     /// Drops what a consumer has not got of a topic that was taken away from it, dead letters included; what was taken away is in
-    /// [`ConsumerStatus::retired_topics`]. Answers whether there was such a topic. If it is cut short, a part was dropped: call it
-    /// again.
+    /// [`ConsumerStatus::retired_topics`]. Answers how many messages these were; `None` where no such topic was taken away. Author
+    /// and reason are kept. If it is cut short, a part was dropped: call it again.
     ///
     /// # Errors
-    /// [`OutboxError::Invalid`] for a topic that is still named for the consumer; [`OutboxError::Resource`].
-    pub async fn unsubscribe_topic(&self, consumer: &str, topic: &str) -> Result<bool, OutboxError> {
-        let lane = self.inner.lanes.get(consumer);
-        if lane.is_some_and(|lane| lane.takes(topic)) {
-            let text = format!(
-                "`{topic}` is named for `{consumer}` where the outbox is opened: take it away there first"
-            );
-            return Err(OutboxError::Invalid { text });
-        }
-        self.drop_for(consumer, Some(topic.to_owned())).await
+    /// [`OutboxError::Invalid`] for a topic that is still named for the consumer, and without author or reason;
+    /// [`OutboxError::Resource`].
+    pub async fn unsubscribe_topic(
+        &self,
+        consumer: &str,
+        topic: &str,
+        author: &str,
+        reason: &str,
+    ) -> Result<Option<u64>, OutboxError> {
+        view::check_words(author, reason)?;
+        self.check_not_named(consumer, Some(topic))?;
+        self.drop_for(consumer, Some(topic), author, reason).await
     }
 
-    async fn drop_for(&self, consumer: &str, topic: Option<String>) -> Result<bool, OutboxError> {
-        let mut was_there = false;
+    /// How many messages [`unsubscribe`](Self::unsubscribe), or with a topic [`unsubscribe_topic`](Self::unsubscribe_topic), would
+    /// drop now; `None` where there is no such consumer, or no such topic was taken away from it.
+    ///
+    /// # Errors
+    /// As for these, but for the words.
+    pub async fn undelivered_count(
+        &self,
+        consumer: &str,
+        topic: Option<&str>,
+    ) -> Result<Option<u64>, OutboxError> {
+        self.check_not_named(consumer, topic)?;
+        let mut after = Position(0);
+        let mut count = 0;
+        loop {
+            let (consumer, topic) = (consumer.to_owned(), topic.map(str::to_owned));
+            let read = self.inner.store.read(move |snapshot| {
+                let read = MessageRead(snapshot);
+                let row = read.consumer(&consumer)?;
+                let has_topic = |row: &ConsumerRow| {
+                    let mut topics = row.topics.iter();
+                    topic.is_none() || topics.any(|range| is_dropped_with(range, topic.as_deref()))
+                };
+                row.filter(has_topic)
+                    .map(|row| read.unsettled_count(&row, topic.as_deref(), after))
+                    .transpose()
+            });
+            let Some((part, next_after)) = read.await? else {
+                return Ok(None);
+            };
+            count += part;
+            match next_after {
+                Some(next) => after = next,
+                None => return Ok(Some(count)),
+            }
+        }
+    }
+
+    /// What is named where the outbox is opened would only come back with its next message.
+    fn check_not_named(&self, consumer: &str, topic: Option<&str>) -> Result<(), OutboxError> {
+        let Some(lane) = self.inner.lanes.get(consumer) else {
+            return Ok(());
+        };
+        let what = match topic {
+            None => format!("`{consumer}` is named"),
+            Some(topic) if lane.takes(topic) => format!("`{topic}` is named for `{consumer}`"),
+            Some(_) => return Ok(()),
+        };
+        let text = format!("{what} where the outbox is opened: take it away there first");
+        Err(OutboxError::Invalid { text })
+    }
+
+    async fn drop_for(
+        &self,
+        consumer: &str,
+        topic: Option<&str>,
+        author: &str,
+        reason: &str,
+    ) -> Result<Option<u64>, OutboxError> {
+        let mut dropped_count = None;
         loop {
             let work = Unsubscribe {
                 consumer: consumer.to_owned(),
-                topic: topic.clone(),
+                topic: topic.map(str::to_owned),
+                author: author.to_owned(),
+                reason: reason.to_owned(),
             };
             let Some(done) = self.inner.store.work(work).await? else {
-                return Ok(was_there);
+                return Ok(dropped_count);
             };
-            was_there = true;
+            dropped_count = Some(dropped_count.unwrap_or(0) + done.dropped_count);
             if let Some(lane) = self.inner.lanes.get(consumer) {
                 lane.on_unsubscribed(&done.letters, &done.low_water);
             }
             if !done.has_more {
-                return Ok(true);
+                tracing::info!(
+                    consumer,
+                    topic,
+                    dropped_count,
+                    author,
+                    reason,
+                    "an operator unsubscribed a consumer or a topic"
+                );
+                return Ok(dropped_count);
             }
         }
     }

@@ -103,6 +103,19 @@ impl Station {
         self.service.start_by(station).await;
     }
 
+    /// From its next start on this sender knows its receiver, which is at the same address, by another name; the one that it was
+    /// known by is named no more.
+    pub fn rename_consumer(&mut self, name: &str) {
+        let named = self
+            .arguments
+            .iter()
+            .position(|argument| argument == "--consumer");
+        if let Some(option) = named {
+            self.arguments.truncate(option);
+        }
+        self.arguments.extend(["--consumer".to_owned(), name.to_owned()]);
+    }
+
     fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address())).expect("an address");
         endpoint.connect_timeout(STEP).timeout(STEP).connect_lazy()

@@ -16,10 +16,10 @@ use tonic::transport::Channel;
 pub(in super::super) struct Word {
     /// Who decides this.
     #[arg(long)]
-    author: String,
+    pub(super) author: String,
     /// Why.
     #[arg(long)]
-    reason: String,
+    pub(super) reason: String,
 }
 
 /// Which letter.
@@ -316,7 +316,7 @@ pub(super) fn readmit(readmit: Readmit) -> Result<Exit, Failure> {
     show(&service, &readmitted, &text)
 }
 
-fn show(service: &Service, what: &impl Serialize, text: &str) -> Result<Exit, Failure> {
+pub(super) fn show(service: &Service, what: &impl Serialize, text: &str) -> Result<Exit, Failure> {
     if service.json {
         print_json(what)?;
     } else {

@@ -32,6 +32,9 @@ pub(crate) struct SendArgs {
     /// The receiver.
     #[arg(long)]
     to: SocketAddr,
+    /// The name under which the receiver is known.
+    #[arg(long, default_value = RECEIVER)]
+    consumer: String,
     /// After so many failed attempts a message is a dead letter.
     #[arg(long)]
     attempts: u32,
@@ -81,7 +84,7 @@ impl Post for Sender {
 pub(crate) async fn send(args: &SendArgs) -> Result<(), Box<dyn Error>> {
     let stdin_closed = crate::trace_and_points().1;
     let store = RedbResource::open(&args.database)?;
-    let consumer = Consumer::new(RECEIVER, format!("http://{}", args.to))
+    let consumer = Consumer::new(&args.consumer, format!("http://{}", args.to))
         .topic(TOPIC)
         .attempt_count_max(args.attempts);
     let outbox = Outbox::builder(&store).consumer(consumer).open().await?;

@@ -41,7 +41,7 @@ use super::format::{ByteTable, DamagedRow};
 pub(crate) use consumer_row::{ConsumerRow, TopicRange};
 pub(crate) use letters::{Operate, Operated, OperatorAction, RequeueAll};
 pub(crate) use reads::{MessageRead, StoredState};
-pub(crate) use subscribe::{OpenOutbox, Readmit, TOPIC_COUNT_MAX, Unsubscribe};
+pub(crate) use subscribe::{OpenOutbox, Readmit, TOPIC_COUNT_MAX, Unsubscribe, is_dropped_with};
 pub(super) use writes::publish_row;
 pub(crate) use writes::{Cancel, MarkInbox, Release, Settle};
 

@@ -14,6 +14,7 @@ use synod_proto::message::LowWater;
 use super::super::super::ResourceError;
 use super::super::format::ByteTable;
 use super::super::snapshot::{Snapshot, damaged, failed};
+use super::subscribe::is_dropped_with;
 use super::{
     CONSUMER, COUNTER, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX, INBOX_ORIGIN, InboxRow, KEYS,
     LETTER, LETTER_ID, LetterRow, MessageRow, OUTBOX, RECORD, decode_low_water, due_key, last_number,
@@ -266,6 +267,20 @@ impl MessageRead<'_> {
             found.up_to = position;
         }
         Ok(found)
+    }
+
+    /// How many messages behind `after` the consumer has not got of what [`Unsubscribe`](super::Unsubscribe) would drop, and where
+    /// the count goes on; `None` after the last one.
+    pub(crate) fn unsettled_count(
+        &self,
+        consumer: &ConsumerRow,
+        topic: Option<&str>,
+        after: Position,
+    ) -> Result<(u64, Option<Position>), ResourceError> {
+        let mut dropped = consumer.clone();
+        dropped.topics.retain(|range| is_dropped_with(range, topic));
+        let found = self.all(&dropped, None, after, LOOKED_COUNT_MAX)?;
+        Ok((found.rows.len() as u64, (!found.is_end).then_some(found.up_to)))
     }
 
     /// Unsettled messages of one key behind `after`.

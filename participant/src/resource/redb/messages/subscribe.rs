@@ -11,8 +11,8 @@ use super::super::rows::WriteError;
 use super::super::writer::Work;
 use super::letters::set_letter;
 use super::writes::{
-    SWEEP_COUNT_MAX, advance, consumer_row, consumers, delete_unless_needed, next_counter, next_position,
-    put_consumer, record,
+    SWEEP_COUNT_MAX, advance, consumer_row, consumers, delete_unless_needed, is_unsettled, next_counter,
+    next_position, put_consumer, record,
 };
 use super::{
     CONSUMER, COUNTER_CONSUMER, COUNTER_RUN, ConsumerRow, DONE, FAILED, GONE, LETTER, MessageRow, OUTBOX,
@@ -206,11 +206,13 @@ impl Work for Readmit {
     }
 }
 
-/// Drops what is a consumer's own: all of it, and the consumer off the list; or what is left of a topic that was taken away from
+/// Drops what is a consumer's own, with its record: all of it, and the consumer off the list; or what is left of a topic that was taken away from
 /// it. A part at a time, from below: what was dropped stays so, and the next call goes on.
 pub(crate) struct Unsubscribe {
     pub(crate) consumer: String,
     pub(crate) topic: Option<String>,
+    pub(crate) author: String,
+    pub(crate) reason: String,
 }
 
 /// What one part of it has done.
@@ -218,17 +220,50 @@ pub(crate) struct Unsubscribe {
 pub(crate) struct Unsubscribed {
     /// There is more to drop.
     pub(crate) has_more: bool,
+    /// Messages that the consumer has not got and does not get any more.
+    pub(crate) dropped_count: u64,
     /// Dead letters that are gone, for the relay that holds their keys.
     pub(crate) letters: Vec<Row>,
     pub(crate) low_water: LowWater,
 }
 
+/// Whether this part of a topic goes with all that is its consumer's, or with what is left of one topic.
+pub(crate) fn is_dropped_with(range: &TopicRange, topic: Option<&str>) -> bool {
+    topic.is_none_or(|topic| range.topic == topic && range.until.is_some())
+}
+
 impl Unsubscribe {
     fn concerns(&self, range: &TopicRange) -> bool {
-        match &self.topic {
-            None => true,
-            Some(topic) => range.topic == *topic && range.until.is_some(),
+        is_dropped_with(range, self.topic.as_deref())
+    }
+
+    /// Keeps what was dropped, part by part (traps J7).
+    fn record(
+        &self,
+        tx: &WriteTransaction,
+        now: UnixMillis,
+        dropped: &[Position],
+        has_more: bool,
+    ) -> Result<(), WriteError> {
+        if has_more && dropped.is_empty() {
+            return Ok(());
         }
+        let what = match &self.topic {
+            Some(topic) => format!("what was left of topic {topic} for consumer {}", self.consumer),
+            None => format!("consumer {}", self.consumer),
+        };
+        let places = match (dropped.first(), dropped.last()) {
+            (Some(first), Some(last)) => format!(" (positions {first} to {last})"),
+            _ => String::new(),
+        };
+        let text = format!(
+            "{} ms: {} dropped {what} with {} undelivered messages{places}: {}",
+            now.0,
+            self.author,
+            dropped.len(),
+            self.reason
+        );
+        record(tx, &text)
     }
 }
 
@@ -239,7 +274,7 @@ impl Work for Unsubscribe {
     fn apply(
         &mut self,
         tx: &WriteTransaction,
-        _now: UnixMillis,
+        now: UnixMillis,
     ) -> Result<(Option<Unsubscribed>, bool), WriteError> {
         let Some(mut row) = consumer_row(tx, &self.consumer)? else {
             return Ok((None, false));
@@ -251,6 +286,12 @@ impl Work for Unsubscribe {
             return Ok((None, false));
         };
         let (found, end) = self.take(tx, &row, start, next)?;
+        let mut dropped = Vec::new();
+        for (position, _) in &found {
+            if is_unsettled(tx, &row, *position)? {
+                dropped.push(*position);
+            }
+        }
         let letters = drop_states(tx, &mut row, &found)?;
         for range in &mut row.topics {
             if self.concerns(range) {
@@ -258,6 +299,7 @@ impl Work for Unsubscribe {
             }
         }
         let has_more = end < next;
+        self.record(tx, now, &dropped, has_more)?;
         if !has_more {
             row.topics.retain(|range| !self.concerns(range));
         }
@@ -279,6 +321,7 @@ impl Work for Unsubscribe {
         }
         let done = Unsubscribed {
             has_more,
+            dropped_count: dropped.len() as u64,
             letters,
             low_water,
         };

@@ -330,7 +330,11 @@ impl Work for Settle {
     }
 }
 
-fn is_unsettled(tx: &WriteTransaction, row: &ConsumerRow, position: Position) -> Result<bool, WriteError> {
+pub(super) fn is_unsettled(
+    tx: &WriteTransaction,
+    row: &ConsumerRow,
+    position: Position,
+) -> Result<bool, WriteError> {
     let key = of_consumer(row.number, position);
     if tx.open_table(LETTER)?.get(&key[..])?.is_some() {
         return Ok(true);
