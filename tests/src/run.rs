@@ -43,15 +43,39 @@ const CORE_EVERY: u64 = 4;
 /// The lengths of the log's segments among which runs differ.
 const SEGMENT_BYTES: [u64; 4] = [8 << 10, 32 << 10, 128 << 10, 512 << 10];
 
-/// A stream of its own, so that it changes nothing in what else is drawn.
-const STORM_STREAM: u64 = 0x7374_6f72_6d00;
+/// What draws from a stream of its own: what is changed in one concern leaves what the others draw as it was.
+#[derive(Clone, Copy, Debug)]
+enum Concern {
+    Shape,
+    Work,
+    Limits,
+    Faults,
+    Storm,
+    Clog,
+    Lines,
+    Pauses,
+    Machines,
+    Core,
+}
 
-/// Likewise.
-const CLOG_STREAM: u64 = 0x636c_6f67_0000;
-const CORE_STREAM: u64 = 0x636f_7265_0000;
-const LINE_STREAM: u64 = 0x6c69_6e65_0000;
-const PAUSE_STREAM: u64 = 0x7061_7573_6500;
-const MACHINE_STREAM: u64 = 0x6d61_6368_0000;
+impl Concern {
+    fn stream(self, seed: u64) -> Random {
+        let name: &[u8; 6] = match self {
+            Self::Shape => b"shape ",
+            Self::Work => b"work  ",
+            Self::Limits => b"limits",
+            Self::Faults => b"faults",
+            Self::Storm => b"storm\0",
+            Self::Clog => b"clog\0\0",
+            Self::Lines => b"line\0\0",
+            Self::Pauses => b"pause\0",
+            Self::Machines => b"mach\0\0",
+            Self::Core => b"core\0\0",
+        };
+        let name = name.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        Random::new(seed ^ name)
+    }
+}
 
 /// In a quarter of the seeds clocks go wrong by up to a fifth, and in a quarter services find a dead machine by its silence,
 /// since nobody says that its sessions are gone.
@@ -94,25 +118,26 @@ impl Draw {
     /// What `seed` means. `detail` changes nothing in the run.
     #[must_use]
     pub fn new(seed: u64, detail: Detail) -> Self {
-        let mut random = Random::new(seed);
-        let replica_count = if random.between(0, 3) == 0 { 5 } else { 3 };
-        let (participant_count, initiator_count) = (small(&mut random, 1, 4), small(&mut random, 1, 3));
-        let is_long_lasting = random.between(1, LONG_EVERY) == 1;
+        let mut shape = Concern::Shape.stream(seed);
+        let replica_count = if shape.between(0, 3) == 0 { 5 } else { 3 };
+        let (participant_count, initiator_count) = (small(&mut shape, 1, 4), small(&mut shape, 1, 3));
+        let is_long_lasting = shape.between(1, LONG_EVERY) == 1;
         let faults_us = match is_long_lasting {
-            true => random.between(12 * 60, 24 * 60) * 1_000_000,
-            false => random.between(5, 40) * 1_000_000,
+            true => shape.between(12 * 60, 24 * 60) * 1_000_000,
+            false => shape.between(5, 40) * 1_000_000,
         };
-        let is_lossy = random.between(0, 1) == 0;
+        let is_lossy = shape.between(0, 1) == 0;
+        let is_long = shape.between(1, OUTLIVED_EVERY) == 1;
         let mut setup = Setup {
             seed,
             replica_count,
             weather: Weather::CALM,
             lines: Lines {
-                delay_us: (100, random.between(200, 30_000)),
+                delay_us: (100, shape.between(200, 30_000)),
                 loss_ppm: if is_lossy { 30_000 } else { 0 },
             },
-            mail_us_max: random.between(1, 3_000),
-            sync_us: random.between(50, 3_000),
+            mail_us_max: shape.between(1, 3_000),
+            sync_us: shape.between(50, 3_000),
             notice_us_max: NOTICE_US_USUAL,
             drift_ppm_max: DRIFT_PPM_USUAL,
             detail,
@@ -121,19 +146,25 @@ impl Draw {
         let actors: Vec<ActorId> = (0..participant_count + initiator_count).map(ActorId).collect();
         // Each start reads the whole log: a long run with as many crashes as a short one would do nothing else.
         let gap_us_max = if is_long_lasting { 20_000_000 } else { 3_000_000 };
-        let mut plan = faults::draw(&mut random, &replicas, &actors, faults_us, gap_us_max);
+        let mut plan = faults::draw(
+            &mut Concern::Faults.stream(seed),
+            &replicas,
+            &actors,
+            faults_us,
+            gap_us_max,
+        );
         // A directory that is wiped or put back needs calm around it (L10).
         let needs_calm = plan
             .iter()
             .any(|(_, fault)| matches!(fault, faults::Fault::Wipe(_) | faults::Fault::Rollback(_)));
         if !needs_calm {
             plan.extend(faults::storm::draw(
-                &mut Random::new(seed ^ STORM_STREAM),
+                &mut Concern::Storm.stream(seed),
                 &replicas,
                 faults_us,
             ));
             plan.extend(faults::clog::draw(
-                &mut Random::new(seed ^ CLOG_STREAM),
+                &mut Concern::Clog.stream(seed),
                 &replicas,
                 faults_us,
                 gap_us_max,
@@ -145,52 +176,53 @@ impl Draw {
         plan.extend(Bank::new(seed, service_count).faults(first, faults_us));
         let services: Vec<ActorId> = (0..=first + service_count).map(ActorId).collect();
         plan.extend(faults::lines::draw(
-            &mut Random::new(seed ^ LINE_STREAM),
+            &mut Concern::Lines.stream(seed),
             &replicas,
             &services,
             faults_us,
             gap_us_max,
         ));
         plan.extend(faults::lines::draw_pauses(
-            &mut Random::new(seed ^ PAUSE_STREAM),
+            &mut Concern::Pauses.stream(seed),
             if needs_calm { &NOBODY } else { &replicas },
             &services,
             faults_us,
             gap_us_max,
         ));
         plan.sort_by_key(|(at, _)| *at);
+        let mut work = Concern::Work.stream(seed);
         let (transaction_count, pause_us) = match is_long_lasting {
-            true => spread(random.between(300, 1_000), faults_us),
+            true => spread(work.between(300, 1_000), faults_us),
             // A burst, or as much for the whole time.
-            false if random.between(0, 1) == 0 => (random.between(5, 60), (10_000, 400_000)),
-            false => spread(random.between(5, 60), faults_us),
+            false if work.between(0, 1) == 0 => (work.between(5, 60), (10_000, 400_000)),
+            false => spread(work.between(5, 60), faults_us),
         };
+        let mut limits = Concern::Limits.stream(seed);
         let limits = Limits {
-            pipeline_depth: 1 + place(&mut random, 12),
+            pipeline_depth: 1 + place(&mut limits, 12),
             // So little that a lagging peer is served from the disk at once.
-            retained_bytes_max: if random.between(0, 2) == 0 {
+            retained_bytes_max: if limits.between(0, 2) == 0 {
                 300
             } else {
                 Limits::default().retained_bytes_max
             },
             // So few that some are refused as overloaded.
-            queue_count_max: if random.between(0, 3) == 0 {
-                1 + place(&mut random, 3)
+            queue_count_max: if limits.between(0, 3) == 0 {
+                1 + place(&mut limits, 3)
             } else {
                 Limits::default().queue_count_max
             },
             ..Limits::default()
         };
-        let is_long = random.between(1, OUTLIVED_EVERY) == 1;
-        let mut machines = Random::new(seed ^ MACHINE_STREAM);
+        let mut machines = Concern::Machines.stream(seed);
         if machines.between(0, 3) == 0 {
             setup.drift_ppm_max = (DRIFT_PPM_MAX, DRIFT_PPM_MAX);
         }
         if machines.between(0, 3) == 0 {
             setup.notice_us_max = NOTICE_US_MAX;
         }
-        let mut random = Random::new(seed ^ CORE_STREAM);
-        let core = (random.between(1, CORE_EVERY) == 1).then(|| random.next_u64());
+        let mut core = Concern::Core.stream(seed);
+        let core = (core.between(1, CORE_EVERY) == 1).then(|| core.next_u64());
         Self {
             seed,
             setup,
