@@ -14,7 +14,7 @@ use outbox_support::{
 };
 use redb_support::{formatted, lose_power_if_failed};
 use synod::inbox::Inbox;
-use synod::outbox::{Consumer, DeadLetterPolicy, Message, OutboxError};
+use synod::outbox::{Consumer, DeadLetterPolicy, Message, OutboxError, Place};
 use synod::resource::redb::{MemoryDisk as Disk, RedbOptions, RedbResource};
 use synod::{MessageId, Position, UnixMillis};
 
@@ -148,7 +148,13 @@ async fn h14_scheduled_messages_are_listed_and_cancelled() {
 
         let cancel = async |at: u64| {
             outbox
-                .cancel(never, UnixMillis(at), "ops", "sent by mistake")
+                .cancel(
+                    never,
+                    Place::Scheduled(UnixMillis(at)),
+                    None,
+                    "ops",
+                    "sent by mistake",
+                )
                 .await
         };
         assert!(matches!(
@@ -281,7 +287,13 @@ async fn coming_due(operation: u64) -> bool {
         let [billing] = away();
         if let Ok(outbox) = builder.consumer(billing).open().await {
             let cancelled = outbox
-                .cancel(ids[3], UnixMillis(1_000_000), "ops", "no need")
+                .cancel(
+                    ids[3],
+                    Place::Scheduled(UnixMillis(1_000_000)),
+                    None,
+                    "ops",
+                    "no need",
+                )
                 .await;
             is_cancelled = cancelled.is_ok().then_some(());
             let is_done = async || outbox.status().await.is_ok_and(|seen| seen.scheduled_count == 0);

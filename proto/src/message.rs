@@ -33,6 +33,8 @@ pub struct Welcome {
     /// The highest position that took effect in this database, or lies just below the mark; 0 before the first. One below what it
     /// acknowledged once is of a database that has lost messages.
     pub highest_applied: Position,
+    /// It knows what a cancelled delivery is. To one that does not it must not be sent: it would be applied.
+    pub takes_cancelled: bool,
 }
 
 /// One message on its way to one consumer.
@@ -60,6 +62,8 @@ pub struct Delivery {
     pub body: Bytes,
     /// When it was published, by the clock of the database that it was published in.
     pub published_at: UnixMillis,
+    /// An operator has taken it back: it comes without headers and body, and takes no effect unless it has taken effect before.
+    pub is_cancelled: bool,
 }
 
 /// How far the outbox is settled for a consumer (T13, traps H8).
@@ -86,7 +90,7 @@ pub enum Answer {
     Applied,
     /// They were there already.
     Duplicate,
-    /// Below the low-water mark: settled long ago.
+    /// Below the low-water mark: settled long ago. Or cancelled, which is on the consumer's disk: it never takes effect.
     Settled,
     /// The handler failed, and nothing took effect: send it again later.
     Failed {

@@ -76,6 +76,13 @@ fn messages() -> Vec<(&'static str, Frame)> {
         headers: [("n".to_owned(), "v".to_owned())].into(),
         body: Bytes::from_static(b"hi"),
         published_at: gtid().began_at(),
+        is_cancelled: false,
+    };
+    let cancelled = Delivery {
+        headers: BTreeMap::new(),
+        body: Bytes::new(),
+        is_cancelled: true,
+        ..first.clone()
     };
     let least = Delivery {
         id: MessageId([0x34; 16]),
@@ -89,6 +96,7 @@ fn messages() -> Vec<(&'static str, Frame)> {
         headers: BTreeMap::new(),
         body: Bytes::new(),
         published_at: UnixMillis(0),
+        is_cancelled: false,
     };
     let hello = |lineage, consumer: &str, mark| {
         Frame::Relay(RelayFrame::Hello(Hello {
@@ -120,6 +128,10 @@ fn messages() -> Vec<(&'static str, Frame)> {
             Frame::Relay(RelayFrame::Deliver(vec![first, least])),
         ),
         (
+            "relay: a cancelled delivery",
+            Frame::Relay(RelayFrame::Deliver(vec![cancelled])),
+        ),
+        (
             "relay: low water",
             Frame::Relay(RelayFrame::LowWater(LowWater {
                 mark: Position(1000),
@@ -132,6 +144,16 @@ fn messages() -> Vec<(&'static str, Frame)> {
                 resource: ResourceId([0x44; 16]),
                 mark: Position(99),
                 highest_applied: Position(103),
+                takes_cancelled: false,
+            })),
+        ),
+        (
+            "inbox: welcome to cancelled deliveries",
+            Frame::Inbox(InboxFrame::Welcome(Welcome {
+                resource: ResourceId([0x44; 16]),
+                mark: Position(99),
+                highest_applied: Position(103),
+                takes_cancelled: true,
             })),
         ),
         (

@@ -102,6 +102,7 @@ fn a_hello_and_a_welcome_name_both_sides() {
             resource,
             mark,
             highest_applied,
+            takes_cancelled: true,
         }))
     };
     assert_eq!(welcome(Bytes::new()), missing("InboxWelcome.resource"));

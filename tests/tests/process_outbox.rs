@@ -290,10 +290,69 @@ async fn in_bulk(service: &str, receiver: &Station, sender: &mut Station) {
     let nowhere = "00000000-0000-0000-0000-000000000001";
     let (code, _, stderr) = outbox("cancel", service, &[&[nowhere], &BY[..]].concat()).await;
     assert_eq!(
-        (code, stderr.contains("not scheduled")),
+        (code, stderr.contains("neither scheduled nor for a consumer")),
         (Some(1), true),
         "{stderr}"
     );
+}
+
+/// J7: a message that has not taken effect is taken back: its consumer is told so when it comes back, and its key goes on.
+#[tokio::test]
+async fn an_operator_cancels_a_message_before_its_consumer_is_back() {
+    within(async {
+        let (_directory, mut receiver, [mut sender]) = stations(["orders"], 1).await;
+        receiver.kill().await;
+        for text in ["1", "wrong", "3"] {
+            sender.send("a", text).await;
+        }
+        let service = sender.address();
+        let listed = json_of("list", &service, &[]).await;
+        let id = listed[1]["id"].as_str().expect("an id").to_owned();
+        let elsewhere = [&[id.as_str(), "--consumer", "nobody"], &BY[..]].concat();
+        let (code, _, stderr) = outbox("cancel", &service, &elsewhere).await;
+        assert_eq!(
+            (code, stderr.contains("for anybody who was asked about")),
+            (Some(1), true),
+            "{stderr}"
+        );
+        let arguments = [&[id.as_str()], &BY[..]].concat();
+        let cancelled = json_of("cancel", &service, &arguments).await;
+        assert_eq!(
+            cancelled,
+            json!({ "id": id, "action": "cancelled", "consumers": [RECEIVER] })
+        );
+        let (code, _, stderr) = outbox("cancel", &service, &arguments).await;
+        assert_eq!(
+            (code, stderr.contains("it was cancelled for `receiver` already")),
+            (Some(1), true),
+            "{stderr}"
+        );
+        let state = &json_of("list", &service, &[]).await[1]["states"][0];
+        assert_eq!(state["state"], json!("cancelled"));
+
+        // What was decided outlives the sender's process.
+        sender.kill().await;
+        sender.start().await;
+        receiver.start().await;
+        sender.is_through().await;
+        receiver.has(&sender, "a", "1 3").await;
+        let (code, _, stderr) = outbox("cancel", &service, &arguments).await;
+        assert_eq!(
+            (code, stderr.contains("neither scheduled nor for a consumer")),
+            (Some(1), true),
+            "{stderr}"
+        );
+        // What a person sees.
+        receiver.kill().await;
+        sender.send("a", "wrong-4").await;
+        let listed = json_of("list", &service, &[]).await;
+        let id = listed[0]["id"].as_str().expect("an id").to_owned();
+        let (code, stdout, stderr) = outbox("cancel", &service, &[&[id.as_str()], &BY[..]].concat()).await;
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        let said = format!("{id}: cancelled for {RECEIVER}, unless it took effect there before");
+        assert!(stdout.starts_with(&said), "{stdout}");
+    })
+    .await;
 }
 
 /// J7: what a consumer has not got that is not named any more is dropped by its name, after it was said how much that is; one that

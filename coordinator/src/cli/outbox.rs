@@ -1,6 +1,7 @@
 //! `synod outbox`: the messages of one service, by its outbox's admin service. A service's outbox is its own; the coordinator
 //! knows nothing of it.
 
+mod cancel;
 mod operate;
 mod unsubscribe;
 
@@ -49,8 +50,8 @@ pub(super) enum Verb {
     Discard(operate::Discard),
     /// Messages that wait for their time, in the order of their times.
     Scheduled(operate::Scheduled),
-    /// Take a scheduled message back before its time: it never goes out.
-    Cancel(operate::Cancel),
+    /// Take a message back, before its time or before it takes effect at a consumer.
+    Cancel(cancel::Cancel),
     /// Take whatever database answers for a consumer next as its own, after it was replaced or restored.
     Readmit(operate::Readmit),
     /// Drop what a consumer that is not named any more has not got, and forget it; or what is left of one topic that was taken
@@ -142,7 +143,7 @@ pub(super) fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Requeue(requeue) => operate::requeue(requeue),
         Verb::Discard(discard) => operate::discard(discard),
         Verb::Scheduled(scheduled) => operate::scheduled(&scheduled),
-        Verb::Cancel(cancel) => operate::cancel(cancel),
+        Verb::Cancel(cancel) => cancel::run(cancel),
         Verb::Readmit(readmit) => operate::readmit(readmit),
         Verb::Unsubscribe(unsubscribe) => unsubscribe::run(unsubscribe),
     }

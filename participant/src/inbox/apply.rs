@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use synod_participant_core::inbox::{Decision, Origin, decide};
+use synod_proto::ids::UnixMillis;
 use synod_proto::message::{Answer, Delivery};
 
 use super::{Handler, InboxTransaction};
@@ -19,11 +20,11 @@ fn busy(error: &ResourceError) -> Answer {
     }
 }
 
-/// Applies a delivery, unless it took effect before.
+/// Applies a delivery, unless it took effect before; or records that it never does, if it was cancelled. That is without a handler.
 pub(super) async fn apply(
     store: &RedbResource,
     origin: &Origin,
-    handler: &Handler,
+    handler: Option<&Handler>,
     handler_timeout: Duration,
     delivery: Delivery,
 ) -> Answer {
@@ -36,7 +37,7 @@ pub(super) async fn apply(
 async fn try_apply(
     store: &RedbResource,
     origin: &Origin,
-    handler: &Handler,
+    handler: Option<&Handler>,
     handler_timeout: Duration,
     delivery: Delivery,
 ) -> Result<Answer, ResourceError> {
@@ -74,6 +75,11 @@ async fn try_apply(
     };
     match decision {
         Decision::Next => {}
+        Decision::Duplicate if delivery.is_cancelled && row.is_some_and(InboxRow::is_cancelled) => {
+            return Ok(Answer::Settled);
+        }
+        // It has no place here any more: no delivery of it takes effect.
+        Decision::Conflict { .. } if delivery.is_cancelled => return Ok(Answer::Settled),
         Decision::Duplicate => return Ok(Answer::Duplicate),
         Decision::BelowLowWater => return Ok(Answer::Settled),
         Decision::Gap { missing } => return Ok(Answer::Gap { missing }),
@@ -85,9 +91,23 @@ async fn try_apply(
             return Ok(Answer::Failed { text });
         }
     }
+    if delivery.is_cancelled {
+        let recorded = InboxRow {
+            id: delivery.id,
+            at: UnixMillis(0),
+        };
+        tx.put_own(INBOX_TABLE, &row_key, recorded.encode()).await?;
+        tx.commit().await?;
+        return Ok(Answer::Settled);
+    }
+    let Some(handler) = handler else {
+        let text = format!("no handler for the topic `{}`", delivery.topic);
+        return Ok(Answer::Busy { text });
+    };
     let recorded = InboxRow {
         id: delivery.id,
-        at: tx.now(),
+        // Above the epoch, which stands for a cancelled one, wherever the clock is.
+        at: tx.now().max(UnixMillis(1)),
     };
     let (lent, slot) = InboxTransaction::new(tx);
     let handled = run(handler, handler_timeout, origin, delivery, lent).await;

@@ -113,6 +113,7 @@ impl Shared {
             resource: identity.resource,
             mark: known.mark,
             highest_applied: highest.max(Position(known.mark.0.saturating_sub(1))),
+            takes_cancelled: true,
         })
     }
 
@@ -129,7 +130,7 @@ impl Shared {
             fence: delivery.fence,
             answer,
         };
-        if !self.handlers.contains_key(&delivery.topic) {
+        if !delivery.is_cancelled && !self.handlers.contains_key(&delivery.topic) {
             let text = format!(
                 "no handler for the topic `{}`: add one to the inbox",
                 delivery.topic
@@ -207,8 +208,8 @@ async fn run(running: Running, waiting: Waiting) {
         answers,
     } = waiting;
     let (position, fence) = (delivery.position, delivery.fence);
-    let handler = shared.handlers[&delivery.topic].clone();
-    let answer = apply::apply(&shared.store, &origin, &handler, shared.handler_timeout, delivery).await;
+    let handler = shared.handlers.get(&delivery.topic);
+    let answer = apply::apply(&shared.store, &origin, handler, shared.handler_timeout, delivery).await;
     if let Answer::Failed { text } = &answer {
         tracing::warn!(%position, source = %origin.source, reason = %text, "a message was not applied");
     }

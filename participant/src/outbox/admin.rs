@@ -6,7 +6,7 @@ use synod_proto::v1;
 use synod_proto::v1::outbox_admin_server::OutboxAdminServer;
 use tonic::{Request, Response, Status};
 
-use super::{DeadLetter, Entry, EntryState, Outbox, OutboxError, Scheduled};
+use super::{DeadLetter, Entry, EntryState, Outbox, OutboxError, Place, Scheduled};
 
 /// Answers operators about one outbox: status, list, dead letters, requeue, discard, scheduled
 /// messages, cancel, readmit, unsubscribe. It asks for no credentials: serve it where only
@@ -44,6 +44,7 @@ fn entry(entry: Entry) -> v1::OutboxEntry {
             EntryState::Pending { failed_count, reason } => ("pending", failed_count, reason),
             EntryState::Delivered => ("delivered", 0, String::new()),
             EntryState::Dead { failed_count, reason } => ("dead", failed_count, reason),
+            EntryState::Cancelled { reason } => ("cancelled", 0, reason),
         };
         v1::EntryState {
             consumer,
@@ -220,11 +221,19 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
     ) -> Result<Response<v1::OutboxCancelReply>, Status> {
         let request = request.into_inner();
         let id = message_id("OutboxCancelRequest.id", &request.id)?;
-        let at = UnixMillis(request.deliver_at_unix_ms);
-        self.outbox
-            .cancel(id, at, &request.author, &request.reason)
-            .await?;
-        Ok(Response::new(v1::OutboxCancelReply {}))
+        let place = match request.position {
+            None => Place::Scheduled(UnixMillis(request.deliver_at_unix_ms)),
+            Some(position) => Place::Stored(Position(position)),
+        };
+        let cancelled = self.outbox.cancel(
+            id,
+            place,
+            some(&request.consumer),
+            &request.author,
+            &request.reason,
+        );
+        let consumers = cancelled.await?;
+        Ok(Response::new(v1::OutboxCancelReply { consumers }))
     }
 
     async fn readmit(

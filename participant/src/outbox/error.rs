@@ -3,6 +3,7 @@
 use synod_proto::ids::MessageId;
 use tonic::{Code, Status};
 
+use super::EntryState;
 use crate::resource::ResourceError;
 
 /// An operation of an [`Outbox`](super::Outbox) that did not happen.
@@ -36,9 +37,31 @@ pub enum OutboxError {
         /// The message.
         id: MessageId,
     },
+    /// The message is not pending at this position for any consumer that was asked about: see how it stands with each.
+    #[error("message {id} cannot be cancelled: {}", standing(.states))]
+    NotPending {
+        /// The message.
+        id: MessageId,
+        /// How it stands with those that it is for; empty where no such message is stored at this position any more.
+        states: Vec<(String, EntryState)>,
+    },
     /// The store refused. What to do: [`ResourceError::remedy`].
     #[error(transparent)]
     Resource(#[from] ResourceError),
+}
+
+/// Says what to do instead.
+fn standing(states: &[(String, EntryState)]) -> String {
+    if states.is_empty() {
+        return "the outbox does not hold it there for anybody who was asked about; see the list".to_owned();
+    }
+    let of_one = |(consumer, state): &(String, EntryState)| match state {
+        EntryState::Pending { .. } => format!("it has just changed for `{consumer}`: try again"),
+        EntryState::Delivered => format!("`{consumer}` has got it already"),
+        EntryState::Dead { .. } => format!("it is a dead letter of `{consumer}`: discard it"),
+        EntryState::Cancelled { .. } => format!("it was cancelled for `{consumer}` already"),
+    };
+    states.iter().map(of_one).collect::<Vec<_>>().join("; ")
 }
 
 impl From<OutboxError> for Status {
@@ -48,6 +71,7 @@ impl From<OutboxError> for Status {
             OutboxError::Invalid { .. } => Code::InvalidArgument,
             OutboxError::UnknownConsumer { .. }
             | OutboxError::NotDead { .. }
+            | OutboxError::NotPending { .. }
             | OutboxError::NotScheduled { .. } => Code::NotFound,
             OutboxError::Resource(_) => Code::Unavailable,
         };

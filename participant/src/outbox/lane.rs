@@ -3,7 +3,7 @@
 //! All relays of the process share this lane, so that a message is on one session at a time (traps H5). Two tasks of its own
 //! read rows and write results; what a session hears goes into the core under the lock and what comes out of it to the sessions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use synod_participant_core::relay::{
     Read, Relay, RelaySession, Row, Rows, Send, Settlement, WAITING_COUNT_MAX,
 };
 use synod_proto::ids::{Fence, Position, ResourceId};
-use synod_proto::message::{Answered, LowWater, Welcome};
+use synod_proto::message::{Answer, Answered, LowWater, Welcome};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -229,7 +229,33 @@ impl Lane {
         self.step(|relay, now| match action {
             OperatorAction::Requeue => relay.on_requeued(now, &row, low_water),
             OperatorAction::Discard => relay.on_discarded(now, &row, low_water),
+            OperatorAction::Cancel => relay.on_cancelled(now, &row, low_water),
         });
+    }
+
+    /// The consumer does not know what a cancelled message is: it is not sent there, as if the consumer had had no room.
+    pub(super) fn on_refused(&self, sends: &[Send]) {
+        let answer = |send: &Send| {
+            Answered {
+            position: send.position,
+            fence: send.fence,
+            answer: Answer::Busy {
+                text: "it was cancelled, and the consumer's version of this library cannot be told so: update the consumer"
+                    .to_owned(),
+            },
+        }
+        };
+        for send in sends {
+            self.on_answers(send.session, vec![answer(send)]);
+        }
+    }
+
+    /// These go out as cancelled.
+    pub(super) fn on_sent_cancelled(&self, positions: &BTreeSet<Position>) {
+        let mut state = self.state();
+        for position in positions {
+            state.relay.on_sent_cancelled(*position);
+        }
     }
 
     pub(super) fn on_requeued(&self, rows: &[Row], low_water: &LowWater) {

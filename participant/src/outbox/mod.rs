@@ -33,7 +33,8 @@
 //!   so two transactions publish to one key one after the other, and a branch in doubt holds back the keys that it wrote, and no
 //!   others (traps H2-H4). Keys are independent.
 //! - **Nothing is dropped for its age.** A message is delivered, or it is a [dead letter](DeadLetter) with a reason, which an
-//!   operator [requeues](Outbox::requeue) or [discards](Outbox::discard). A consumer that is away makes no dead letters.
+//!   operator [requeues](Outbox::requeue) or [discards](Outbox::discard). A consumer that is away makes no dead letters. Before it
+//!   takes effect a message can be [cancelled](Outbox::cancel): then it either never does, or had done so already, and it is said which.
 //! - A topic that no consumer takes is an error where it is published, not a loss later (traps H6).
 //! - **Consumers may change at each start.** What was visible for a consumer stays its own when its [topics](Consumer::topic)
 //!   change or it is not named any more, until it is delivered or dropped by name
@@ -64,6 +65,7 @@ mod consumer;
 mod error;
 mod lane;
 mod message;
+mod operate;
 mod relay;
 mod view;
 
@@ -88,6 +90,7 @@ pub use admin::OutboxAdmin;
 pub use consumer::Consumer;
 pub use error::OutboxError;
 pub use message::{Message, PublishError};
+pub use operate::Place;
 pub use relay::Relay;
 pub use synod_participant_core::relay::DeadLetterPolicy;
 pub use view::{ConsumerStatus, DeadLetter, Entry, EntryState, OutboxStatus, Scheduled};
@@ -303,7 +306,7 @@ impl Outbox {
         author: &str,
         reason: &str,
     ) -> Result<Option<u64>, OutboxError> {
-        view::check_words(author, reason)?;
+        operate::check_words(author, reason)?;
         self.check_not_named(consumer, None)?;
         self.drop_for(consumer, None, author, reason).await
     }
@@ -322,7 +325,7 @@ impl Outbox {
         author: &str,
         reason: &str,
     ) -> Result<Option<u64>, OutboxError> {
-        view::check_words(author, reason)?;
+        operate::check_words(author, reason)?;
         self.check_not_named(consumer, Some(topic))?;
         self.drop_for(consumer, Some(topic), author, reason).await
     }
@@ -421,7 +424,7 @@ impl Outbox {
     /// [`OutboxError::UnknownConsumer`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
     pub async fn readmit(&self, consumer: &str, author: &str, reason: &str) -> Result<(), OutboxError> {
         let lane = self.lane(consumer)?;
-        view::check_words(author, reason)?;
+        operate::check_words(author, reason)?;
         let work = Readmit {
             consumer: consumer.to_owned(),
             author: author.to_owned(),

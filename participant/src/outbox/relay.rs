@@ -1,10 +1,12 @@
 //! The relay: keeps one stream open to each consumer, and moves messages and answers (step 6 of a transaction).
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use synod_participant_core::relay::{RelaySession, Send};
+use synod_proto::ids::Position;
 use synod_proto::limits::{DELIVERY_BYTES_FULL, DELIVERY_COUNT_MAX, MESSAGE_BYTES_MAX};
 use synod_proto::message::{Delivery, Hello, InboxFrame, RelayFrame, Welcome};
 use synod_proto::v1;
@@ -119,7 +121,7 @@ async fn session(lane: &Arc<Lane>, is_welcome: &mut bool) -> Result<(), BoxError
     let (session, orders) = lane.open_session(&welcome);
     let open = Open { lane, session };
     tokio::select! {
-        sent = send(open.lane, orders, frames) => sent,
+        sent = send(open.lane, orders, frames, welcome.takes_cancelled) => sent,
         received = receive(open.lane, session, incoming) => received,
     }
 }
@@ -182,6 +184,7 @@ async fn send(
     lane: &Lane,
     mut orders: mpsc::UnboundedReceiver<ToSession>,
     frames: mpsc::Sender<v1::RelayFrame>,
+    takes_cancelled: bool,
 ) -> Result<(), BoxError> {
     let mut batch = Vec::new();
     while let Some(order) = orders.recv().await {
@@ -203,14 +206,21 @@ async fn send(
             let sends = std::mem::take(&mut batch);
             let name = lane.consumer.name.clone();
             // The snapshot is gone when the frames wait for the transport (traps H12).
-            let (ready, dropped) = lane
+            let Ready {
+                frames: ready,
+                dropped,
+                cancelled,
+                refused,
+            } = lane
                 .store
                 .read(move |snapshot| {
                     let consumer = MessageRead(snapshot).consumer(&name)?;
-                    read(&MessageRead(snapshot), consumer.as_ref(), sends)
+                    read(&MessageRead(snapshot), consumer.as_ref(), sends, takes_cancelled)
                 })
                 .await?;
             lane.on_dropped(&dropped);
+            lane.on_sent_cancelled(&cancelled);
+            lane.on_refused(&refused);
             for frame in ready {
                 frames.send(RelayFrame::Deliver(frame).into()).await?;
             }
@@ -226,24 +236,47 @@ async fn send(
     Ok(())
 }
 
-/// The messages, in frames that are full or the last one, and those that were dropped for the consumer by name meanwhile.
+/// What is to be sent, as the store has it now.
+#[derive(Default)]
+struct Ready {
+    /// Full, or the last one.
+    frames: Vec<Vec<Delivery>>,
+    /// Dropped for the consumer by name meanwhile.
+    dropped: Vec<Send>,
+    /// Those among the frames' that were cancelled.
+    cancelled: BTreeSet<Position>,
+    /// Those that were cancelled, where the consumer does not know what that is: it would apply them.
+    refused: Vec<Send>,
+}
+
 fn read(
     read: &MessageRead<'_>,
     consumer: Option<&ConsumerRow>,
     sends: Vec<Send>,
-) -> Result<(Vec<Vec<Delivery>>, Vec<Send>), ResourceError> {
-    let mut frames = Vec::new();
+    takes_cancelled: bool,
+) -> Result<Ready, ResourceError> {
+    let mut ready = Ready::default();
     let mut frame = Vec::new();
-    let mut dropped = Vec::new();
     let mut bytes = 0;
+    if let Some(consumer) = consumer {
+        ready.cancelled = read.cancelled(consumer.number, sends.iter().map(|send| send.position))?;
+    }
     for send in sends {
         let is_own = |message: &MessageRow| {
             consumer.is_some_and(|consumer| consumer.takes(&message.topic, send.position))
         };
-        let Some(message) = read.message(send.position)?.filter(is_own) else {
-            dropped.push(send);
+        let Some(mut message) = read.message(send.position)?.filter(is_own) else {
+            ready.dropped.push(send);
             continue;
         };
+        let is_cancelled = ready.cancelled.contains(&send.position);
+        if is_cancelled && !takes_cancelled {
+            ready.refused.push(send);
+            continue;
+        }
+        if is_cancelled {
+            (message.headers, message.body) = Default::default();
+        }
         bytes += message.body.len() + message.key.len();
         bytes += message
             .headers
@@ -262,14 +295,15 @@ fn read(
             headers: message.headers,
             body: message.body,
             published_at: message.published_at,
+            is_cancelled,
         });
         if bytes >= DELIVERY_BYTES_FULL {
-            frames.push(std::mem::take(&mut frame));
+            ready.frames.push(std::mem::take(&mut frame));
             bytes = 0;
         }
     }
     if !frame.is_empty() {
-        frames.push(frame);
+        ready.frames.push(frame);
     }
-    Ok((frames, dropped))
+    Ok(ready)
 }

@@ -1,15 +1,15 @@
-//! What an operator sees of an outbox, and does to its dead letters.
+//! What an operator sees of an outbox.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use synod_proto::ids::{MessageId, Position, ResourceId, Sequence, UnixMillis};
-use synod_proto::limits::{LIST_COUNT_MAX, TEXT_BYTES_MAX};
+use synod_proto::limits::LIST_COUNT_MAX;
 
 use super::{Outbox, OutboxError};
+use crate::resource::ResourceError;
 use crate::resource::redb::messages::{
-    Cancel, ConsumerRow, FailureRow, MessageRead, MessageRow, Operate, OperatorAction, RequeueAll,
-    StoredState, TopicRange,
+    ConsumerRow, FailureRow, MessageRead, MessageRow, StoredState, TopicRange,
 };
 
 /// An outbox at a glance.
@@ -95,6 +95,11 @@ pub enum EntryState {
         /// Why the last one did.
         reason: String,
     },
+    /// Taken back by an operator. The consumer has yet to say whether it took effect before.
+    Cancelled {
+        /// Why the consumer has not said so yet; empty before it was asked.
+        reason: String,
+    },
 }
 
 /// A message that was given up for one consumer until an operator decides.
@@ -166,18 +171,10 @@ fn state(stored: StoredState) -> EntryState {
         StoredState::Dead(FailureRow {
             failed_count, reason, ..
         }) => EntryState::Dead { failed_count, reason },
+        StoredState::Cancelled(failure) => EntryState::Cancelled {
+            reason: failure.map_or(String::new(), |row| row.reason),
+        },
     }
-}
-
-/// What is kept with an operator's action.
-pub(super) fn check_words(author: &str, reason: &str) -> Result<(), OutboxError> {
-    for (what, text) in [("author", author), ("reason", reason)] {
-        if text.trim().is_empty() || text.len() > TEXT_BYTES_MAX {
-            let text = format!("the {what} has 1 to {TEXT_BYTES_MAX} bytes: it is kept with the action");
-            return Err(OutboxError::Invalid { text });
-        }
-    }
-    Ok(())
 }
 
 /// The names of some of its topics.
@@ -194,7 +191,7 @@ fn dead(
     row: &ConsumerRow,
     after: Position,
     count_max: usize,
-) -> Result<Vec<DeadLetter>, crate::resource::ResourceError> {
+) -> Result<Vec<DeadLetter>, ResourceError> {
     let mut found = Vec::new();
     for (position, letter) in read.dead_letters(row.number, after, count_max)? {
         let Some(message) = read.message(position)? else {
@@ -306,66 +303,6 @@ impl Outbox {
         Ok(read.await?)
     }
 
-    /// Sends a dead letter again, as if it had never been tried; where it holds its key, the key goes on with it. For one consumer,
-    /// or for all to which it is dead: answers which. Author and reason are kept.
-    ///
-    /// # Errors
-    /// [`OutboxError::NotDead`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
-    pub async fn requeue(
-        &self,
-        id: MessageId,
-        consumer: Option<&str>,
-        author: &str,
-        reason: &str,
-    ) -> Result<Vec<String>, OutboxError> {
-        self.operate(OperatorAction::Requeue, id, consumer, author, reason)
-            .await
-    }
-
-    /// [Requeues](Self::requeue) all dead letters of one consumer, or those of one topic of it, in the order of their positions;
-    /// what dies again meanwhile stays dead. Answers how many. If it is cut short, a part was requeued: call it again.
-    ///
-    /// # Errors
-    /// [`OutboxError::UnknownConsumer`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
-    pub async fn requeue_all(
-        &self,
-        consumer: &str,
-        topic: Option<&str>,
-        author: &str,
-        reason: &str,
-    ) -> Result<u64, OutboxError> {
-        check_words(author, reason)?;
-        let mut after = Position(0);
-        let mut count = 0;
-        loop {
-            let requeued = self.inner.store.work(RequeueAll {
-                consumer: consumer.to_owned(),
-                topic: topic.map(str::to_owned),
-                after,
-                author: author.to_owned(),
-                reason: reason.to_owned(),
-            });
-            let part = requeued.await?.ok_or_else(|| OutboxError::UnknownConsumer {
-                consumer: consumer.to_owned(),
-            })?;
-            count += part.rows.len() as u64;
-            tracing::info!(
-                consumer,
-                count = part.rows.len(),
-                author,
-                reason,
-                "an operator requeued dead letters"
-            );
-            if let Some(lane) = self.inner.lanes.get(consumer) {
-                lane.on_requeued(&part.rows, &part.low_water);
-            }
-            match part.next_after {
-                Some(next) => after = next,
-                None => return Ok(count),
-            }
-        }
-    }
-
     /// Messages that wait for their time, in the order of their times, behind one of them; at most `count_max`, which is at most
     /// 1000.
     ///
@@ -383,49 +320,7 @@ impl Outbox {
         Ok(read.await?)
     }
 
-    /// Takes a scheduled message back before its time: it never goes out, to nobody. `deliver_at` is the time that
-    /// [`scheduled`](Self::scheduled) shows. Author and reason are kept.
-    ///
-    /// # Errors
-    /// [`OutboxError::NotScheduled`]; [`OutboxError::Invalid`] without author or reason; [`OutboxError::Resource`].
-    pub async fn cancel(
-        &self,
-        id: MessageId,
-        deliver_at: UnixMillis,
-        author: &str,
-        reason: &str,
-    ) -> Result<(), OutboxError> {
-        check_words(author, reason)?;
-        let cancelled = self.inner.store.work(Cancel {
-            id,
-            deliver_at,
-            author: author.to_owned(),
-            reason: reason.to_owned(),
-        });
-        if !cancelled.await? {
-            return Err(OutboxError::NotScheduled { id });
-        }
-        tracing::info!(%id, author, reason, "an operator cancelled a scheduled message");
-        Ok(())
-    }
-
-    /// Gives a dead letter up: it is never sent again, and its key goes on without it. Otherwise like
-    /// [`requeue`](Self::requeue).
-    ///
-    /// # Errors
-    /// As for [`requeue`](Self::requeue).
-    pub async fn discard(
-        &self,
-        id: MessageId,
-        consumer: Option<&str>,
-        author: &str,
-        reason: &str,
-    ) -> Result<Vec<String>, OutboxError> {
-        self.operate(OperatorAction::Discard, id, consumer, author, reason)
-            .await
-    }
-
-    /// What operators did to dead letters, the latest first; the last 10,000 are kept.
+    /// What operators did, and what became of cancelled messages, the latest first; the last 10,000 are kept.
     ///
     /// # Errors
     /// [`OutboxError::Resource`].
@@ -435,53 +330,5 @@ impl Outbox {
             .store
             .read(move |snapshot| MessageRead(snapshot).records(count_max));
         Ok(read.await?)
-    }
-
-    async fn operate(
-        &self,
-        action: OperatorAction,
-        id: MessageId,
-        consumer: Option<&str>,
-        author: &str,
-        reason: &str,
-    ) -> Result<Vec<String>, OutboxError> {
-        check_words(author, reason)?;
-        let asked = consumer.map(str::to_owned);
-        let read = self.inner.store.read(move |snapshot| {
-            let read = MessageRead(snapshot);
-            let mut found = Vec::new();
-            let dead = read.dead_by_id(id)?;
-            for (name, row) in read.consumers()? {
-                let position = dead.iter().find(|(number, _)| *number == row.number);
-                if let Some((_, position)) = position
-                    && asked.as_ref().is_none_or(|asked| *asked == name)
-                {
-                    found.push((name, *position));
-                }
-            }
-            Ok(found)
-        });
-        let mut settled = Vec::new();
-        for (consumer, position) in read.await? {
-            let operated = self.inner.store.work(Operate {
-                consumer: consumer.clone(),
-                position,
-                action,
-                author: author.to_owned(),
-                reason: reason.to_owned(),
-            });
-            // `None`: another operator was faster.
-            if let Some(operated) = operated.await? {
-                tracing::info!(%id, consumer = %consumer, ?action, author, reason, "an operator settled a dead letter");
-                if let Some(lane) = self.inner.lanes.get(&consumer) {
-                    lane.on_operated(action, operated);
-                }
-                settled.push(consumer);
-            }
-        }
-        if settled.is_empty() {
-            return Err(OutboxError::NotDead { id });
-        }
-        Ok(settled)
     }
 }

@@ -119,6 +119,7 @@ impl TryFrom<v1::MessageDelivery> for Delivery {
             headers: wire.headers.into_iter().collect(),
             body: wire.body,
             published_at: UnixMillis(wire.published_at_unix_ms),
+            is_cancelled: wire.is_cancelled,
         })
     }
 }
@@ -162,6 +163,7 @@ impl From<Delivery> for v1::MessageDelivery {
             headers: delivery.headers.into_iter().collect(),
             body: delivery.body,
             published_at_unix_ms: delivery.published_at.0,
+            is_cancelled: delivery.is_cancelled,
         }
     }
 }
@@ -175,6 +177,7 @@ impl TryFrom<v1::InboxFrame> for InboxFrame {
                 resource: resource("InboxWelcome.resource", &welcome.resource)?,
                 mark: Position(welcome.mark),
                 highest_applied: Position(welcome.highest_applied),
+                takes_cancelled: welcome.takes_cancelled,
             }),
             FromInbox::Answers(answers) => {
                 const FIELD: &str = "DeliveryAnswers.answers";
@@ -220,6 +223,7 @@ impl From<InboxFrame> for v1::InboxFrame {
                 resource: id_bytes(&welcome.resource.0),
                 mark: welcome.mark.0,
                 highest_applied: welcome.highest_applied.0,
+                takes_cancelled: welcome.takes_cancelled,
             }),
             InboxFrame::Answers(answers) => FromInbox::Answers(v1::DeliveryAnswers {
                 answers: answers.into_iter().map(Into::into).collect(),

@@ -506,10 +506,11 @@ fn delivery() -> impl Strategy<Value = Delivery> {
         headers,
         vec(any::<u8>(), 0..200),
         millis(),
+        any::<bool>(),
     );
     (place, content).prop_map(|(place, content)| {
         let (id, position, fence, attempt, previous) = place;
-        let (topic, key, sequence, headers, body, published_at) = content;
+        let (topic, key, sequence, headers, body, published_at, is_cancelled) = content;
         Delivery {
             id: MessageId(id),
             position,
@@ -522,6 +523,7 @@ fn delivery() -> impl Strategy<Value = Delivery> {
             headers,
             body: body.into(),
             published_at,
+            is_cancelled,
         }
     })
 }
@@ -564,13 +566,16 @@ fn answered() -> impl Strategy<Value = Answered> {
 
 pub(crate) fn inbox_frame() -> impl Strategy<Value = InboxFrame> {
     prop_oneof![
-        (resource(), any::<u64>(), any::<u64>()).prop_map(|(resource, mark, applied)| {
-            InboxFrame::Welcome(Welcome {
-                resource,
-                mark: Position(mark),
-                highest_applied: Position(applied),
-            })
-        }),
+        (resource(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+            |(resource, mark, applied, takes_cancelled)| {
+                InboxFrame::Welcome(Welcome {
+                    resource,
+                    mark: Position(mark),
+                    highest_applied: Position(applied),
+                    takes_cancelled,
+                })
+            }
+        ),
         vec(answered(), 0..=DELIVERY_COUNT_MAX).prop_map(InboxFrame::Answers),
         any::<u64>().prop_map(|mark| InboxFrame::LowWaterReached(Position(mark))),
     ]

@@ -3,9 +3,7 @@
 use super::super::client::block_on;
 use super::super::exit::{Exit, Failure};
 use super::super::output::{age, now_unix_ms, print, print_json, table};
-use super::{
-    MessageId, PAGE_COUNT, Scope, Service, answered, connect, hex, page_length, parse_id, printable, uuid,
-};
+use super::{MessageId, Scope, Service, answered, connect, hex, page_length, parse_id, printable, uuid};
 use serde::Serialize;
 use synod_proto::v1;
 use synod_proto::v1::outbox_admin_client::OutboxAdminClient;
@@ -68,18 +66,6 @@ pub(in super::super) struct Scheduled {
     service: Service,
 }
 
-/// Which scheduled message.
-#[derive(Debug, clap::Args)]
-pub(in super::super) struct Cancel {
-    /// The message's id, as `synod outbox scheduled` shows it.
-    #[arg(value_name = "ID", value_parser = parse_id)]
-    id: MessageId,
-    #[command(flatten)]
-    word: Word,
-    #[command(flatten)]
-    service: Service,
-}
-
 /// Which consumer.
 #[derive(Debug, clap::Args)]
 pub(in super::super) struct Readmit {
@@ -104,12 +90,6 @@ struct RequeuedAll {
     action: &'static str,
     consumer: String,
     count: u64,
-}
-
-#[derive(Serialize)]
-struct Cancelled {
-    id: String,
-    action: &'static str,
 }
 
 #[derive(Serialize)]
@@ -231,7 +211,7 @@ pub(super) fn scheduled(asked: &Scheduled) -> Result<Exit, Failure> {
     Ok(Exit::Success)
 }
 
-async fn scheduled_page(
+pub(super) async fn scheduled_page(
     service: &Service,
     client: &mut OutboxAdminClient<Channel>,
     after: Option<&v1::ScheduledEntry>,
@@ -255,42 +235,6 @@ fn entry(entry: v1::ScheduledEntry) -> ScheduledEntry {
         published_at_unix_ms: entry.published_at_unix_ms,
         body_bytes: entry.body_bytes,
     }
-}
-
-/// Looks the message's time up first: by that it is found in the store.
-pub(super) fn cancel(cancel: Cancel) -> Result<Exit, Failure> {
-    let Cancel { id, word, service } = cancel;
-    block_on(async {
-        let mut client = connect(&service).await?;
-        let mut last: Option<v1::ScheduledEntry> = None;
-        let deliver_at_unix_ms = loop {
-            let mut page = scheduled_page(&service, &mut client, last.as_ref(), PAGE_COUNT).await?;
-            if let Some(found) = page.iter().find(|entry| entry.id[..] == id.0) {
-                break found.deliver_at_unix_ms;
-            }
-            if page.len() < PAGE_COUNT as usize {
-                let text = format!(
-                    "message {} is not scheduled: it has gone out, or was cancelled",
-                    uuid(&id.0)
-                );
-                return Err(Failure::new(Exit::Failed, text));
-            }
-            last = page.pop();
-        };
-        let request = v1::OutboxCancelRequest {
-            id: id.0.to_vec().into(),
-            deliver_at_unix_ms,
-            author: word.author,
-            reason: word.reason,
-        };
-        answered(&service, client.cancel(request)).await
-    })?;
-    let cancelled = Cancelled {
-        id: uuid(&id.0),
-        action: "cancelled",
-    };
-    let text = format!("{}: cancelled\n", cancelled.id);
-    show(&service, &cancelled, &text)
 }
 
 pub(super) fn readmit(readmit: Readmit) -> Result<Exit, Failure> {

@@ -102,6 +102,8 @@ struct Entry {
     /// Stands for the last refusal's text; 0 before.
     refusal: u64,
     is_dead: bool,
+    /// An operator has taken it back: it is sent until the consumer has confirmed that, and does not die.
+    is_cancelled: bool,
 }
 
 impl Entry {
@@ -113,6 +115,7 @@ impl Entry {
             lost_count: 0,
             refusal: 0,
             is_dead: row.is_dead,
+            is_cancelled: false,
         }
     }
 }
@@ -316,8 +319,12 @@ impl Relay {
         let number = self.end_flight(now, session, position, fence)?;
         match answer {
             Answer::Applied | Answer::Duplicate | Answer::Settled => {
-                self.entries.remove(&position);
-                self.settlement.delivered.push(position);
+                let entry = self.entries.remove(&position).expect("was in flight");
+                if entry.is_cancelled && answer == Answer::Settled {
+                    self.settlement.cancelled.push(position);
+                } else {
+                    self.settlement.delivered.push(position);
+                }
                 self.keys.set_waiting(&mut self.topics, number, false);
                 self.keys
                     .get_mut(number)
@@ -354,6 +361,13 @@ impl Relay {
         self.keys.set_waiting(&mut self.topics, number, false);
         self.advance(number);
         Ok(())
+    }
+
+    /// This sending said that the message is cancelled: the store had it so when it was read.
+    pub fn on_sent_cancelled(&mut self, position: Position) {
+        if let Some(entry) = self.entries.get_mut(&position) {
+            entry.is_cancelled = true;
+        }
     }
 
     /// Takes a message off its session.
@@ -411,7 +425,7 @@ impl Relay {
             failed_count,
             reason,
         };
-        if failed_count < self.options.attempt_count_max {
+        if failed_count < self.options.attempt_count_max || entry.is_cancelled {
             self.settlement.failed.push(failure);
             return self.back_off(now, number, position, failed_count - 1);
         }
@@ -459,6 +473,7 @@ impl Relay {
             failed: take_first(&mut waiting.failed, &mut room),
             dead: take_first(&mut waiting.dead, &mut room),
             delivered: take_first(&mut waiting.delivered, &mut room),
+            cancelled: take_first(&mut waiting.cancelled, &mut room),
         })
     }
 
@@ -485,6 +500,7 @@ impl Relay {
     pub fn on_settle_failed(&mut self, mut settlement: Settlement) {
         self.is_settling = false;
         settlement.delivered.append(&mut self.settlement.delivered);
+        settlement.cancelled.append(&mut self.settlement.cancelled);
         settlement.failed.append(&mut self.settlement.failed);
         settlement.dead.append(&mut self.settlement.dead);
         self.settlement = settlement;
@@ -493,9 +509,37 @@ impl Relay {
     /// An operator has requeued this dead letter, durably.
     pub fn on_requeued(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
         self.on_low_water(now, low_water);
-        if self.entries.contains_key(&row.position) {
-            return;
+        if !self.entries.contains_key(&row.position) {
+            self.take_again(row);
         }
+    }
+
+    /// An operator has cancelled this message, durably: whatever is sent of it from now on says so. What is on its way may still take
+    /// effect, and the answer says whether it did.
+    pub fn on_cancelled(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
+        self.on_low_water(now, low_water);
+        if !self.entries.contains_key(&row.position) {
+            if row.position > self.cursor {
+                return;
+            }
+            // It is to be read in its turn, or was to become a dead letter just now, and is not one.
+            self.take_again(row);
+        }
+        let Some(entry) = self.entries.get_mut(&row.position) else {
+            return;
+        };
+        entry.is_cancelled = true;
+        let number = entry.key;
+        let key = self.keys.get_mut(number).expect("has a message");
+        if key.phase == Phase::Backoff && key.queue.first() == Some(&row.position) {
+            self.timers.cancel(Timer::Key(number));
+            self.backing_off_count -= 1;
+            self.advance(number);
+        }
+    }
+
+    /// Takes a message into memory that has left it, ahead of what comes behind it of its key.
+    fn take_again(&mut self, row: &Row) {
         let topic = self.topics.number(&row.topic);
         let found = self.keys.find(&row.key);
         let is_held = found

@@ -1,6 +1,8 @@
-//! The relay on paper: one situation, one step, the whole answer. `trouble.rs` has what keys and topics in trouble do to the others;
+//! The relay on paper: one situation, one step, the whole answer. `cancelled.rs` has what an operator takes back, `trouble.rs` what
+//! keys and topics in trouble do to the others;
 //! `random.rs` plays it against an executable model.
 
+mod cancelled;
 mod random;
 mod trouble;
 
@@ -217,7 +219,7 @@ fn b19_a_failed_message_waits_and_holds_back_its_key_alone() {
         Settlement {
             delivered: vec![Position(3)],
             failed: vec![failure],
-            dead: vec![]
+            ..Settlement::default()
         }
     );
 }

@@ -170,6 +170,8 @@ pub struct Failure {
 pub struct Settlement {
     /// Acknowledged by the consumer: delivered (traps H6).
     pub delivered: Vec<Position>,
+    /// Cancelled, and the consumer has confirmed that they never take effect.
+    pub cancelled: Vec<Position>,
     /// Failed or not made, to be tried again.
     pub failed: Vec<Failure>,
     /// Failed for the last time.
@@ -180,11 +182,11 @@ impl Settlement {
     /// Whether there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.delivered.is_empty() && self.failed.is_empty() && self.dead.is_empty()
+        self.count() == 0
     }
 
     pub(super) fn count(&self) -> usize {
-        self.delivered.len() + self.failed.len() + self.dead.len()
+        self.delivered.len() + self.cancelled.len() + self.failed.len() + self.dead.len()
     }
 }
 

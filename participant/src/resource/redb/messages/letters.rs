@@ -1,23 +1,28 @@
-//! Dead letters, and what an operator does to them: each with its entry by message id, and counted in its consumer's row.
+//! Letters, and what an operator does to single messages: each dead one with its entry by message id, and counted in its consumer's
+//! row.
 
 use ::redb::{ReadableTable, WriteTransaction};
 use std::ops::Bound::{Excluded, Included};
 use synod_participant_core::relay::Row;
-use synod_proto::ids::{Position, UnixMillis};
+use synod_proto::ids::{MessageId, Position, UnixMillis};
 use synod_proto::message::LowWater;
 
 use super::super::rows::WriteError;
 use super::super::writer::Work;
-use super::writes::{advance, consumer_row, consumers, delete_unless_needed, record};
+use super::writes::{advance, consumer_row, consumers, delete_unless_needed, is_unsettled, record};
 use super::{
-    ConsumerRow, DONE, LETTER, LETTER_ID, LetterRow, LetterState, MessageRow, OUTBOX, last_number,
+    ConsumerRow, DONE, FAILED, LETTER, LETTER_ID, LetterRow, LetterState, MessageRow, OUTBOX, last_number,
     letter_id_key, of_consumer, position_key,
 };
 
 /// The most letters that one local transaction requeues: others get their turn between.
 const REQUEUE_COUNT_MAX: usize = 512;
 
-fn letter(tx: &WriteTransaction, consumer: u32, position: Position) -> Result<Option<LetterRow>, WriteError> {
+pub(super) fn letter(
+    tx: &WriteTransaction,
+    consumer: u32,
+    position: Position,
+) -> Result<Option<LetterRow>, WriteError> {
     let letters = tx.open_table(LETTER)?;
     let letter = letters.get(&of_consumer(consumer, position)[..])?;
     Ok(letter
@@ -92,16 +97,22 @@ fn requeue(
     Ok(())
 }
 
-/// What an operator does to a dead letter.
+/// What an operator does to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OperatorAction {
+    /// A dead letter.
     Requeue,
+    /// A dead letter.
     Discard,
+    /// A message that is pending. It may have been sent, and nobody knows whether it took effect: that is the consumer's to say, so
+    /// it stays until the consumer has confirmed.
+    Cancel,
 }
 
-/// An operator's action on one dead letter of one consumer, with its record (traps J7).
+/// An operator's action on one message of one consumer, with its record (traps J7).
 pub(crate) struct Operate {
     pub(crate) consumer: String,
+    pub(crate) id: MessageId,
     pub(crate) position: Position,
     pub(crate) action: OperatorAction,
     pub(crate) author: String,
@@ -116,7 +127,7 @@ pub(crate) struct Operated {
 }
 
 impl Work for Operate {
-    /// `None` where it is no dead letter.
+    /// `None` where it is no message of this kind.
     type Output = Option<Operated>;
 
     fn apply(
@@ -127,22 +138,37 @@ impl Work for Operate {
         let Some(mut consumer) = consumer_row(tx, &self.consumer)? else {
             return Ok((None, false));
         };
-        let letter = letter(tx, consumer.number, self.position)?.filter(LetterRow::is_dead);
+        let letter = letter(tx, consumer.number, self.position)?;
         let message = {
             let outbox = tx.open_table(OUTBOX)?;
             let message = outbox.get(&position_key(self.position)[..])?;
             message.map(|message| message.value().to_vec())
         };
-        let (Some(letter), Some(message)) = (letter, message) else {
+        let Some(message) = message else {
             return Ok((None, false));
         };
         let (_, id, _) = MessageRow::due_of(&message)?;
-        let verb = match self.action {
-            OperatorAction::Requeue => {
+        if id != self.id {
+            return Ok((None, false));
+        }
+        let verb = match (self.action, letter) {
+            (OperatorAction::Cancel, letter) => {
+                let is_pending = letter.is_none_or(|letter| !letter.is_dead() && !letter.is_cancelled())
+                    && consumer.takes(MessageRow::topic_of(&message)?, self.position)
+                    && is_unsettled(tx, &consumer, self.position)?;
+                if !is_pending {
+                    return Ok((None, false));
+                }
+                set_letter(tx, &mut consumer, self.position, Some(&LetterRow::cancelled()))?;
+                let key = of_consumer(consumer.number, self.position);
+                tx.open_table(FAILED)?.remove(&key[..])?;
+                "cancelled"
+            }
+            (OperatorAction::Requeue, Some(letter)) if letter.is_dead() => {
                 requeue(tx, &mut consumer, self.position, letter)?;
                 "requeued"
             }
-            OperatorAction::Discard => {
+            (OperatorAction::Discard, Some(letter)) if letter.is_dead() => {
                 forget_letter(tx, &mut consumer, self.position)?;
                 if self.position >= consumer.mark {
                     let key = of_consumer(consumer.number, self.position);
@@ -150,6 +176,7 @@ impl Work for Operate {
                 }
                 "discarded"
             }
+            (OperatorAction::Requeue | OperatorAction::Discard, _) => return Ok((None, false)),
         };
         let text = format!(
             "{} ms: {} {verb} message {id} (position {}) for consumer {}: {}",

@@ -12,10 +12,10 @@
 //! | `synod:outbox_gone` | the name of one that was unsubscribed | the mark that it had |
 //! | `synod:outbox_done` | consumer, position | nothing: delivered, at or above the mark |
 //! | `synod:outbox_failed` | consumer, position | [`FailureRow`] |
-//! | `synod:outbox_letter` | consumer, position | [`LetterRow`]: dead, requeued, or waiting behind one of these below the mark |
+//! | `synod:outbox_letter` | consumer, position | [`LetterRow`]: dead, requeued, cancelled, or waiting behind one of these below the mark |
 //! | `synod:outbox_letter_id` | message id, consumer | the position of a dead letter |
 //! | `synod:outbox_record` | number | what an operator did |
-//! | `synod:inbox` | origin, position | [`InboxRow`]: the message took effect |
+//! | `synod:inbox` | origin, position | [`InboxRow`]: the message took effect, or was cancelled and never does |
 //! | `synod:inbox_origin` | origin | [`LowWater`] |
 //!
 //! A publisher does not know the position: it is given when the local transaction commits, by the writer, of which there is one.
@@ -100,7 +100,7 @@ pub(crate) struct FailureRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LetterRow {
     pub(crate) state: LetterState,
-    /// Why it died; of one that only waits it says nothing.
+    /// Why it died; of one that only waits or was cancelled it says nothing.
     pub(crate) failure: FailureRow,
 }
 
@@ -113,12 +113,15 @@ pub(crate) enum LetterState {
     Requeued,
     /// The mark has passed it while it waited behind an earlier one of these of its key.
     Waiting,
+    /// Taken back by an operator: the consumer is told so, and has not confirmed it yet.
+    Cancelled,
 }
 
-/// The proof that a message took effect.
+/// The proof that a message took effect, or that it never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxRow {
     pub(crate) id: MessageId,
+    /// When it took effect; the epoch for one that was cancelled.
     pub(crate) at: UnixMillis,
 }
 
@@ -352,19 +355,29 @@ impl FailureRow {
 impl LetterRow {
     /// Of a message that waits behind a dead letter.
     pub(crate) const fn waiting() -> Self {
+        Self::blank(LetterState::Waiting)
+    }
+
+    /// Of a message that an operator has taken back.
+    pub(crate) const fn cancelled() -> Self {
+        Self::blank(LetterState::Cancelled)
+    }
+
+    const fn blank(state: LetterState) -> Self {
         let failure = FailureRow {
             failed_count: 0,
             at: UnixMillis(0),
             reason: String::new(),
         };
-        Self {
-            state: LetterState::Waiting,
-            failure,
-        }
+        Self { state, failure }
     }
 
     pub(crate) fn is_dead(&self) -> bool {
         self.state == LetterState::Dead
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.state == LetterState::Cancelled
     }
 
     pub(crate) fn encode(&self) -> Bytes {
@@ -374,6 +387,7 @@ impl LetterRow {
             LetterState::Dead => 0,
             LetterState::Requeued => 1,
             LetterState::Waiting => 2,
+            LetterState::Cancelled => 3,
         });
         self.failure.put(&mut out);
         out.freeze()
@@ -385,6 +399,7 @@ impl LetterRow {
             0 => LetterState::Dead,
             1 => LetterState::Requeued,
             2 => LetterState::Waiting,
+            3 => LetterState::Cancelled,
             _ => return Err(reader.damaged("its state is unknown")),
         };
         let failure = FailureRow::read(&mut reader)?;
@@ -394,6 +409,10 @@ impl LetterRow {
 }
 
 impl InboxRow {
+    pub(crate) const fn is_cancelled(self) -> bool {
+        self.at.0 == 0
+    }
+
     pub(crate) fn encode(self) -> Bytes {
         let mut out = BytesMut::with_capacity(25);
         out.put_u8(ROW_VERSION);

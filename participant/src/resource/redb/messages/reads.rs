@@ -1,5 +1,6 @@
 //! What relay, inbox and operator read: each from one snapshot, which nobody keeps (traps H12).
 
+use std::collections::BTreeSet;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use ::redb::{
@@ -30,6 +31,8 @@ pub(crate) enum StoredState {
     Pending(Option<FailureRow>),
     Delivered,
     Dead(FailureRow),
+    /// With why the consumer has not confirmed it.
+    Cancelled(Option<FailureRow>),
 }
 
 type Guard = AccessGuard<'static, &'static [u8]>;
@@ -176,6 +179,34 @@ impl MessageRead<'_> {
         rows.map(letter_row).collect()
     }
 
+    /// Which of these messages were cancelled for the consumer.
+    pub(crate) fn cancelled(
+        &self,
+        consumer: u32,
+        positions: impl Iterator<Item = Position>,
+    ) -> Result<BTreeSet<Position>, ResourceError> {
+        let mut found = BTreeSet::new();
+        let Some(table) = self.open(LETTER)? else {
+            return Ok(found);
+        };
+        // Most consumers have no letters at all.
+        let (start, end) = (
+            of_consumer(consumer, Position(0)),
+            of_consumer(consumer, Position(u64::MAX)),
+        );
+        let mut letters = table.range::<&[u8]>(&start[..]..=&end[..]).map_err(failed)?;
+        if letters.next().is_none() {
+            return Ok(found);
+        }
+        for position in positions {
+            let letter = self.letter(consumer, position)?;
+            if letter.is_some_and(|letter| letter.is_cancelled()) {
+                found.insert(position);
+            }
+        }
+        Ok(found)
+    }
+
     pub(crate) fn letter(
         &self,
         consumer: u32,
@@ -199,6 +230,7 @@ impl MessageRead<'_> {
         };
         match self.letter(consumer.number, position)? {
             Some(letter) if letter.is_dead() => return Ok(StoredState::Dead(letter.failure)),
+            Some(letter) if letter.is_cancelled() => return Ok(StoredState::Cancelled(failure()?)),
             Some(_) => return Ok(StoredState::Pending(failure()?)),
             None => {}
         }
@@ -222,6 +254,7 @@ impl MessageRead<'_> {
             StoredState::Delivered => return Ok(None),
             StoredState::Pending(failure) => (failure.map_or(0, |failure| failure.failed_count), false),
             StoredState::Dead(failure) => (failure.failed_count, true),
+            StoredState::Cancelled(_) => (0, false),
         };
         let row = MessageRow::relay_row(position, message).map_err(damaged)?;
         Ok(Some(Row {

@@ -9,7 +9,7 @@ use synod_proto::message::LowWater;
 
 use super::super::rows::WriteError;
 use super::super::writer::Work;
-use super::letters::{forget_letter, set_letter};
+use super::letters::{forget_letter, letter, set_letter};
 use super::subscribe::route;
 use super::{
     CONSUMER, COUNTER, COUNTER_POSITION, COUNTER_RECORD, ConsumerRow, DONE, DUE, FAILED, FailureRow, INBOX,
@@ -282,6 +282,34 @@ impl Settle {
     }
 }
 
+impl Settle {
+    /// Keeps what became of a cancellation: the consumer alone knew.
+    fn record_cancelled(
+        &self,
+        tx: &WriteTransaction,
+        position: Position,
+        now: UnixMillis,
+    ) -> Result<(), WriteError> {
+        let id = {
+            let outbox = tx.open_table(OUTBOX)?;
+            let Some(message) = outbox.get(&position_key(position)[..])? else {
+                return Ok(());
+            };
+            MessageRow::due_of(message.value())?.1
+        };
+        let what = if self.settlement.cancelled.contains(&position) {
+            "never takes effect"
+        } else {
+            "had taken effect before it was cancelled"
+        };
+        let text = format!(
+            "{} ms: consumer {} says that message {id} (position {position}) {what}",
+            now.0, self.consumer
+        );
+        record(tx, &text)
+    }
+}
+
 impl Work for Settle {
     type Output = Option<LowWater>;
 
@@ -295,11 +323,17 @@ impl Work for Settle {
         };
         row.confirmed = row.confirmed.max(self.confirmed.unwrap_or_default());
         row.resource = row.resource.or(self.resource);
-        let acknowledged = self.settlement.delivered.iter().copied().max();
+        let Settlement {
+            delivered, cancelled, ..
+        } = &self.settlement;
+        let acknowledged = delivered.iter().chain(cancelled).copied().max();
         row.acknowledged = row.acknowledged.max(acknowledged.unwrap_or_default());
-        for position in &self.settlement.delivered {
+        for position in self.settlement.delivered.iter().chain(&self.settlement.cancelled) {
             if !is_unsettled(tx, &row, *position)? {
                 continue;
+            }
+            if letter(tx, row.number, *position)?.is_some_and(|letter| letter.is_cancelled()) {
+                self.record_cancelled(tx, *position, now)?;
             }
             let key = of_consumer(row.number, *position);
             forget_letter(tx, &mut row, *position)?;
@@ -318,6 +352,10 @@ impl Work for Settle {
         for failure in &self.settlement.dead {
             if may_fail(tx, &row, failure.position)? {
                 let key = of_consumer(row.number, failure.position);
+                // Cancelled while its last attempt was on its way: it is the consumer's to confirm that, and no dead letter.
+                if letter(tx, row.number, failure.position)?.is_some_and(|letter| letter.is_cancelled()) {
+                    continue;
+                }
                 let letter = LetterRow {
                     state: LetterState::Dead,
                     failure: Self::failure(failure, now),
