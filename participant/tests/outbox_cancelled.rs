@@ -3,9 +3,11 @@
 mod outbox_support;
 mod redb_support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::Stream;
 use outbox_support::{
@@ -17,6 +19,7 @@ use synod::inbox::Inbox;
 use synod::outbox::{DeadLetterPolicy, EntryState, Message, Outbox, OutboxError, Place};
 use synod::resource::redb::{MemoryDisk as Disk, RedbOptions, RedbResource};
 use synod::{MessageId, Position};
+use synod_proto::random::Random;
 use synod_proto::v1;
 use synod_proto::v1::messages_server::{Messages, MessagesServer};
 use tokio::sync::{Semaphore, mpsc};
@@ -320,6 +323,111 @@ async fn h9_behind_a_dead_letter_it_keeps_its_turn() {
     .await;
 }
 
+/// What became of each message, by the records: whether it had taken effect when its cancellation was confirmed.
+async fn verdicts(outbox: &Outbox) -> BTreeMap<MessageId, Vec<bool>> {
+    let mut found: BTreeMap<MessageId, Vec<bool>> = BTreeMap::new();
+    for record in outbox.records(10_000).await.expect("readable") {
+        let Some((_, told)) = record.split_once(" says that message ") else {
+            continue;
+        };
+        let (id, told) = told.split_once(' ').expect("goes on");
+        let id = id.parse().expect("an id");
+        let has_effect = told.ends_with("had taken effect before it was cancelled");
+        assert!(has_effect || told.ends_with("never takes effect"), "{record}");
+        found.entry(id).or_default().push(has_effect);
+    }
+    found
+}
+
+fn below(random: &mut Random, count: usize) -> usize {
+    usize::try_from(random.between(0, count as u64 - 1)).expect("small")
+}
+
+/// H7, H10, J7: messages are cancelled while handlers fail and dawdle, relays are killed, and the consumer is killed and comes back.
+/// Each cancelled one has one verdict, and that is what happened; the others take effect once, each key in its order.
+#[tokio::test]
+async fn whatever_breaks_each_cancelled_message_has_one_verdict() {
+    const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+    for seed in 1..=6u64 {
+        within(async {
+            let mut random = Random::new(seed);
+            let (orders, billing) = (memory(), memory());
+            let tried = Arc::new(AtomicUsize::new(0));
+            let handler = move |delivery: synod::inbox::Delivery, mut tx: synod::inbox::InboxTransaction| {
+                let number = tried.fetch_add(1, Ordering::SeqCst);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(number as u64 % 4)).await;
+                    if number.is_multiple_of(3) {
+                        return Err("not now".into());
+                    }
+                    append(&mut tx, &delivery.key, &delivery.body).await
+                }
+            };
+            let inbox = Inbox::builder(&billing).handle(TOPIC, handler).build();
+            let mut server = Some(serve(&inbox).await);
+            let address = server.as_ref().expect("serves").address;
+            let takes = consumer("billing", format!("http://{address}")).attempt_count_max(1000);
+            let outbox = open(&orders, [takes]).await;
+            let mut relays = vec![run(outbox.relay())];
+            let mut sent = Vec::new();
+            let mut cancelled = BTreeSet::new();
+            for number in 0..120 {
+                let key = KEYS[below(&mut random, KEYS.len())];
+                let id = publish(&outbox, &orders, key, &number.to_string()).await;
+                sent.push((id, key, number.to_string()));
+                match random.between(0, 11) {
+                    0 => relays.clear(),
+                    1..=3 => relays.push(run(outbox.relay())),
+                    4 => drop(server.take()),
+                    5 | 6 if server.is_none() => server = Some(serve_at(&inbox, address).await),
+                    _ => {}
+                }
+                relays.truncate(2);
+                if random.between(0, 1) == 0 {
+                    let back = below(&mut random, sent.len().min(12));
+                    let (id, _, _) = sent[sent.len() - 1 - back];
+                    match cancel(&outbox, id, None).await {
+                        Ok(_) => assert!(cancelled.insert(id), "cancelled twice"),
+                        Err(OutboxError::NotPending { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            relays.push(run(outbox.relay()));
+            if server.is_none() {
+                server = Some(serve_at(&inbox, address).await);
+            }
+            eventually("all is through", async || is_empty(&outbox).await).await;
+            assert!(is_without_leftovers(&orders), "seed {seed}");
+            let verdicts = verdicts(&outbox).await;
+            let judged: BTreeSet<_> = verdicts.keys().copied().collect();
+            assert_eq!(judged, cancelled, "seed {seed}");
+            let has_effect = |id: &MessageId| match verdicts.get(id).map(Vec::as_slice) {
+                None => true,
+                Some([verdict]) => *verdict,
+                Some(several) => panic!("seed {seed}: {id} has several verdicts: {several:?}"),
+            };
+            for key in KEYS {
+                let of_key = sent.iter().filter(|(id, of, _)| *of == key && has_effect(id));
+                let expected: Vec<_> = of_key.map(|(_, _, body)| body.as_str()).collect();
+                assert_eq!(effects(&billing, key), expected.join(" "), "seed {seed}, {key}");
+            }
+            let never = verdicts
+                .values()
+                .flatten()
+                .filter(|has_effect| !**has_effect)
+                .count();
+            assert!(
+                never > 5,
+                "seed {seed}: only {never} of {} were in time",
+                cancelled.len()
+            );
+            drop(server);
+        })
+        .await;
+    }
+}
+
 /// An inbox of an older version, which would apply a message whatever is said of its being cancelled.
 struct OldInbox {
     deliveries: Arc<Mutex<Vec<v1::MessageDelivery>>>,
@@ -447,7 +555,7 @@ async fn cancelling(operation: u64) -> bool {
                 let _relay = run(outbox.relay());
                 let is_through = async || outbox.status().await.is_ok_and(|seen| seen.stored_count == 0);
                 while !disk.has_failed() && !is_through().await {
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             }
         }

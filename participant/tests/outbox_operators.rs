@@ -112,6 +112,66 @@ async fn all_dead_letters_are_requeued_at_once() {
     .await;
 }
 
+/// An operator who hangs up at any moment leaves the relay with what the store says: what was requeued is sent.
+#[tokio::test]
+async fn an_operator_who_hangs_up_stops_nothing_half_way() {
+    for is_all in [false, true] {
+        let mut poll_count = 1;
+        while within(hanging_up(is_all, poll_count)).await {
+            poll_count += 1;
+        }
+        assert!(poll_count > 1, "the call has ended at once");
+    }
+}
+
+/// Whether the call was still under way after so many looks at it.
+async fn hanging_up(is_all: bool, poll_count: usize) -> bool {
+    let (orders, billing) = (memory(), memory());
+    let is_mended = Arc::new(AtomicBool::new(false));
+    let mended = is_mended.clone();
+    let inbox = Inbox::builder(&billing).handle(TOPIC, move |delivery, mut tx| {
+        let is_mended = mended.load(Ordering::SeqCst);
+        async move {
+            if !is_mended {
+                return Err("not yet".into());
+            }
+            append(&mut tx, &delivery.key, &delivery.body).await
+        }
+    });
+    let server = serve(&inbox.build()).await;
+    let outbox = open(&orders, [consumer("billing", server.url()).attempt_count_max(1)]).await;
+    let _relay = run(outbox.relay());
+    let id = publish(&outbox, &orders, "a", "1").await;
+    let dead_count = async || outbox.status().await.expect("readable").consumers[0].dead_count;
+    eventually("it is dead", async || dead_count().await == 1).await;
+    is_mended.store(true, Ordering::SeqCst);
+    let mut is_under_way = true;
+    {
+        let mut call = Box::pin(async {
+            if is_all {
+                let requeued = outbox.requeue_all("billing", None, "ops", "mended").await;
+                requeued.expect("works");
+            } else {
+                let requeued = outbox.requeue(id, None, "ops", "mended").await;
+                requeued.expect("works");
+            }
+        });
+        for _ in 0..poll_count {
+            is_under_way = futures::poll!(&mut call).is_pending();
+            if !is_under_way {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    // What was asked of the store before this has come about.
+    publish(&outbox, &orders, "b", "1").await;
+    if dead_count().await == 0 {
+        eventually("it is sent", async || effects(&billing, "a") == "1").await;
+    }
+    is_under_way
+}
+
 fn clocked(clock: &Arc<AtomicU64>) -> RedbOptions {
     let clock = clock.clone();
     RedbOptions::default().clock(move || UnixMillis(clock.load(Ordering::SeqCst)))

@@ -396,13 +396,18 @@ impl Outbox {
                 author: author.to_owned(),
                 reason: reason.to_owned(),
             };
-            let Some(done) = self.inner.store.work(work).await? else {
+            let (outbox, name) = (self.clone(), consumer.to_owned());
+            let dropped = operate::to_its_end(async move {
+                let done = outbox.inner.store.work(work).await?;
+                if let (Some(done), Some(lane)) = (&done, outbox.inner.lanes.get(&name)) {
+                    lane.on_unsubscribed(&done.letters, &done.low_water);
+                }
+                Ok(done)
+            });
+            let Some(done) = dropped.await? else {
                 return Ok(dropped_count);
             };
             dropped_count = Some(dropped_count.unwrap_or(0) + done.dropped_count);
-            if let Some(lane) = self.inner.lanes.get(consumer) {
-                lane.on_unsubscribed(&done.letters, &done.low_water);
-            }
             if !done.has_more {
                 tracing::info!(
                     consumer,
@@ -430,9 +435,13 @@ impl Outbox {
             author: author.to_owned(),
             reason: reason.to_owned(),
         };
-        self.inner.store.work(work).await?;
-        lane.on_readmitted();
-        Ok(())
+        let (outbox, lane) = (self.clone(), lane.clone());
+        operate::to_its_end(async move {
+            outbox.inner.store.work(work).await?;
+            lane.on_readmitted();
+            Ok(())
+        })
+        .await
     }
 
     fn lane(&self, consumer: &str) -> Result<&Arc<Lane>, OutboxError> {

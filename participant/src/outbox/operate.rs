@@ -27,6 +27,15 @@ pub(super) fn check_words(author: &str, reason: &str) -> Result<(), OutboxError>
     Ok(())
 }
 
+/// Runs a change of the store, and what tells the relay of it, in a task of its own: an operator who hangs up between the two must
+/// not leave the relay without what the store says.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, OutboxError>> + Send + 'static,
+) -> Result<T, OutboxError> {
+    let ended = tokio::spawn(change).await;
+    ended.unwrap_or_else(|_| Err(ResourceError::Closed.into()))
+}
+
 impl Outbox {
     /// Sends a dead letter again, as if it had never been tried; where it holds its key, the key goes on with it. For one consumer,
     /// or for all to which it is dead: answers which. Author and reason are kept.
@@ -60,12 +69,20 @@ impl Outbox {
         let mut after = Position(0);
         let mut count = 0;
         loop {
-            let requeued = self.inner.store.work(RequeueAll {
+            let work = RequeueAll {
                 consumer: consumer.to_owned(),
                 topic: topic.map(str::to_owned),
                 after,
                 author: author.to_owned(),
                 reason: reason.to_owned(),
+            };
+            let (outbox, name) = (self.clone(), consumer.to_owned());
+            let requeued = to_its_end(async move {
+                let part = outbox.inner.store.work(work).await?;
+                if let (Some(part), Some(lane)) = (&part, outbox.inner.lanes.get(&name)) {
+                    lane.on_requeued(&part.rows, &part.low_water);
+                }
+                Ok(part)
             });
             let part = requeued.await?.ok_or_else(|| OutboxError::UnknownConsumer {
                 consumer: consumer.to_owned(),
@@ -78,9 +95,6 @@ impl Outbox {
                 reason,
                 "an operator requeued dead letters"
             );
-            if let Some(lane) = self.inner.lanes.get(consumer) {
-                lane.on_requeued(&part.rows, &part.low_water);
-            }
             match part.next_after {
                 Some(next) => after = next,
                 None => return Ok(count),
@@ -237,19 +251,17 @@ impl Outbox {
                 author: author.to_owned(),
                 reason: reason.to_owned(),
             };
-            let outbox = self.clone();
-            let name = consumer.clone();
-            // In a task of its own: an operator who hangs up must not leave the relay without what the store says.
-            let operated = tokio::spawn(async move {
+            let (outbox, name) = (self.clone(), consumer.clone());
+            let was_done = to_its_end(async move {
                 let operated = outbox.inner.store.work(work).await?;
                 let was_done = operated.is_some();
                 if let (Some(operated), Some(lane)) = (operated, outbox.inner.lanes.get(&name)) {
                     lane.on_operated(action, operated);
                 }
-                Ok::<_, ResourceError>(was_done)
+                Ok(was_done)
             });
             // Not done: another operator was faster, or the relay.
-            if operated.await.map_err(|_| ResourceError::Closed)?? {
+            if was_done.await? {
                 tracing::info!(%id, consumer = %consumer, ?action, author, reason, "an operator settled a message");
                 settled.push(consumer);
             }
