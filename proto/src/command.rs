@@ -13,7 +13,7 @@ use crate::limits::{
 use crate::session::{AbortCause, AbortKind};
 use alloc::string::String;
 use alloc::vec::Vec;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 use core::fmt;
 use core::ops::Range;
 
@@ -477,6 +477,10 @@ impl<'a> Reader<'a> {
 
     fn sized(&mut self, what: &'static str, max: usize) -> Result<Bytes, CommandError> {
         let count = self.count(what, max)?;
+        // Mostly there is none, and a slice of nothing is not free.
+        if count == 0 {
+            return Ok(Bytes::new());
+        }
         let start = self.at;
         self.take(count)?;
         Ok(self.bytes.slice(start..start + count))
@@ -561,11 +565,13 @@ impl<'a> Reader<'a> {
         let count = self.count("branches", BRANCH_COUNT_MAX)?;
         let mut branches: Vec<NamedBranch> = Vec::with_capacity(count);
         for _ in 0..count {
+            // One check of the length for all of it: every replica reads every branch.
+            let mut fixed = self.take(8 + 8 + 16 + 8)?;
             let branch = NamedBranch {
-                call: CallId(self.u64()?),
-                execution: ExecutionId(self.u64()?),
-                resource: ResourceId(self.array()?),
-                digest: self.u64()?,
+                call: CallId(fixed.get_u64()),
+                execution: ExecutionId(fixed.get_u64()),
+                resource: ResourceId(fixed.get_u128().to_be_bytes()),
+                digest: fixed.get_u64(),
                 database_transaction: self.sized(
                     "bytes of a database transaction id",
                     DATABASE_TRANSACTION_BYTES_MAX,
