@@ -13,6 +13,7 @@ use crate::log::inspect::{Inspection, ReadOnlyDisk, inspect};
 use crate::log::report::{Damage, Torn};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -207,7 +208,8 @@ fn dump(args: &Args, directory: &Untouched, log: &mut Inspection<ReadOnlyDisk>) 
         stopped_by = Some(format!("slot {} cannot be read", machine.applied_up_to().next()));
     }
     let outcomes = machine.outcomes();
-    let record = |(gtid, record): (Gtid, &Record)| outcome(gtid, record, outcomes.is_unfinished(gtid));
+    let record =
+        |(gtid, record): (Gtid, Cow<'_, Record>)| outcome(gtid, &record, outcomes.is_unfinished(gtid));
     Dump {
         directory: args.data.display().to_string(),
         identity: directory.identity.as_ref().map(|identity| Identity {

@@ -210,11 +210,11 @@ impl LogChecker {
         for one in applied {
             // A record may be finished, and gone below the watermark, within the entry that made it.
             if let Applied::Decided {
-                decide, first: true, ..
+                gtid, first: true, ..
             } = one
-                && let Some(record) = self.reference.outcomes().record(decide.gtid)
+                && let Some(record) = self.reference.outcomes().record(gtid)
             {
-                fresh.push((decide.gtid, record.clone()));
+                fresh.push((gtid, record.into_owned()));
             }
         }
         if slot.0.is_multiple_of(CHECKPOINT_SLOTS) {

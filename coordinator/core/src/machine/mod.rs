@@ -9,7 +9,7 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use outcomes::Outcomes;
-use synod_proto::command::{Command, Decide, Settle};
+use synod_proto::command::{Command, Decide, NamedBranch, Settle};
 use synod_proto::ids::{Gtid, Lineage, ResourceId, UnixMillis};
 use synod_proto::planted;
 use synod_proto::session::Decision;
@@ -32,12 +32,14 @@ pub enum Applied {
     Nothing,
     /// A `Decide`: what the register says now, and whether this command was the first.
     Decided {
-        /// The command.
-        decide: Decide,
-        /// The answer to its proposer.
+        /// The transaction.
+        gtid: Gtid,
+        /// The answer to the proposer.
         decision: Decision,
         /// Whether it made the record.
         first: bool,
+        /// The branches that it names, if it is an abort and the first: to be told.
+        aborted: Vec<NamedBranch>,
     },
     /// A `Decide` of another coordinator: no change.
     ForeignLineage,
@@ -170,33 +172,25 @@ impl Machine {
         }
     }
 
-    /// T9: the record first, the mark second, and both here and nowhere else.
+    /// T9: the record and the mark are looked at here and nowhere else.
     fn apply_decide(&mut self, decide: Decide) -> Applied {
         if Some(decide.lineage) != self.lineage {
             return Applied::ForeignLineage;
         }
-        if let Some(record) = self.outcomes.record(decide.gtid)
-            && !planted!(SecondOutcomeOverwrites)
-        {
-            let decision = record.decision_for(&decide.proposal);
-            return Applied::Decided {
-                decide,
-                decision,
-                first: false,
-            };
-        }
-        if self.is_below_mark(decide.gtid) {
-            return Applied::Decided {
-                decide,
-                decision: Decision::Expired,
-                first: false,
-            };
-        }
-        let decision = self.outcomes.insert(&decide, self.stamp);
-        Applied::Decided {
-            decide,
+        let gtid = decide.gtid;
+        let is_below_mark = self.is_below_mark(gtid);
+        let outcomes::Decided {
             decision,
-            first: true,
+            first,
+            aborted,
+        } = self
+            .outcomes
+            .decide(gtid, decide.proposal, self.stamp, is_below_mark);
+        Applied::Decided {
+            gtid,
+            decision,
+            first,
+            aborted,
         }
     }
 }

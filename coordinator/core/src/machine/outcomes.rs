@@ -5,10 +5,12 @@
 //! on an operator's word (traps J7), and stays.
 
 use super::records::Records;
+use alloc::borrow::Cow;
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use bytes::Bytes;
-use synod_proto::command::{Decide, NamedBranch, Proposal, Settle};
+use synod_proto::command::{NamedBranch, Proposal, Settle};
 use synod_proto::ids::{CallId, ExecutionId, Gtid, UnixMillis};
 use synod_proto::planted;
 use synod_proto::session::{AbortCause, Answer, Decision, OpenBranch};
@@ -136,6 +138,16 @@ impl Record {
     }
 }
 
+/// What a proposal came to.
+pub(super) struct Decided {
+    /// The answer to the proposer.
+    pub(super) decision: Decision,
+    /// Whether it made the record.
+    pub(super) first: bool,
+    /// The branches to tell of an abort that did.
+    pub(super) aborted: Vec<NamedBranch>,
+}
+
 /// The register.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Outcomes {
@@ -147,13 +159,20 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// The record of a gtid.
+    /// The record of a gtid. A finished one is unpacked for it.
     #[must_use]
-    pub fn record(&self, gtid: Gtid) -> Option<&Record> {
-        self.unfinished
-            .get(&gtid)
-            .or_else(|| self.finished.get(gtid))
-            .or_else(|| self.settled.get(&gtid))
+    pub fn record(&self, gtid: Gtid) -> Option<Cow<'_, Record>> {
+        let whole = || self.unfinished.get(&gtid).or_else(|| self.settled.get(&gtid));
+        let packed = || self.finished.get(gtid).map(Cow::Owned);
+        whole().map(Cow::Borrowed).or_else(packed)
+    }
+
+    /// The branches of an unfinished commit.
+    pub(crate) fn unfinished_branches(&self, gtid: Gtid) -> &[NamedBranch] {
+        match self.unfinished.get(&gtid).map(|record| &record.verdict) {
+            Some(Verdict::Committed { branches, .. }) => branches,
+            _ => &[],
+        }
     }
 
     /// Commits with an unacknowledged branch, in the order of their gtids.
@@ -177,19 +196,24 @@ impl Outcomes {
     /// Every record above `after`, at most `count_max`, in the order of their gtids; merged, since the maps are each in
     /// that order.
     #[must_use]
-    pub fn page(&self, after: Option<Gtid>, unfinished_only: bool, count_max: usize) -> Vec<(Gtid, &Record)> {
+    pub fn page(
+        &self,
+        after: Option<Gtid>,
+        unfinished_only: bool,
+        count_max: usize,
+    ) -> Vec<(Gtid, Cow<'_, Record>)> {
         use core::ops::Bound::{Excluded, Unbounded};
         let range = (after.map_or(Unbounded, Excluded), Unbounded);
-        let mut page: Vec<(Gtid, &Record)> = self
+        let mut page: Vec<_> = self
             .unfinished
             .range(range)
             .take(count_max)
-            .map(|(gtid, record)| (*gtid, record))
+            .map(borrowed)
             .collect();
         if !unfinished_only {
-            page.extend(self.finished.above(after).take(count_max));
-            let settled = self.settled.range(range).take(count_max);
-            page.extend(settled.map(|(gtid, record)| (*gtid, record)));
+            let finished = self.finished.above(after).take(count_max);
+            page.extend(finished.map(|(gtid, record)| (gtid, Cow::Owned(record))));
+            page.extend(self.settled.range(range).take(count_max).map(borrowed));
             page.sort_by_key(|(gtid, _)| *gtid);
             page.truncate(count_max);
         }
@@ -214,36 +238,67 @@ impl Outcomes {
         self.finished.first()
     }
 
-    /// Makes the record. The caller has seen that there is none.
-    pub(super) fn insert(&mut self, decide: &Decide, decided_at: UnixMillis) -> Decision {
-        let (verdict, decision) = match &decide.proposal {
-            Proposal::Commit {
-                branches,
-                read_only_count,
-            } => (
-                Verdict::Committed {
-                    branches: branches.iter().map(detached).collect(),
-                    read_only_count: *read_only_count,
-                    settled: BTreeSet::new(),
-                },
-                Decision::Committed,
-            ),
-            Proposal::Abort { cause, .. } => {
-                (Verdict::Aborted(cause.clone()), Decision::Aborted(cause.clone()))
+    /// T9: the record first, the mark second; only then the proposal makes the record.
+    pub(super) fn decide(
+        &mut self,
+        gtid: Gtid,
+        proposal: Proposal,
+        decided_at: UnixMillis,
+        is_below_mark: bool,
+    ) -> Decided {
+        let unfinished = self.unfinished.entry(gtid);
+        let known = match &unfinished {
+            Entry::Occupied(entry) => Some(entry.get().decision_for(&proposal)),
+            Entry::Vacant(_) => {
+                let finished = self.finished.get(gtid);
+                let record = finished.as_ref().or_else(|| self.settled.get(&gtid));
+                record.map(|record| record.decision_for(&proposal))
             }
+        };
+        let known = known.filter(|_| !planted!(SecondOutcomeOverwrites));
+        if let Some(decision) = known.or(is_below_mark.then_some(Decision::Expired)) {
+            return Decided {
+                decision,
+                first: false,
+                aborted: Vec::new(),
+            };
+        }
+        let (verdict, decision, aborted) = match proposal {
+            Proposal::Commit {
+                mut branches,
+                read_only_count,
+            } => {
+                branches.iter_mut().for_each(detach);
+                let settled = BTreeSet::new();
+                let verdict = Verdict::Committed {
+                    branches,
+                    read_only_count,
+                    settled,
+                };
+                (verdict, Decision::Committed, Vec::new())
+            }
+            Proposal::Abort { cause, branches } => (
+                Verdict::Aborted(cause.clone()),
+                Decision::Aborted(cause),
+                branches,
+            ),
         };
         let awaits_delivery = matches!(&verdict, Verdict::Committed { branches, .. } if !branches.is_empty());
         let record = Record { verdict, decided_at };
-        let replaced = if awaits_delivery {
-            self.unfinished.insert(decide.gtid, record)
+        if awaits_delivery {
+            unfinished.insert_entry(record);
         } else {
-            self.finished.insert(decide.gtid, record)
-        };
-        assert!(
-            replaced.is_none() || planted!(SecondOutcomeOverwrites),
-            "a record is written once"
-        );
-        decision
+            let is_new = self.finished.insert(gtid, record);
+            assert!(
+                is_new || planted!(SecondOutcomeOverwrites),
+                "a record is written once"
+            );
+        }
+        Decided {
+            decision,
+            first: true,
+            aborted,
+        }
     }
 
     /// Every named branch has acknowledged, or an operator took it as settled. Repeated, or for a record that is gone: no
@@ -298,10 +353,13 @@ impl Outcomes {
     }
 }
 
-/// The branch without a hold on the log entry that it was decoded from: a record may outlive its entry by far.
-fn detached(branch: &NamedBranch) -> NamedBranch {
-    NamedBranch {
-        database_transaction: Bytes::copy_from_slice(&branch.database_transaction),
-        ..branch.clone()
+/// Takes the branch's hold off the log entry that it was decoded from: a record may outlive its entry by far.
+fn detach(branch: &mut NamedBranch) {
+    if !branch.database_transaction.is_empty() {
+        branch.database_transaction = Bytes::copy_from_slice(&branch.database_transaction);
     }
+}
+
+fn borrowed<'a>((gtid, record): (&Gtid, &'a Record)) -> (Gtid, Cow<'a, Record>) {
+    (*gtid, Cow::Borrowed(record))
 }

@@ -11,7 +11,7 @@ use crate::transaction::Origin;
 use crate::transaction::deliveries::FinishedBy;
 use alloc::format;
 use alloc::vec::Vec;
-use synod_proto::command::{Command, Proposal, Settle};
+use synod_proto::command::{Command, Settle};
 use synod_proto::ids::{BranchId, Gtid};
 use synod_proto::planted;
 use synod_proto::session::{Answer, Decision, Refusal, Response};
@@ -45,26 +45,26 @@ impl Replica {
         match (applied, origin) {
             (
                 Applied::Decided {
-                    decide,
+                    gtid,
                     decision,
                     first,
+                    aborted,
                 },
                 origin,
             ) => {
                 if first && leading.is_serving() {
-                    match &decide.proposal {
-                        Proposal::Commit { branches, .. } => {
-                            leading
-                                .deliveries
-                                .add(decide.gtid, branches.iter(), now.monotonic, effects);
+                    match &decision {
+                        Decision::Aborted(_) => {
+                            leading.deliveries.tell_abort(gtid, &aborted, effects);
                         }
-                        Proposal::Abort { branches, .. } => {
-                            leading.deliveries.tell_abort(decide.gtid, branches, effects);
+                        _ => {
+                            let branches = self.machine.outcomes().unfinished_branches(gtid).iter();
+                            leading.deliveries.add(gtid, branches, now.monotonic, effects);
                         }
                     }
                 }
-                leading.inquiring.forget(decide.gtid);
-                self.conclude_preparing(decide.gtid, &decision, effects);
+                leading.inquiring.forget(gtid);
+                self.conclude_preparing(gtid, &decision, effects);
                 match origin {
                     Origin::Session(session, request) => {
                         effects.tell(session, Response::Decided { request, decision });

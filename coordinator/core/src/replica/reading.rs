@@ -78,7 +78,7 @@ impl Replica {
                     })
                     .map(|(gtid, record)| TransactionSummary {
                         gtid,
-                        status: self.status_of(gtid, record),
+                        status: self.status_of(gtid, &record),
                         decided_at: record.decided_at,
                     })
                     .collect();
@@ -97,7 +97,7 @@ impl Replica {
 
     fn known_status(&self, gtid: Gtid) -> Option<TransactionStatus> {
         match self.machine.outcomes().record(gtid) {
-            Some(record) => Some(self.status_of(gtid, record)),
+            Some(record) => Some(self.status_of(gtid, &record)),
             None => self
                 .machine
                 .is_below_mark(gtid)

@@ -425,7 +425,8 @@ impl Replica {
             leader.leading.deliveries.await_delivery(gtid, session, request);
             return Ok(());
         }
-        match self.machine.outcomes().record(gtid).map(|record| &record.verdict) {
+        let record = self.machine.outcomes().record(gtid);
+        match record.as_ref().map(|record| &record.verdict) {
             Some(Verdict::Committed { .. }) => {
                 effects.tell(session, Response::Delivered { request, gtid });
                 Ok(())
