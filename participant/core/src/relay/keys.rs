@@ -127,6 +127,10 @@ impl Keys {
         self.dying.remove(&position)
     }
 
+    pub(super) fn is_dying(&self, position: Position) -> bool {
+        self.dying.contains_key(&position)
+    }
+
     /// The key waits for an operator; what is behind the dead letter is in the store.
     pub(super) fn hold(&mut self, number: KeyNumber, dead: Position) {
         if let Some(key) = self.keys.get_mut(&number) {

@@ -74,6 +74,8 @@ pub struct Relay {
     /// What was left of a topic is read next, before what comes behind the cursor.
     is_topics_turn: bool,
     reading: Option<Reading>,
+    /// What operators did while a read is under way, which may be of an earlier time.
+    operated: BTreeMap<Position, Operated>,
     /// What waits to be written.
     settlement: Settlement,
     is_settling: bool,
@@ -89,6 +91,14 @@ enum Timer {
     Key(KeyNumber),
     Session(RelaySession),
     LowWater,
+}
+
+/// What an operator did to a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operated {
+    /// Or cancelled: it is sent either way.
+    Requeued,
+    Discarded,
 }
 
 /// A message in memory that is not settled.
@@ -148,6 +158,7 @@ impl Relay {
             has_more: true,
             is_topics_turn: false,
             reading: None,
+            operated: BTreeMap::new(),
             settlement: Settlement::default(),
             is_settling: false,
             low_water,
@@ -499,6 +510,10 @@ impl Relay {
     /// It may or may not be on disk: it is written again, which changes nothing where it is.
     pub fn on_settle_failed(&mut self, mut settlement: Settlement) {
         self.is_settling = false;
+        // An operator who has seen it on disk may have decided meanwhile: written again, it would take that back.
+        settlement
+            .dead
+            .retain(|failure| self.keys.is_dying(failure.position));
         settlement.delivered.append(&mut self.settlement.delivered);
         settlement.cancelled.append(&mut self.settlement.cancelled);
         settlement.failed.append(&mut self.settlement.failed);
@@ -506,9 +521,20 @@ impl Relay {
         self.settlement = settlement;
     }
 
+    /// An operator's word on a dead letter stands against what was read or is to be written of it from before.
+    fn note(&mut self, position: Position, operated: Operated) {
+        if self.reading.is_some() {
+            self.operated.insert(position, operated);
+        }
+        self.settlement
+            .dead
+            .retain(|failure| failure.position != position);
+    }
+
     /// An operator has requeued this dead letter, durably.
     pub fn on_requeued(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
         self.on_low_water(now, low_water);
+        self.note(row.position, Operated::Requeued);
         if !self.entries.contains_key(&row.position) {
             self.take_again(row);
         }
@@ -518,10 +544,8 @@ impl Relay {
     /// effect, and the answer says whether it did.
     pub fn on_cancelled(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
         self.on_low_water(now, low_water);
+        self.note(row.position, Operated::Requeued);
         if !self.entries.contains_key(&row.position) {
-            if row.position > self.cursor {
-                return;
-            }
             // It is to be read in its turn, or was to become a dead letter just now, and is not one.
             self.take_again(row);
         }
@@ -547,7 +571,9 @@ impl Relay {
             .is_some_and(|key| key.waits_for(row.position));
         // Behind what is still to be read it is read in its turn.
         let left_after = self.topics.of(topic).left_after;
-        if !is_held && left_after.is_some_and(|after| row.position > after) {
+        let read_up_to = left_after.map_or(self.cursor, |after| after.min(self.cursor));
+        if !is_held && row.position > read_up_to {
+            self.has_more = true;
             return;
         }
         let number = self.keys.number(&row.key, topic);
@@ -572,6 +598,7 @@ impl Relay {
     /// An operator has discarded this dead letter, durably.
     pub fn on_discarded(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
         self.on_low_water(now, low_water);
+        self.note(row.position, Operated::Discarded);
         let Some(number) = self.keys.find(&row.key) else {
             return;
         };

@@ -9,7 +9,7 @@ use synod_proto::ids::Position;
 use super::keys::{Key, KeyNumber, Phase};
 use super::topics::{Topic, TopicNumber};
 use super::vocabulary::{KEY_QUEUE_COUNT_MAX, READ_COUNT_MAX, Read, Row, Rows, WINDOW_COUNT_MAX};
-use super::{Entry, Relay};
+use super::{Entry, Operated, Relay};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
@@ -97,6 +97,11 @@ impl Relay {
     /// Nothing was asked: a bug of the driver.
     pub fn on_rows(&mut self, found: &Rows) {
         let reading = self.reading.take().expect("rows are an answer");
+        self.take_rows(reading, found);
+        self.operated.clear();
+    }
+
+    fn take_rows(&mut self, reading: Reading, found: &Rows) {
         match reading {
             Reading::All => {
                 self.has_more |= !found.is_end;
@@ -147,6 +152,7 @@ impl Relay {
 
     /// The store could not be read. The driver waits before it asks again.
     pub fn on_read_failed(&mut self) {
+        self.operated.clear();
         match self.reading.take() {
             Some(Reading::Key(number)) => self.unread.push_front(number),
             Some(Reading::All) => self.has_more = true,
@@ -172,12 +178,26 @@ impl Relay {
         if self.entries.contains_key(&row.position) {
             return;
         }
+        // A read shows its snapshot's time: what was dead then may be discarded by now, or requeued.
+        let row = match self.operated.get(&row.position) {
+            Some(Operated::Discarded) => return,
+            Some(Operated::Requeued) => &Row {
+                failed_count: 0,
+                is_dead: false,
+                ..row.clone()
+            },
+            None => row,
+        };
         let topic = self.topics.number(&row.topic);
         let number = self.keys.number(&row.key, topic);
         let key = self.keys.get_mut(number).expect("just numbered");
         if key.more_after.is_some() {
             // What lies between was not read: this one is read in its turn.
             key.is_overtaken = true;
+            return;
+        }
+        // As it was read it was still tried.
+        if key.waits_for(row.position) {
             return;
         }
         let is_waiting = matches!(key.phase, Phase::Backoff | Phase::Dying(_));

@@ -1,8 +1,8 @@
 //! The relay on paper: one situation, one step, the whole answer. `cancelled.rs` has what an operator takes back, `trouble.rs` what
-//! keys and topics in trouble do to the others;
-//! `random.rs` plays it against an executable model.
+//! keys and topics in trouble do to the others, `late.rs` what is heard late; `random.rs` plays it against an executable model.
 
 mod cancelled;
+mod late;
 mod random;
 mod trouble;
 
