@@ -285,13 +285,8 @@ impl Inbox {
             }
             let share = self.turns.pop_front()?;
             let ticket = self.start_of(&share);
-            let Some(shared) = self.shares.get(&share) else {
-                continue;
-            };
-            if !shared.ready.is_empty() {
+            if !self.shares[&share].ready.is_empty() {
                 self.turns.push_back(share);
-            } else if shared.running_count == 0 {
-                self.shares.remove(&share);
             }
             if ticket.is_some() {
                 return ticket;
@@ -301,31 +296,22 @@ impl Inbox {
     }
 
     fn start_of(&mut self, share: &Share) -> Option<Ticket> {
-        let shared = self.shares.get_mut(share)?;
-        while shared.running_count < SHARE_RUNNING_COUNT_MAX {
-            let gated = Gated {
-                share: share.clone(),
-                key: shared.ready.pop_front()?,
-            };
-            let Some(gate) = self.gates.get_mut(&gated) else {
-                continue;
-            };
-            // A gate can have been named twice: when its stream ended and another one brought a delivery.
-            if gate.running.is_some() {
-                continue;
-            }
-            let Some(next) = gate.waiting.pop_front() else {
-                self.gates.remove(&gated);
-                continue;
-            };
-            gate.running = Some(next.ticket);
-            self.waiting_count -= 1;
-            self.waiting_bytes -= next.byte_count;
-            self.running_count += 1;
-            shared.running_count += 1;
-            return Some(next.ticket);
+        let shared = self.shares.get_mut(share).expect("has a turn");
+        if shared.running_count >= SHARE_RUNNING_COUNT_MAX {
+            return None;
         }
-        None
+        let gated = Gated {
+            share: share.clone(),
+            key: shared.ready.pop_front().expect("has a turn"),
+        };
+        let gate = self.gates.get_mut(&gated).expect("something waits there");
+        let next = gate.waiting.pop_front().expect("else it is not ready");
+        gate.running = Some(next.ticket);
+        self.waiting_count -= 1;
+        self.waiting_bytes -= next.byte_count;
+        self.running_count += 1;
+        shared.running_count += 1;
+        Some(next.ticket)
     }
 
     /// A delivery that ran has ended, in whatever way.
@@ -368,15 +354,33 @@ impl Inbox {
                 !is_void
             });
         }
-        // A gate that is in `ready` stays there, and is dropped when its turn finds nobody.
         self.gates
             .retain(|_, gate| gate.running.is_some() || !gate.waiting.is_empty());
+        self.drop_turns();
         self.waiting_count -= void.len();
         self.waiting_bytes -= void_bytes;
         for ticket in &void {
             self.tickets.remove(ticket);
         }
         void
+    }
+
+    /// Where nothing waits any more, nothing is ready: streams that come and go leave nothing behind a share that is full.
+    fn drop_turns(&mut self) {
+        for (share, shared) in &mut self.shares {
+            shared.ready.retain(|key| {
+                let gated = Gated {
+                    share: share.clone(),
+                    key: key.clone(),
+                };
+                self.gates.contains_key(&gated)
+            });
+        }
+        self.shares
+            .retain(|_, shared| shared.running_count > 0 || !shared.ready.is_empty());
+        let shares = &self.shares;
+        self.turns
+            .retain(|share| shares.get(share).is_some_and(|shared| !shared.ready.is_empty()));
     }
 
     /// How many deliveries run, and how many wait: for metrics.

@@ -156,6 +156,34 @@ fn a_closed_stream_takes_back_what_waits() {
     assert_eq!(inbox.counts(), (0, 0));
 }
 
+/// Streams that come and go while a topic's handlers hang leave nothing behind, however often.
+#[test]
+fn closed_streams_leave_nothing_behind_a_full_share() {
+    let mut inbox = Inbox::new();
+    let mut fence = 0;
+    let mut deliver = |inbox: &mut Inbox, session, number: u64| {
+        fence += 1;
+        let key = Bytes::copy_from_slice(&number.to_be_bytes());
+        super::tests::deliver(inbox, session, &key, Fence(fence)).unwrap()
+    };
+    let share = SHARE_RUNNING_COUNT_MAX as u64;
+    for number in 0..share {
+        deliver(&mut inbox, A, number);
+    }
+    let hanging = starts(&mut inbox);
+    for session in 10..20 {
+        for number in share..share + 5 {
+            deliver(&mut inbox, InboxSession(session), number);
+        }
+        assert_eq!(inbox.on_session_closed(InboxSession(session)).len(), 5);
+    }
+    let ready: usize = inbox.shares.values().map(|shared| shared.ready.len()).sum();
+    assert_eq!((ready, inbox.turns.len(), inbox.gates.len()), (0, 0, hanging.len()));
+    let next = deliver(&mut inbox, B, share);
+    inbox.on_finished(hanging[0]);
+    assert_eq!(starts(&mut inbox), [next]);
+}
+
 #[test]
 fn what_runs_and_what_waits_is_bounded() {
     let mut inbox = Inbox::new();
