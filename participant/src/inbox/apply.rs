@@ -151,6 +151,18 @@ fn is_of_a_store(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
+fn refusal(error: &(dyn Error + 'static)) -> Answer {
+    if is_of_a_store(error) {
+        Answer::Busy {
+            text: format!("the handler met a store that could not serve it now: {error}"),
+        }
+    } else {
+        Answer::Failed {
+            text: error.to_string(),
+        }
+    }
+}
+
 /// Runs the handler in a task of its own, so that a panic is an answer.
 async fn run(
     handler: &Handler,
@@ -171,18 +183,10 @@ async fn run(
         published_at: delivery.published_at,
     };
     let handler = handler.clone();
-    let mut task = tokio::spawn(async move { handler(delivery, tx).await });
+    // With what asks its error, which is the user's code, too.
+    let mut task = tokio::spawn(async move { handler(delivery, tx).await.map_err(|error| refusal(&*error)) });
     match tokio::time::timeout(timeout, &mut task).await {
-        Ok(Ok(Ok(()))) => Ok(()),
-        Ok(Ok(Err(error))) => Err(if is_of_a_store(&*error) {
-            Answer::Busy {
-                text: format!("the handler met a store that could not serve it now: {error}"),
-            }
-        } else {
-            Answer::Failed {
-                text: error.to_string(),
-            }
-        }),
+        Ok(Ok(handled)) => handled,
         Ok(Err(error)) => Err(Answer::Failed {
             text: format!("the handler panicked: {}", crate::branch::panic_text(error)),
         }),

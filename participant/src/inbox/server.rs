@@ -105,7 +105,8 @@ impl Shared {
         };
         if known.mark > hello.mark {
             return Err(Status::failed_precondition(format!(
-                "the outbox {} has lost data: it settled messages below {} once, and knows only of {}; give it a new identity",
+                "the outbox {} has lost data: it settled messages below {} once, and knows only of {}; bring its later state back, or \
+                 publish from a new file",
                 hello.source, known.mark, hello.mark
             )));
         }
@@ -388,5 +389,7 @@ async fn forget(shared: &Shared, origin: &Origin, low_water: LowWater) -> Result
         consumer: origin.consumer.clone(),
         low_water,
     };
-    Ok(shared.store.work(work).await?)
+    // A part at a time, so that deliveries get their turn between. If it is cut short, the next mark goes on.
+    while shared.store.work(work.clone()).await? {}
+    Ok(())
 }

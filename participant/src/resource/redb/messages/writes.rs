@@ -435,6 +435,7 @@ pub(super) fn record(tx: &WriteTransaction, text: &str) -> Result<(), WriteError
 
 /// Raises the low-water mark of an origin in the consumer's database, and deletes the inbox rows below it that are settled
 /// (traps H8): in one local transaction, so that no delivery finds neither row nor mark.
+#[derive(Clone)]
 pub(crate) struct MarkInbox {
     pub(crate) source: ResourceId,
     pub(crate) consumer: String,
@@ -442,9 +443,10 @@ pub(crate) struct MarkInbox {
 }
 
 impl Work for MarkInbox {
-    type Output = ();
+    /// Whether there is more to delete.
+    type Output = bool;
 
-    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<((), bool), WriteError> {
+    fn apply(&mut self, tx: &WriteTransaction, _now: UnixMillis) -> Result<(bool, bool), WriteError> {
         let origin = origin_key(self.source, &self.consumer);
         let known = {
             let origins = tx.open_table(INBOX_ORIGIN)?;
@@ -455,7 +457,7 @@ impl Work for MarkInbox {
         };
         // A late one must not take back what a later one has said.
         if self.low_water.mark < known.mark {
-            return Ok(((), false));
+            return Ok((false, false));
         }
         // What was settled once stays so, however late an older list comes.
         self.low_water
@@ -481,6 +483,6 @@ impl Work for MarkInbox {
         for key in &settled {
             rows.remove(&key[..])?;
         }
-        Ok(((), true))
+        Ok((settled.len() == SWEEP_COUNT_MAX, true))
     }
 }
