@@ -73,7 +73,12 @@ impl From<OutboxError> for Status {
             | OutboxError::NotDead { .. }
             | OutboxError::NotPending { .. }
             | OutboxError::NotScheduled { .. } => Code::NotFound,
-            OutboxError::Resource(_) => Code::Unavailable,
+            OutboxError::Resource(_) => {
+                let OutboxError::Resource(source) = error else {
+                    unreachable!("matched above")
+                };
+                return source.into();
+            }
         };
         Self::new(code, error.to_string())
     }

@@ -14,7 +14,7 @@ use synod_participant_core::relay::{
 };
 use synod_proto::ids::{Fence, Position, ResourceId};
 use synod_proto::message::{Answer, Answered, LowWater, Welcome};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -36,8 +36,29 @@ const SKIP_DELAY: Duration = Duration::from_millis(500);
 pub(super) enum ToSession {
     Send(Send),
     LowWater(LowWater),
-    /// It has not answered in time.
-    Close,
+}
+
+/// A session's end in its relay.
+pub(super) struct Opened {
+    pub(super) session: RelaySession,
+    pub(super) orders: mpsc::UnboundedReceiver<ToSession>,
+    /// Why it is to end, once it is. Not one of the orders: a session that waits for its transport takes none.
+    pub(super) end: oneshot::Receiver<&'static str>,
+}
+
+/// A session's end in its lane.
+struct Session {
+    orders: mpsc::UnboundedSender<ToSession>,
+    end: Option<oneshot::Sender<&'static str>>,
+}
+
+impl Session {
+    fn end(&mut self, reason: &'static str) {
+        if let Some(end) = self.end.take() {
+            // One that has just ended says so itself.
+            let _ = end.send(reason);
+        }
+    }
 }
 
 pub(super) struct Lane {
@@ -45,6 +66,9 @@ pub(super) struct Lane {
     pub(super) identity: Identity,
     pub(super) consumer: Consumer,
     state: Mutex<State>,
+    /// Held from the look at what is to be written until it is: a write of what was known of a consumer's database does not come
+    /// behind the word that forgets it.
+    writing: tokio::sync::Mutex<()>,
     started: Instant,
     to_read: Notify,
     to_settle: Notify,
@@ -52,15 +76,23 @@ pub(super) struct Lane {
 
 struct State {
     relay: Relay,
-    sessions: BTreeMap<RelaySession, mpsc::UnboundedSender<ToSession>>,
+    sessions: BTreeMap<RelaySession, Session>,
     session_count: u64,
     /// What the inbox has confirmed and is not written yet.
     confirmed: Option<Position>,
+    /// The consumer's database, once it was met; and one that was met and is not written yet.
+    resource: Option<ResourceId>,
     met: Option<ResourceId>,
     /// Messages that are not this consumer's have come, and its mark may pass them.
     has_skipped: bool,
+    /// Why there is no session; empty while there is one.
     trouble: String,
+    /// Why the store cannot be read, and not be written; empty while it can.
+    read_trouble: String,
+    write_trouble: String,
 }
+
+const NO_RELAY: &str = "no relay is connected";
 
 impl Lane {
     pub(super) fn open(
@@ -118,10 +150,14 @@ impl Lane {
                 sessions: BTreeMap::new(),
                 session_count: 0,
                 confirmed: None,
+                resource: row.resource,
                 met: None,
                 has_skipped: false,
-                trouble: "no relay has connected yet".to_owned(),
+                trouble: NO_RELAY.to_owned(),
+                read_trouble: String::new(),
+                write_trouble: String::new(),
             }),
+            writing: tokio::sync::Mutex::new(()),
             started: Instant::now(),
             to_read: Notify::new(),
             to_settle: Notify::new(),
@@ -155,8 +191,8 @@ impl Lane {
         let result = step(relay, now);
         let tell = |session: RelaySession, what: ToSession| {
             // A session that has just ended says so itself.
-            if let Some(sender) = sessions.get(&session) {
-                let _ = sender.send(what);
+            if let Some(session) = sessions.get(&session) {
+                let _ = session.orders.send(what);
             }
         };
         while let Some(send) = relay.poll_send(now) {
@@ -166,7 +202,9 @@ impl Lane {
             tell(session, ToSession::LowWater(low_water));
         }
         while let Some(session) = relay.poll_lost() {
-            tell(session, ToSession::Close);
+            if let Some(session) = sessions.get_mut(&session) {
+                session.end("the consumer has answered nothing for too long");
+            }
         }
         drop(state);
         self.to_read.notify_one();
@@ -176,27 +214,45 @@ impl Lane {
 
     // ---- what sessions tell ----
 
-    pub(super) fn open_session(
-        &self,
-        welcome: &Welcome,
-    ) -> (RelaySession, mpsc::UnboundedReceiver<ToSession>) {
+    /// Opens a session to the database that the consumer has answered from; or names the one that is known to be its own, where
+    /// that is another (T11).
+    pub(super) fn open_session(&self, welcome: &Welcome) -> Result<Opened, ResourceId> {
         // Bounded by what the core has in flight on one session.
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let (end, ended) = oneshot::channel();
         let session = {
             let mut state = self.state();
+            match state.resource {
+                Some(known) if known != welcome.resource => return Err(known),
+                Some(_) => {}
+                None => {
+                    state.resource = Some(welcome.resource);
+                    state.met = Some(welcome.resource);
+                }
+            }
             state.session_count += 1;
             let session = RelaySession(state.session_count);
-            state.sessions.insert(session, sender);
-            state.met = Some(welcome.resource);
+            let end = Some(end);
+            state.sessions.insert(session, Session { orders, end });
             state.trouble.clear();
             session
         };
         self.step(|relay, now| relay.on_session_opened(now, session));
-        (session, receiver)
+        Ok(Opened {
+            session,
+            orders: receiver,
+            end: ended,
+        })
     }
 
     pub(super) fn close_session(&self, session: RelaySession) {
-        self.state().sessions.remove(&session);
+        {
+            let mut state = self.state();
+            state.sessions.remove(&session);
+            if state.sessions.is_empty() && state.trouble.is_empty() {
+                NO_RELAY.clone_into(&mut state.trouble);
+            }
+        }
         self.step(|relay, _| relay.on_session_closed(session));
     }
 
@@ -215,8 +271,14 @@ impl Lane {
         });
     }
 
-    pub(super) fn on_low_water_reached(&self, mark: Position) {
-        self.state().confirmed = Some(mark);
+    pub(super) fn on_low_water_reached(&self, session: RelaySession, mark: Position) {
+        {
+            let mut state = self.state();
+            if !state.sessions.contains_key(&session) {
+                return;
+            }
+            state.confirmed = Some(mark);
+        }
         self.step(|relay, _| relay.on_low_water_reached(mark));
     }
 
@@ -274,9 +336,31 @@ impl Lane {
         });
     }
 
+    /// Nothing is written of what is known of the consumer's database while this is held.
+    pub(super) async fn pause_writing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.writing.lock().await
+    }
+
+    /// What was known of the consumer's database is forgotten, on disk as well. Streams to it end: the next ones ask again.
     pub(super) fn on_readmitted(&self) {
-        self.state().confirmed = None;
-        self.step(|relay, now| relay.on_readmitted(now));
+        let closed = {
+            let mut state = self.state();
+            (state.confirmed, state.resource, state.met) = (None, None, None);
+            let mut closed = std::mem::take(&mut state.sessions);
+            for session in closed.values_mut() {
+                session.end("the consumer was readmitted");
+            }
+            if !closed.is_empty() {
+                NO_RELAY.clone_into(&mut state.trouble);
+            }
+            closed
+        };
+        self.step(|relay, now| {
+            closed
+                .into_keys()
+                .for_each(|session| relay.on_session_closed(session));
+            relay.on_readmitted(now);
+        });
     }
 
     /// What was to be sent is not the consumer's any more.
@@ -290,7 +374,19 @@ impl Lane {
         });
     }
 
-    /// Says why nothing is sent, for the operator.
+    /// Says why the store is in the way, for the operator; or that it is not any more.
+    fn set_store_trouble(&self, trouble: impl FnOnce(&mut State) -> &mut String, now: String) {
+        let mut state = self.state();
+        let trouble = trouble(&mut state);
+        if *trouble != now {
+            if !now.is_empty() {
+                tracing::warn!(consumer = %self.consumer.name, trouble = %now, "the outbox's store is in the way");
+            }
+            *trouble = now;
+        }
+    }
+
+    /// Says why no stream is open, for the operator.
     pub(super) fn set_trouble(&self, trouble: String) {
         let mut state = self.state();
         if state.sessions.is_empty() && state.trouble != trouble {
@@ -302,9 +398,14 @@ impl Lane {
     /// Why nothing is sent, or not all.
     pub(super) fn trouble(&self) -> String {
         let state = self.state();
+        for trouble in [&state.write_trouble, &state.read_trouble, &state.trouble] {
+            if !trouble.is_empty() {
+                return trouble.clone();
+            }
+        }
         let full = state.relay.full_topics();
-        if !state.trouble.is_empty() || full.is_empty() {
-            return state.trouble.clone();
+        if full.is_empty() {
+            return String::new();
         }
         let full: Vec<_> = full.iter().map(|topic| String::from_utf8_lossy(topic)).collect();
         format!(
@@ -345,12 +446,18 @@ async fn read_rows(lane: Arc<Lane>) {
             match found {
                 Ok(found) => {
                     retry = Duration::from_millis(50);
+                    lane.set_store_trouble(|state| &mut state.read_trouble, String::new());
                     lane.state().has_skipped |=
                         found.rows.is_empty() && after.is_some_and(|after| found.up_to > after);
-                    lane.step(|relay, _| relay.on_rows(&found));
+                    // However much there is to read, time passes.
+                    lane.step(|relay, now| {
+                        relay.on_rows(&found);
+                        relay.on_timeout(now);
+                    });
                 }
                 Err(error) => {
-                    lane.set_trouble(format!("the outbox cannot be read: {error}"));
+                    let trouble = format!("the outbox cannot be read: {error}");
+                    lane.set_store_trouble(|state| &mut state.read_trouble, trouble);
                     lane.state().relay.on_read_failed();
                     tokio::time::sleep(retry).await;
                     retry = (retry * 2).min(STORE_RETRY_MAX);
@@ -407,6 +514,7 @@ async fn settle(lane: Arc<Lane>) {
     let mut has_more = false;
     let mut skip_at = None;
     loop {
+        let mut writing = Some(lane.writing.lock().await);
         let (settlement, confirmed, resource) = {
             let mut state = lane.state();
             (
@@ -416,6 +524,7 @@ async fn settle(lane: Arc<Lane>) {
             )
         };
         if settlement.is_none() && confirmed.is_none() && resource.is_none() && !has_more {
+            writing = None;
             if !lane.state().has_skipped {
                 lane.to_settle.notified().await;
                 continue;
@@ -445,13 +554,16 @@ async fn settle(lane: Arc<Lane>) {
         match written {
             Ok(low_water) => {
                 retry = Duration::from_millis(50);
+                lane.set_store_trouble(|state| &mut state.write_trouble, String::new());
                 let low_water = low_water.unwrap_or_default();
                 has_more = low_water.mark.0.saturating_sub(before.0) >= MARK_STEP_FULL;
                 lane.step(|relay, now| relay.on_settled(now, is_polled, &settlement, low_water));
             }
             Err(error) => {
-                lane.set_trouble(format!("results cannot be written: {error}"));
+                let trouble = format!("results cannot be written: {error}");
+                lane.set_store_trouble(|state| &mut state.write_trouble, trouble);
                 lane.settle_failed(is_polled, settlement, confirmed, resource);
+                drop(writing);
                 tokio::time::sleep(retry).await;
                 retry = (retry * 2).min(STORE_RETRY_MAX);
             }

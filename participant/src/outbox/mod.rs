@@ -437,6 +437,8 @@ impl Outbox {
         };
         let (outbox, lane) = (self.clone(), lane.clone());
         operate::to_its_end(async move {
+            // What is being written of what was known before must not come behind it.
+            let _paused = lane.pause_writing().await;
             outbox.inner.store.work(work).await?;
             lane.on_readmitted();
             Ok(())

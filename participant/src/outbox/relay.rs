@@ -6,18 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use synod_participant_core::relay::{RelaySession, Send};
-use synod_proto::ids::Position;
+use synod_proto::ids::{Position, ResourceId};
 use synod_proto::limits::{DELIVERY_BYTES_FULL, DELIVERY_COUNT_MAX, MESSAGE_BYTES_MAX};
 use synod_proto::message::{Delivery, Hello, InboxFrame, RelayFrame, Welcome};
 use synod_proto::v1;
 use synod_proto::v1::messages_client::MessagesClient;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::Outbox;
-use super::lane::{Lane, ToSession};
+use super::lane::{Lane, Opened, ToSession};
 use crate::error::BoxError;
 use crate::resource::ResourceError;
 use crate::resource::redb::messages::{ConsumerRow, MessageRead, MessageRow};
@@ -65,11 +66,13 @@ impl Relay {
 async fn serve(lane: Arc<Lane>) -> Infallible {
     let mut wait = RECONNECT_FIRST;
     loop {
-        let mut is_welcome = false;
-        if let Err(trouble) = session(&lane, &mut is_welcome).await {
+        let begun = Instant::now();
+        let mut has_answered = false;
+        if let Err(trouble) = session(&lane, &mut has_answered).await {
             lane.set_trouble(trouble.to_string());
         }
-        if is_welcome {
+        // A welcome alone is no success: what comes next may be what ends each stream.
+        if has_answered || begun.elapsed() > RECONNECT_MAX {
             wait = RECONNECT_FIRST;
         }
         let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -92,7 +95,7 @@ impl Drop for Open<'_> {
 }
 
 /// One stream, from its opening to its end.
-async fn session(lane: &Arc<Lane>, is_welcome: &mut bool) -> Result<(), BoxError> {
+async fn session(lane: &Arc<Lane>, has_answered: &mut bool) -> Result<(), BoxError> {
     let endpoint = lane.consumer.endpoint()?;
     let channel = lane.consumer.connector.connect(&endpoint).await?;
     let mut client = MessagesClient::new(channel)
@@ -117,23 +120,40 @@ async fn session(lane: &Arc<Lane>, is_welcome: &mut bool) -> Result<(), BoxError
         .await
         .map_err(|_| "the consumer did not answer in time")??;
     check(lane, &welcome)?;
-    *is_welcome = true;
-    let (session, orders) = lane.open_session(&welcome);
+    let Opened { session, orders, end } = lane
+        .open_session(&welcome)
+        .map_err(|known| another_database(&lane.consumer.name, &welcome, known))?;
     let open = Open { lane, session };
     tokio::select! {
         sent = send(open.lane, orders, frames, welcome.takes_cancelled) => sent,
-        received = receive(open.lane, session, incoming) => received,
+        received = receive(open.lane, session, incoming, has_answered) => received,
+        Ok(reason) = end => Err(reason.into()),
     }
+}
+
+fn another_database(name: &str, welcome: &Welcome, known: ResourceId) -> BoxError {
+    format!(
+        "`{name}` answers from database {}, and it was {known} before: mend the address, or `synod outbox readmit {name}`",
+        welcome.resource
+    )
+    .into()
 }
 
 /// A consumer whose database is another one, or has lost what it confirmed, must not go on as if nothing had happened (T11).
 fn check(lane: &Lane, welcome: &Welcome) -> Result<(), BoxError> {
-    let row = lane.row(&lane.store.snapshot()?)?;
+    let snapshot = lane.store.snapshot()?;
+    let row = lane.row(&snapshot)?;
     let name = &lane.consumer.name;
     if let Some(known) = row.resource.filter(|known| *known != welcome.resource) {
+        return Err(another_database(name, welcome, known));
+    }
+    // A position is given in the local transaction that makes its message visible: this outbox never gave that one.
+    let next = MessageRead(&snapshot).next_position()?;
+    if welcome.highest_applied >= next {
         return Err(format!(
-            "`{name}` answers from database {}, and it was {known} before: mend the address, or `synod outbox readmit {name}`",
-            welcome.resource
+            "this outbox has lost messages: `{name}` has applied position {}, and the next one to be given here is {next}; bring its \
+             later state back, or publish from a new file",
+            welcome.highest_applied
         )
         .into());
     }
@@ -168,12 +188,15 @@ async fn receive(
     lane: &Lane,
     session: RelaySession,
     mut incoming: Streaming<v1::InboxFrame>,
+    has_answered: &mut bool,
 ) -> Result<(), BoxError> {
     loop {
-        match next(&mut incoming).await? {
+        let frame = next(&mut incoming).await?;
+        *has_answered |= matches!(frame, Some(InboxFrame::Answers(_)));
+        match frame {
             None => return Err("the consumer has ended the stream".into()),
             Some(InboxFrame::Answers(answers)) => lane.on_answers(session, answers),
-            Some(InboxFrame::LowWaterReached(mark)) => lane.on_low_water_reached(mark),
+            Some(InboxFrame::LowWaterReached(mark)) => lane.on_low_water_reached(session, mark),
             Some(InboxFrame::Welcome(_)) => return Err("the consumer has sent a second welcome".into()),
         }
     }
@@ -229,7 +252,6 @@ async fn send(
             Some(ToSession::LowWater(low_water)) => {
                 frames.send(RelayFrame::LowWater(low_water).into()).await?;
             }
-            Some(ToSession::Close) => return Err("the consumer has answered nothing for too long".into()),
             Some(ToSession::Send(_)) | None => {}
         }
     }

@@ -2,6 +2,8 @@
 //! took effect.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
+pub mod scripted;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::Router;
 
 pub const TOPIC: &str = "orders.placed";
 
@@ -72,6 +75,11 @@ pub async fn serve(inbox: &Inbox) -> Serving {
 }
 
 pub async fn serve_at(inbox: &Inbox, address: SocketAddr) -> Serving {
+    let mut server = tonic::transport::Server::builder();
+    serve_router(server.add_service(inbox.server()), address).await
+}
+
+async fn serve_router(router: Router, address: SocketAddr) -> Serving {
     let listener = loop {
         match std::net::TcpListener::bind(address) {
             Ok(listener) => break listener,
@@ -86,11 +94,9 @@ pub async fn serve_at(inbox: &Inbox, address: SocketAddr) -> Serving {
         .enable_all()
         .build()
         .expect("a runtime");
-    let service = inbox.server();
     runtime.spawn(async move {
         let listener = TcpListener::from_std(listener).expect("a listener");
-        let server = tonic::transport::Server::builder().add_service(service);
-        server
+        router
             .serve_with_incoming(TcpListenerStream::new(listener))
             .await
             .expect("serves");

@@ -178,7 +178,10 @@ fn closed_streams_leave_nothing_behind_a_full_share() {
         assert_eq!(inbox.on_session_closed(InboxSession(session)).len(), 5);
     }
     let ready: usize = inbox.shares.values().map(|shared| shared.ready.len()).sum();
-    assert_eq!((ready, inbox.turns.len(), inbox.gates.len()), (0, 0, hanging.len()));
+    assert_eq!(
+        (ready, inbox.turns.len(), inbox.gates.len()),
+        (0, 0, hanging.len())
+    );
     let next = deliver(&mut inbox, B, share);
     inbox.on_finished(hanging[0]);
     assert_eq!(starts(&mut inbox), [next]);

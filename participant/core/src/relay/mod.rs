@@ -350,8 +350,8 @@ impl Relay {
                 );
                 self.fail(now, position, text);
             }
-            Answer::Stale => self.refuse(now, position, None),
-            Answer::Busy { text } => self.refuse(now, position, Some(text)),
+            Answer::Stale => self.refuse(now, position, STALE.into()),
+            Answer::Busy { text } => self.refuse(now, position, text),
         }
         Ok(())
     }
@@ -409,13 +409,11 @@ impl Relay {
     }
 
     /// The attempt was not made: it does not count, however often that happens. A new reason is written, for whoever asks why.
-    fn refuse(&mut self, now: Timestamp, position: Position, reason: Option<String>) {
+    fn refuse(&mut self, now: Timestamp, position: Position, reason: String) {
         let entry = self.entries.get_mut(&position).expect("was in flight");
         let (number, count) = (entry.key, entry.lost_count);
         entry.lost_count = count.saturating_add(1);
-        if let Some(reason) = reason
-            && entry.refusal != fingerprint(&reason)
-        {
+        if entry.refusal != fingerprint(&reason) {
             entry.refusal = fingerprint(&reason);
             self.settlement.failed.push(Failure {
                 position,
@@ -719,6 +717,10 @@ impl Relay {
             .is_some_and(|number| self.keys.is_held(number))
     }
 }
+
+/// It passes by itself where a stream that was given up has overtaken another; it stays where fences begin anew.
+const STALE: &str = "the consumer has seen a later sending of this key; if this stays, the outbox was put back from a backup, or a \
+                     copy of it is running";
 
 /// Tells two reasons apart, to write neither again and again (FNV-1a).
 fn fingerprint(text: &str) -> u64 {

@@ -494,9 +494,9 @@ fn a_failed_write_is_repeated() {
     assert_eq!(again.delivered, [Position(1), Position(2)]);
 }
 
-/// A consumer that is busy, or has seen a later sending, says nothing about the message.
+/// A consumer that has seen a later sending says nothing about the message; that it does so is told once.
 #[test]
-fn busy_and_stale_are_no_failures() {
+fn stale_is_no_failure_and_has_a_reason() {
     let mut relay = relay(options());
     relay.on_session_opened(NOW, S);
     read(&mut relay, vec![row(1, "a")]);
@@ -506,7 +506,14 @@ fn busy_and_stale_are_no_failures() {
         let at = relay.timers.next().expect("waits");
         relay.on_timeout(at.plus_duration(Duration::from_secs(2)));
     }
-    assert!(relay.poll_settlement().is_none());
+    let settled = relay.poll_settlement().expect("why it waits");
+    let failures: Vec<_> = settled
+        .failed
+        .iter()
+        .map(|failure| failure.failed_count)
+        .collect();
+    assert_eq!((failures, settled.dead), (vec![0], vec![]));
+    assert!(settled.failed[0].reason.contains("a later sending"));
 }
 
 /// What was dropped for the consumer by name while it was on its way frees its key, and is recorded nowhere.
