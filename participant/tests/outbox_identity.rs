@@ -258,6 +258,31 @@ async fn operators_see_and_settle_dead_letters() {
             records[0].contains("requeued") && records[1].contains("a test order"),
             "{records:?}"
         );
+        let mut pages = Vec::new();
+        let mut before = None;
+        loop {
+            let request = v1::OutboxRecordsRequest { before, count_max: 1 };
+            let mut page = client.records(request).await.unwrap().into_inner();
+            before = page.next_before;
+            pages.extend(page.records.pop());
+            assert_eq!(page.records, [], "one at a time");
+            if before.is_none() {
+                break;
+            }
+        }
+        let whole = pages.iter().map(|record| {
+            let v1::OutboxRecord {
+                recorded_at_unix_ms,
+                text,
+                ..
+            } = record;
+            format!("{recorded_at_unix_ms} ms: {text}")
+        });
+        assert_eq!(whole.collect::<Vec<_>>(), records);
+        let numbers: Vec<_> = pages.iter().map(|record| record.number).collect();
+        assert_eq!(numbers, [2, 1]);
+        let all = client.records(v1::OutboxRecordsRequest::default()).await.unwrap();
+        assert_eq!(all.into_inner().records, pages);
         assert_eq!(outbox.list(None, Position(2), 10).await.unwrap(), []);
     })
     .await;

@@ -342,6 +342,17 @@ async fn an_operator_cancels_a_message_before_its_consumer_is_back() {
             (Some(1), true),
             "{stderr}"
         );
+        let records = json_of("records", &service, &[]).await;
+        assert_eq!(
+            fields(&records[0]),
+            BTreeSet::from(["number", "recorded_at_unix_ms", "text"])
+        );
+        let texts = records.as_array().expect("a list").iter();
+        let texts: Vec<_> = texts.map(|record| record["text"].clone()).collect();
+        let verdict = format!("consumer receiver says that message {id} (position 2) never takes effect");
+        let word = format!("ada cancelled message {id} (position 2) for consumer {RECEIVER}: looked at it");
+        assert_eq!(texts, [json!(verdict), json!(word)]);
+        assert!(records[0]["recorded_at_unix_ms"].as_u64() >= listed[1]["published_at_unix_ms"].as_u64());
         // What a person sees.
         receiver.kill().await;
         sender.send("a", "wrong-4").await;
@@ -351,6 +362,20 @@ async fn an_operator_cancels_a_message_before_its_consumer_is_back() {
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
         let said = format!("{id}: cancelled for {RECEIVER}, unless it took effect there before");
         assert!(stdout.starts_with(&said), "{stdout}");
+        assert!(stdout.contains("`synod outbox records`"), "{stdout}");
+        let (code, stdout, stderr) = outbox("records", &service, &["--count", "1"]).await;
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        let lines = words(&stdout);
+        assert_eq!(
+            (lines.len(), &lines[0][..]),
+            (2, &["NUMBER", "RECORDED", "TEXT"][..]),
+            "{stdout}"
+        );
+        assert_eq!(
+            (lines[1][0], &lines[1][3..7]),
+            ("3", &["ada", "cancelled", "message", &id][..]),
+            "{stdout}"
+        );
     })
     .await;
 }

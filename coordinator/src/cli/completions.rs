@@ -42,6 +42,7 @@ mod tests {
                 "in-doubt",
                 "completions",
                 "unsubscribe",
+                "records",
             ] {
                 assert!(script.contains(word), "{shell}: {word}");
             }

@@ -3,6 +3,7 @@
 
 mod cancel;
 mod operate;
+mod records;
 mod unsubscribe;
 
 use super::client::{REPLICA_TIMEOUT, address, block_on};
@@ -57,6 +58,8 @@ pub(super) enum Verb {
     /// Drop what a consumer that is not named any more has not got, and forget it; or what is left of one topic that was taken
     /// away from it.
     Unsubscribe(unsubscribe::Unsubscribe),
+    /// What operators did and why, and what became of the messages that they cancelled, the latest first.
+    Records(records::Records),
 }
 
 /// Whom to ask.
@@ -146,6 +149,7 @@ pub(super) fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Cancel(cancel) => cancel::run(cancel),
         Verb::Readmit(readmit) => operate::readmit(readmit),
         Verb::Unsubscribe(unsubscribe) => unsubscribe::run(unsubscribe),
+        Verb::Records(records) => records::run(&records),
     }
 }
 

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::{DeadLetter, Entry, EntryState, Outbox, OutboxError, Place, Scheduled};
 
 /// Answers operators about one outbox: status, list, dead letters, requeue, discard, scheduled
-/// messages, cancel, readmit, unsubscribe. It asks for no credentials: serve it where only
+/// messages, cancel, readmit, unsubscribe, records. It asks for no credentials: serve it where only
 /// operators come.
 #[derive(Clone, Debug)]
 pub struct OutboxAdmin {
@@ -83,6 +83,18 @@ fn letter(letter: DeadLetter) -> v1::DeadLetterEntry {
         attempt_count: letter.failed_count,
         reason: letter.reason,
         died_at_unix_ms: letter.died_at.0,
+    }
+}
+
+/// A record as it is kept begins with its time.
+fn record((number, text): (u64, String)) -> v1::OutboxRecord {
+    let timed = text.split_once(" ms: ");
+    let timed = timed.and_then(|(at, rest)| Some((at.parse().ok()?, rest.to_owned())));
+    let (recorded_at_unix_ms, text) = timed.unwrap_or((0, text));
+    v1::OutboxRecord {
+        number,
+        recorded_at_unix_ms,
+        text,
     }
 }
 
@@ -279,6 +291,20 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
             Some(count) => Ok(Response::new(v1::OutboxUndeliveredCountReply { count })),
             None => Err(self.nothing_to_drop(&consumer, some(&topic)).await?),
         }
+    }
+
+    async fn records(
+        &self,
+        request: Request<v1::OutboxRecordsRequest>,
+    ) -> Result<Response<v1::OutboxRecordsReply>, Status> {
+        let request = request.into_inner();
+        let count_max = page(request.count_max);
+        let records = self.outbox.record_page(request.before, count_max).await?;
+        let last = records.last().map(|(number, _)| *number);
+        Ok(Response::new(v1::OutboxRecordsReply {
+            next_before: last.filter(|_| records.len() == count_max),
+            records: records.into_iter().map(record).collect(),
+        }))
     }
 }
 

@@ -325,10 +325,20 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError::Resource`].
     pub async fn records(&self, count_max: usize) -> Result<Vec<String>, OutboxError> {
+        let records = self.record_page(None, count_max).await?;
+        Ok(records.into_iter().map(|(_, text)| text).collect())
+    }
+
+    /// The [records](Self::records) with numbers below `before`, each with its number.
+    pub(super) async fn record_page(
+        &self,
+        before: Option<u64>,
+        count_max: usize,
+    ) -> Result<Vec<(u64, String)>, OutboxError> {
         let read = self
             .inner
             .store
-            .read(move |snapshot| MessageRead(snapshot).records(count_max));
+            .read(move |snapshot| MessageRead(snapshot).records(before, count_max));
         Ok(read.await?)
     }
 }

@@ -76,7 +76,7 @@ pub(super) fn run(cancel: Cancel) -> Result<Exit, Failure> {
         format!("{}: cancelled\n", cancelled.id)
     } else {
         format!(
-            "{}: cancelled for {}, unless it took effect there before; `synod outbox list` shows it until that is known\n",
+            "{}: cancelled for {}, unless it took effect there before: `synod outbox records` says which of the two it was once that is known\n",
             cancelled.id,
             cancelled.consumers.join(", ")
         )

@@ -400,14 +400,28 @@ impl MessageRead<'_> {
         ))
     }
 
-    /// What operators did, the latest first.
-    pub(crate) fn records(&self, count_max: usize) -> Result<Vec<String>, ResourceError> {
+    /// What operators did, the latest first: of the records with a number below `before`, or of all. Each with its number.
+    pub(crate) fn records(
+        &self,
+        before: Option<u64>,
+        count_max: usize,
+    ) -> Result<Vec<(u64, String)>, ResourceError> {
         let Some(table) = self.open(RECORD)? else {
             return Ok(Vec::new());
         };
-        let rows = table.iter().map_err(failed)?.rev().take(count_max);
-        rows.map(|row| Ok(String::from_utf8_lossy(row.map_err(failed)?.1.value()).into_owned()))
-            .collect()
+        let end = before.map(u64::to_be_bytes);
+        let end = end.as_ref().map_or(Unbounded, |end| Excluded(&end[..]));
+        let rows = table.range::<&[u8]>((Unbounded, end)).map_err(failed)?;
+        let mut records = Vec::new();
+        for row in rows.rev().take(count_max) {
+            let (number, text) = row.map_err(failed)?;
+            let number = number.value().first_chunk::<8>().copied().unwrap_or_default();
+            records.push((
+                u64::from_be_bytes(number),
+                String::from_utf8_lossy(text.value()).into_owned(),
+            ));
+        }
+        Ok(records)
     }
 
     pub(crate) fn inbox_row(
