@@ -329,6 +329,7 @@ async fn an_operator_cancels_a_message_before_its_consumer_is_back() {
         );
         let state = &json_of("list", &service, &[]).await[1]["states"][0];
         assert_eq!(state["state"], json!("cancelled"));
+        status(&service, &receiver).await;
 
         // What was decided outlives the sender's process.
         sender.kill().await;
@@ -446,6 +447,57 @@ async fn an_operator_unsubscribes_a_consumer_that_is_gone() {
         assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(0), said, ""));
     })
     .await;
+}
+
+/// Three messages for a consumer that is away, at a glance.
+async fn status(service: &str, receiver: &Station) {
+    let mut status = eventually("the relay has noticed that it is away", async || {
+        let mut status = json_of("status", service, &[]).await;
+        let trouble = status["consumers"][0]["trouble"].take();
+        trouble.is_string().then_some(status)
+    })
+    .await;
+    let source = status["source"].take();
+    let consumer = json!({
+        "consumer": RECEIVER,
+        "endpoint": format!("http://{}", receiver.address()),
+        "topics": [TOPIC],
+        "retired_topics": [],
+        "mark": 1,
+        "dead_count": 0,
+        "unsettled_count": 0,
+        "trouble": null,
+    });
+    let expected = json!({
+        "source": null,
+        "next_position": 4,
+        "stored_count": 3,
+        "scheduled_count": 0,
+        "consumers": [consumer],
+    });
+    assert_eq!(status, expected);
+    let (code, stdout, stderr) = outbox("status", service, &[]).await;
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+    let source = source.as_str().expect("an id");
+    let first = format!("outbox {source}: 3 messages stored, 0 scheduled, next position 4\n");
+    assert!(stdout.starts_with(&first), "{stdout}");
+    let lines = words(&stdout);
+    let header = [
+        "CONSUMER",
+        "ENDPOINT",
+        "TOPICS",
+        "RETIRED",
+        "TOPICS",
+        "MARK",
+        "DEAD",
+        "UNSETTLED",
+        "TROUBLE",
+    ];
+    assert_eq!((lines.len(), &lines[1][..]), (3, &header[..]), "{stdout}");
+    let endpoint = format!("http://{}", receiver.address());
+    let row = [RECEIVER, &endpoint, TOPIC, "-", "1", "0", "0"];
+    assert_eq!(lines[2][..7], row, "{stdout}");
+    assert!(lines[2].len() > 8, "the trouble is told in words: {stdout}");
 }
 
 /// What a person sees.

@@ -4,6 +4,7 @@
 mod cancel;
 mod operate;
 mod records;
+mod status;
 mod unsubscribe;
 
 use super::client::{REPLICA_TIMEOUT, address, block_on};
@@ -31,6 +32,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Verbs of `synod outbox`.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Verb {
+    /// The outbox at a glance: what it holds, and how each of its consumers stands.
+    Status(Service),
     /// The messages that are still stored, in the order of their positions.
     List {
         #[command(flatten)]
@@ -141,6 +144,7 @@ struct Letter {
 
 pub(super) fn run(verb: Verb) -> Result<Exit, Failure> {
     match verb {
+        Verb::Status(service) => status::run(&service),
         Verb::List { scope, page } => list(&scope, &page),
         Verb::Dead { scope, page } => dead(&scope, &page),
         Verb::Requeue(requeue) => operate::requeue(requeue),
