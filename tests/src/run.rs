@@ -40,6 +40,9 @@ const OUTLIVED_EVERY: u64 = 64;
 /// In one of so many seeds a minority of the replicas stays broken until the others have come to rest.
 const CORE_EVERY: u64 = 4;
 
+/// In one of so many seeds the bank's services publish messages.
+const MESSAGES_EVERY: u64 = 3;
+
 /// The lengths of the log's segments among which runs differ.
 const SEGMENT_BYTES: [u64; 4] = [8 << 10, 32 << 10, 128 << 10, 512 << 10];
 
@@ -56,6 +59,7 @@ enum Concern {
     Pauses,
     Machines,
     Core,
+    Messages,
 }
 
 impl Concern {
@@ -71,6 +75,7 @@ impl Concern {
             Self::Pauses => b"pause\0",
             Self::Machines => b"mach\0\0",
             Self::Core => b"core\0\0",
+            Self::Messages => b"messag",
         };
         let name = name.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
         Random::new(seed ^ name)
@@ -104,6 +109,8 @@ pub struct Draw {
     pub transaction_count: u64,
     /// How many services with a real store the bank has; 0: there is no bank.
     pub service_count: u32,
+    /// Whether the bank's services publish messages, and consume each other's.
+    pub has_messages: bool,
     /// The shortest and the longest pause of an initiator between two begins.
     pub pause_us: (Micros, Micros),
     /// The replicas' bounds.
@@ -232,6 +239,7 @@ impl Draw {
             initiator_count,
             transaction_count,
             service_count,
+            has_messages: Concern::Messages.stream(seed).between(1, MESSAGES_EVERY) == 1,
             pause_us,
             limits,
             is_long,

@@ -101,6 +101,7 @@ fn small_plan(faults: Vec<(u64, Fault)>) -> Plan {
     plan.draw.initiator_count = 1;
     plan.draw.transaction_count = 2;
     plan.draw.service_count = 0;
+    plan.draw.has_messages = true;
     plan.draw.setup.replica_count = 3;
     plan.draw.setup.lines.loss_ppm = 0;
     plan.draw.pause_us = (10_000, 400_000);
@@ -153,6 +154,7 @@ fn the_form_of_a_plan() {
     "initiator_count": 1,
     "transaction_count": 2,
     "service_count": 0,
+    "has_messages": true,
     "pause_us": [
       10,
       20

@@ -28,18 +28,28 @@ pub(super) async fn apply(
     handler_timeout: Duration,
     delivery: Delivery,
 ) -> Answer {
-    match try_apply(store, origin, handler, handler_timeout, delivery).await {
+    let handle = handler.map(|handler| move |delivery, tx| run(handler, handler_timeout, delivery, tx));
+    apply_with(store, origin, delivery, handle).await
+}
+
+/// As [`apply`], with whatever else runs the handler.
+pub(super) async fn apply_with<Fut: Future<Output = Result<(), Answer>>>(
+    store: &RedbResource,
+    origin: &Origin,
+    delivery: Delivery,
+    handle: Option<impl FnOnce(super::Delivery, InboxTransaction) -> Fut>,
+) -> Answer {
+    match try_apply(store, origin, delivery, handle).await {
         Ok(answer) => answer,
         Err(error) => busy(&error),
     }
 }
 
-async fn try_apply(
+async fn try_apply<Fut: Future<Output = Result<(), Answer>>>(
     store: &RedbResource,
     origin: &Origin,
-    handler: Option<&Handler>,
-    handler_timeout: Duration,
     delivery: Delivery,
+    handle: Option<impl FnOnce(super::Delivery, InboxTransaction) -> Fut>,
 ) -> Result<Answer, ResourceError> {
     let mut tx = store.begin_local()?;
     let row_key = named(&origin_key(origin.source, &origin.consumer), delivery.position.0);
@@ -100,7 +110,7 @@ async fn try_apply(
         tx.commit().await?;
         return Ok(Answer::Settled);
     }
-    let Some(handler) = handler else {
+    let Some(handle) = handle else {
         let text = format!("no handler for the topic `{}`", delivery.topic);
         return Ok(Answer::Busy { text });
     };
@@ -110,7 +120,18 @@ async fn try_apply(
         at: tx.now().max(UnixMillis(1)),
     };
     let (lent, slot) = InboxTransaction::new(tx);
-    let handled = run(handler, handler_timeout, origin, delivery, lent).await;
+    let delivery = super::Delivery {
+        id: delivery.id,
+        source: origin.source,
+        attempt: delivery.attempt,
+        topic: delivery.topic,
+        key: delivery.key,
+        sequence: delivery.sequence,
+        headers: delivery.headers,
+        body: delivery.body,
+        published_at: delivery.published_at,
+    };
+    let handled = handle(delivery, lent).await;
     let tx = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Err(answer) = handled {
         return Ok(answer);
@@ -151,7 +172,8 @@ fn is_of_a_store(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-fn refusal(error: &(dyn Error + 'static)) -> Answer {
+/// What a handler's error means.
+pub(super) fn answer_of(error: &(dyn Error + 'static)) -> Answer {
     if is_of_a_store(error) {
         Answer::Busy {
             text: format!("the handler met a store that could not serve it now: {error}"),
@@ -167,24 +189,13 @@ fn refusal(error: &(dyn Error + 'static)) -> Answer {
 async fn run(
     handler: &Handler,
     timeout: Duration,
-    origin: &Origin,
-    delivery: Delivery,
+    delivery: super::Delivery,
     tx: InboxTransaction,
 ) -> Result<(), Answer> {
-    let delivery = super::Delivery {
-        id: delivery.id,
-        source: origin.source,
-        attempt: delivery.attempt,
-        topic: delivery.topic,
-        key: delivery.key,
-        sequence: delivery.sequence,
-        headers: delivery.headers,
-        body: delivery.body,
-        published_at: delivery.published_at,
-    };
     let handler = handler.clone();
     // With what asks its error, which is the user's code, too.
-    let mut task = tokio::spawn(async move { handler(delivery, tx).await.map_err(|error| refusal(&*error)) });
+    let mut task =
+        tokio::spawn(async move { handler(delivery, tx).await.map_err(|error| answer_of(&*error)) });
     match tokio::time::timeout(timeout, &mut task).await {
         Ok(Ok(handled)) => handled,
         Ok(Err(error)) => Err(Answer::Failed {

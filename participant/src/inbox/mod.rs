@@ -43,6 +43,8 @@
 //! Rows that say that a message took effect are deleted when the sender's low-water mark has passed them, never by age (T13).
 
 mod apply;
+#[doc(hidden)]
+pub mod parts;
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet};

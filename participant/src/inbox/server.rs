@@ -18,9 +18,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Handler, Inbox, apply};
-use crate::resource::ResourceManager;
 use crate::resource::redb::RedbResource;
 use crate::resource::redb::messages::{MarkInbox, MessageRead, name, topic_of_name};
+use crate::resource::{ResourceError, ResourceManager};
 
 /// Answers that may wait for the transport of one stream. More hold up whoever produces them.
 const ANSWER_COUNT_MAX: usize = 1024;
@@ -75,47 +75,6 @@ impl Shared {
         self.state
             .lock()
             .expect("no code panics while it holds the inbox")
-    }
-
-    /// Whether this outbox may deliver here at all (T11).
-    async fn admit(&self, hello: &Hello) -> Result<Welcome, Status> {
-        if !self.names.is_empty() && !self.names.contains(&hello.consumer) {
-            let names: Vec<_> = self.names.iter().map(String::as_str).collect();
-            return Err(Status::failed_precondition(format!(
-                "this is the inbox of {}, and the messages are for `{}`: mend the consumer's address",
-                names.join(", "),
-                hello.consumer
-            )));
-        }
-        let identity = self.store.identity(None).await?;
-        if let (Some(ours), Some(theirs)) = (identity.lineage, hello.lineage)
-            && ours != theirs
-        {
-            return Err(Status::failed_precondition(format!(
-                "the outbox belongs to coordinator {theirs}, and this consumer to {ours}: mend the address"
-            )));
-        }
-        let (known, highest) = {
-            let snapshot = self.store.snapshot()?;
-            let read = MessageRead(&snapshot);
-            (
-                read.inbox_low_water(hello.source, &hello.consumer)?,
-                read.inbox_highest(hello.source, &hello.consumer)?,
-            )
-        };
-        if known.mark > hello.mark {
-            return Err(Status::failed_precondition(format!(
-                "the outbox {} has lost data: it settled messages below {} once, and knows only of {}; bring its later state back, or \
-                 publish from a new file",
-                hello.source, known.mark, hello.mark
-            )));
-        }
-        Ok(Welcome {
-            resource: identity.resource,
-            mark: known.mark,
-            highest_applied: highest.max(Position(known.mark.0.saturating_sub(1))),
-            takes_cancelled: true,
-        })
     }
 
     /// Takes a delivery, or says why not.
@@ -187,6 +146,51 @@ impl Shared {
             ));
         }
     }
+}
+
+/// Whether this outbox may deliver here at all (T11).
+pub(super) async fn admit(
+    store: &RedbResource,
+    names: &BTreeSet<String>,
+    hello: &Hello,
+) -> Result<Welcome, Status> {
+    if !names.is_empty() && !names.contains(&hello.consumer) {
+        let ours: Vec<_> = names.iter().map(String::as_str).collect();
+        return Err(Status::failed_precondition(format!(
+            "this is the inbox of {}, and the messages are for `{}`: mend the consumer's address",
+            ours.join(", "),
+            hello.consumer
+        )));
+    }
+    let identity = store.identity(None).await?;
+    if let (Some(ours), Some(theirs)) = (identity.lineage, hello.lineage)
+        && ours != theirs
+    {
+        return Err(Status::failed_precondition(format!(
+            "the outbox belongs to coordinator {theirs}, and this consumer to {ours}: mend the address"
+        )));
+    }
+    let (known, highest) = {
+        let snapshot = store.snapshot()?;
+        let read = MessageRead(&snapshot);
+        (
+            read.inbox_low_water(hello.source, &hello.consumer)?,
+            read.inbox_highest(hello.source, &hello.consumer)?,
+        )
+    };
+    if known.mark > hello.mark {
+        return Err(Status::failed_precondition(format!(
+            "the outbox {} has lost data: it settled messages below {} once, and knows only of {}; bring its later state back, or \
+             publish from a new file",
+            hello.source, known.mark, hello.mark
+        )));
+    }
+    Ok(Welcome {
+        resource: identity.resource,
+        mark: known.mark,
+        highest_applied: highest.max(Position(known.mark.0.saturating_sub(1))),
+        takes_cancelled: true,
+    })
 }
 
 /// Opens the key's gate again, whatever became of the delivery.
@@ -310,7 +314,7 @@ impl Messages for InboxService {
         let RelayFrame::Hello(hello) = read(first)? else {
             return Err(Status::invalid_argument("the first frame is no hello"));
         };
-        let welcome = self.shared.admit(&hello).await?;
+        let welcome = admit(&self.shared.store, &self.shared.names, &hello).await?;
         let origin = Origin {
             source: hello.source,
             consumer: hello.consumer,
@@ -375,7 +379,7 @@ async fn receive(
             }
             RelayFrame::LowWater(low_water) => {
                 let mark = low_water.mark;
-                forget(shared, &session.origin, low_water).await?;
+                forget(&shared.store, &session.origin, low_water).await?;
                 let _ = answers.send(InboxFrame::LowWaterReached(mark)).await;
             }
         }
@@ -383,13 +387,17 @@ async fn receive(
 }
 
 /// Deletes the rows that the sender needs no more. While it writes, the stream waits: what follows it was sent after it.
-async fn forget(shared: &Shared, origin: &Origin, low_water: LowWater) -> Result<(), Status> {
+pub(super) async fn forget(
+    store: &RedbResource,
+    origin: &Origin,
+    low_water: LowWater,
+) -> Result<(), ResourceError> {
     let work = MarkInbox {
         source: origin.source,
         consumer: origin.consumer.clone(),
         low_water,
     };
     // A part at a time, so that deliveries get their turn between. If it is cut short, the next mark goes on.
-    while shared.store.work(work.clone()).await? {}
+    while store.work(work.clone()).await? {}
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use synod_participant_core::Timestamp;
 use synod_participant_core::relay::{
-    Read, Relay, RelaySession, Row, Rows, Send, Settlement, WAITING_COUNT_MAX,
+    Read, Relay, RelayOptions, RelaySession, Row, Rows, Send, Settlement, WAITING_COUNT_MAX,
 };
 use synod_proto::ids::{Fence, Position, ResourceId};
 use synod_proto::message::{Answer, Answered, LowWater, Welcome};
@@ -102,45 +102,8 @@ impl Lane {
         run: u64,
         snapshot: &Snapshot,
     ) -> Result<Self, OutboxError> {
-        let read = MessageRead(snapshot);
-        let row = read
-            .consumer(&consumer.name)?
-            .ok_or_else(|| OutboxError::UnknownConsumer {
-                consumer: consumer.name.clone(),
-            })?;
-        let mut letters = Vec::new();
-        let mut unsettled = Vec::new();
-        for (position, letter) in read.letters_below(row.number, row.mark)? {
-            unsettled.push(position);
-            let Some(message) = read.message(position)? else {
-                continue;
-            };
-            let failed_count = match read.state(&row, position)? {
-                StoredState::Pending(Some(failure)) => failure.failed_count,
-                _ => 0,
-            };
-            letters.push(Row {
-                position,
-                topic: Bytes::copy_from_slice(message.topic.as_bytes()),
-                key: message.name(),
-                byte_count: message.body.len(),
-                failed_count,
-                is_dead: letter.is_dead(),
-            });
-        }
-        let low_water = LowWater {
-            mark: row.mark,
-            unsettled,
-        };
-        // Above every fence of an earlier run: no run sends 2^40 messages.
-        let fence = Fence(run << 40);
-        let relay = Relay::new(
-            consumer.options.clone(),
-            crate::participant::random_u64(),
-            fence,
-            low_water,
-            &letters,
-        );
+        let seed = crate::participant::random_u64();
+        let relay = relay_of(&consumer.name, consumer.options.clone(), run, seed, snapshot)?;
         Ok(Self {
             store: store.clone(),
             identity,
@@ -150,7 +113,7 @@ impl Lane {
                 sessions: BTreeMap::new(),
                 session_count: 0,
                 confirmed: None,
-                resource: row.resource,
+                resource: row_of(&consumer.name, snapshot)?.resource,
                 met: None,
                 has_skipped: false,
                 trouble: NO_RELAY.to_owned(),
@@ -418,12 +381,74 @@ impl Lane {
     pub(super) fn mark(&self) -> Position {
         self.state().relay.low_water().mark
     }
+}
 
-    pub(super) fn row(&self, snapshot: &Snapshot) -> Result<ConsumerRow, ResourceError> {
-        let row = MessageRead(snapshot).consumer(&self.consumer.name)?;
-        row.ok_or_else(|| ResourceError::Invalid {
-            text: format!("the consumer `{}` was unsubscribed", self.consumer.name),
-        })
+/// The core of a consumer's lane, as the store has it. `run` is the outbox's, and `seed` all that is left to chance.
+pub(super) fn relay_of(
+    consumer: &str,
+    options: RelayOptions,
+    run: u64,
+    seed: u64,
+    snapshot: &Snapshot,
+) -> Result<Relay, OutboxError> {
+    let read = MessageRead(snapshot);
+    let row = read
+        .consumer(consumer)?
+        .ok_or_else(|| OutboxError::UnknownConsumer {
+            consumer: consumer.to_owned(),
+        })?;
+    let mut letters = Vec::new();
+    let mut unsettled = Vec::new();
+    for (position, letter) in read.letters_below(row.number, row.mark)? {
+        unsettled.push(position);
+        let Some(message) = read.message(position)? else {
+            continue;
+        };
+        let failed_count = match read.state(&row, position)? {
+            StoredState::Pending(Some(failure)) => failure.failed_count,
+            _ => 0,
+        };
+        letters.push(Row {
+            position,
+            topic: Bytes::copy_from_slice(message.topic.as_bytes()),
+            key: message.name(),
+            byte_count: message.body.len(),
+            failed_count,
+            is_dead: letter.is_dead(),
+        });
+    }
+    let low_water = LowWater {
+        mark: row.mark,
+        unsettled,
+    };
+    // Above every fence of an earlier run: no run sends 2^40 messages.
+    let fence = Fence(run << 40);
+    Ok(Relay::new(options, seed, fence, low_water, &letters))
+}
+
+pub(super) fn row_of(consumer: &str, snapshot: &Snapshot) -> Result<ConsumerRow, ResourceError> {
+    let row = MessageRead(snapshot).consumer(consumer)?;
+    row.ok_or_else(|| ResourceError::Invalid {
+        text: format!("the consumer `{consumer}` was unsubscribed"),
+    })
+}
+
+/// What the core asked for.
+pub(super) fn find(consumer: &str, snapshot: &Snapshot, asked: &Read) -> Result<Rows, ResourceError> {
+    let row = row_of(consumer, snapshot)?;
+    let read = MessageRead(snapshot);
+    match asked {
+        Read::All { after, count_max } => read.all(&row, None, *after, *count_max),
+        Read::Topic {
+            topic,
+            after,
+            count_max,
+        } => read.all(&row, Some(topic), *after, *count_max),
+        Read::Key {
+            key,
+            after,
+            count_max,
+        } => read.of_key(&row, key, *after, *count_max),
     }
 }
 
@@ -438,10 +463,10 @@ async fn read_rows(lane: Arc<Lane>) {
                 Read::All { after, .. } => Some(after),
                 Read::Topic { .. } | Read::Key { .. } => None,
             };
-            let reader = lane.clone();
+            let consumer = lane.consumer.name.clone();
             let found = lane
                 .store
-                .read(move |snapshot| reader.find(snapshot, &asked))
+                .read(move |snapshot| find(&consumer, snapshot, &asked))
                 .await;
             match found {
                 Ok(found) => {
@@ -484,26 +509,6 @@ async fn read_rows(lane: Arc<Lane>) {
                 }
                 lane.on_published();
             }
-        }
-    }
-}
-
-impl Lane {
-    fn find(&self, snapshot: &Snapshot, asked: &Read) -> Result<Rows, ResourceError> {
-        let row = self.row(snapshot)?;
-        let read = MessageRead(snapshot);
-        match asked {
-            Read::All { after, count_max } => read.all(&row, None, *after, *count_max),
-            Read::Topic {
-                topic,
-                after,
-                count_max,
-            } => read.all(&row, Some(topic), *after, *count_max),
-            Read::Key {
-                key,
-                after,
-                count_max,
-            } => read.of_key(&row, key, *after, *count_max),
         }
     }
 }

@@ -66,6 +66,8 @@ mod error;
 mod lane;
 mod message;
 mod operate;
+#[doc(hidden)]
+pub mod parts;
 mod relay;
 mod view;
 
@@ -242,41 +244,9 @@ impl Outbox {
         if !self.inner.lanes.values().any(|lane| lane.takes(&message.topic)) {
             return Err(PublishError::NoRoute { topic: message.topic });
         }
-        if !self.inner.store.is_same(tx) {
-            let text = "the local transaction is of another store than the outbox".to_owned();
-            return Err(PublishError::Invalid { text });
-        }
-        let name = name(&message.topic, &message.key);
-        let sequence = match tx.lock_own(SEQUENCE_TABLE, &name).await? {
-            Some(next) => <[u8; 8]>::try_from(&next[..])
-                .map(u64::from_be_bytes)
-                .map_err(|_| {
-                    let text = "a row of `synod:outbox_sequence` is damaged".to_owned();
-                    PublishError::Invalid { text }
-                })?,
-            // Nothing of this key is left: go on above all that there ever was, which had positions above their numbers.
-            None => MessageRead(&tx.latest()?).next_position()?.0,
-        };
-        let next = Bytes::copy_from_slice(&(sequence + 1).to_be_bytes());
-        tx.put_own(SEQUENCE_TABLE, &name, next).await?;
-        let now = tx.now();
-        let row = MessageRow {
-            topic: message.topic,
-            key: message.key,
-            id: MessageId(crate::participant::random_id()),
-            sequence: Sequence(sequence),
-            published_at: now,
-            deliver_at: match message.time {
-                Time::Now => UnixMillis(0),
-                Time::After(delay) => now.plus(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
-                Time::At(at) => at,
-            },
-            headers: message.headers,
-            body: message.body,
-        };
-        tx.put_own(PUBLISH_TABLE, &named(&name, sequence), row.encode())
-            .await?;
-        Ok(row.id)
+        let id = MessageId(crate::participant::random_id());
+        publish_as(&self.inner.store, tx, message, id).await?;
+        Ok(id)
     }
 
     /// A relay: without one that runs nothing goes out. Several over one outbox share the work.
@@ -454,6 +424,50 @@ impl Outbox {
                 consumer: consumer.to_owned(),
             })
     }
+}
+
+/// Writes a checked message under this id.
+async fn publish_as(
+    store: &RedbResource,
+    tx: &mut RedbTransaction,
+    message: Message,
+    id: MessageId,
+) -> Result<(), PublishError> {
+    if !store.is_same(tx) {
+        let text = "the local transaction is of another store than the outbox".to_owned();
+        return Err(PublishError::Invalid { text });
+    }
+    let name = name(&message.topic, &message.key);
+    let sequence = match tx.lock_own(SEQUENCE_TABLE, &name).await? {
+        Some(next) => <[u8; 8]>::try_from(&next[..])
+            .map(u64::from_be_bytes)
+            .map_err(|_| {
+                let text = "a row of `synod:outbox_sequence` is damaged".to_owned();
+                PublishError::Invalid { text }
+            })?,
+        // Nothing of this key is left: go on above all that there ever was, which had positions above their numbers.
+        None => MessageRead(&tx.latest()?).next_position()?.0,
+    };
+    let next = Bytes::copy_from_slice(&(sequence + 1).to_be_bytes());
+    tx.put_own(SEQUENCE_TABLE, &name, next).await?;
+    let now = tx.now();
+    let row = MessageRow {
+        topic: message.topic,
+        key: message.key,
+        id,
+        sequence: Sequence(sequence),
+        published_at: now,
+        deliver_at: match message.time {
+            Time::Now => UnixMillis(0),
+            Time::After(delay) => now.plus(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+            Time::At(at) => at,
+        },
+        headers: message.headers,
+        body: message.body,
+    };
+    tx.put_own(PUBLISH_TABLE, &named(&name, sequence), row.encode())
+        .await?;
+    Ok(())
 }
 
 /// Lets scheduled messages go when their time has come.

@@ -18,9 +18,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::Outbox;
-use super::lane::{Lane, Opened, ToSession};
+use super::lane::{Lane, Opened, ToSession, row_of};
 use crate::error::BoxError;
 use crate::resource::ResourceError;
+use crate::resource::redb::RedbResource;
 use crate::resource::redb::messages::{ConsumerRow, MessageRead, MessageRow};
 
 /// The waits between two attempts to reach a consumer: doubled from the first to the last, jittered (traps B19).
@@ -119,7 +120,7 @@ async fn session(lane: &Arc<Lane>, has_answered: &mut bool) -> Result<(), BoxErr
     let (incoming, welcome) = tokio::time::timeout(WELCOME_TIMEOUT, opening)
         .await
         .map_err(|_| "the consumer did not answer in time")??;
-    check(lane, &welcome)?;
+    check(&lane.store, &lane.consumer.name, &welcome)?;
     let Opened { session, orders, end } = lane
         .open_session(&welcome)
         .map_err(|known| another_database(&lane.consumer.name, &welcome, known))?;
@@ -140,10 +141,9 @@ fn another_database(name: &str, welcome: &Welcome, known: ResourceId) -> BoxErro
 }
 
 /// A consumer whose database is another one, or has lost what it confirmed, must not go on as if nothing had happened (T11).
-fn check(lane: &Lane, welcome: &Welcome) -> Result<(), BoxError> {
-    let snapshot = lane.store.snapshot()?;
-    let row = lane.row(&snapshot)?;
-    let name = &lane.consumer.name;
+pub(super) fn check(store: &RedbResource, name: &str, welcome: &Welcome) -> Result<(), BoxError> {
+    let snapshot = store.snapshot()?;
+    let row = row_of(name, &snapshot)?;
     if let Some(known) = row.resource.filter(|known| *known != welcome.resource) {
         return Err(another_database(name, welcome, known));
     }
@@ -260,18 +260,18 @@ async fn send(
 
 /// What is to be sent, as the store has it now.
 #[derive(Default)]
-struct Ready {
+pub(super) struct Ready {
     /// Full, or the last one.
-    frames: Vec<Vec<Delivery>>,
+    pub(super) frames: Vec<Vec<Delivery>>,
     /// Dropped for the consumer by name meanwhile.
-    dropped: Vec<Send>,
+    pub(super) dropped: Vec<Send>,
     /// Those among the frames' that were cancelled.
-    cancelled: BTreeSet<Position>,
+    pub(super) cancelled: BTreeSet<Position>,
     /// Those that were cancelled, where the consumer does not know what that is: it would apply them.
-    refused: Vec<Send>,
+    pub(super) refused: Vec<Send>,
 }
 
-fn read(
+pub(super) fn read(
     read: &MessageRead<'_>,
     consumer: Option<&ConsumerRow>,
     sends: Vec<Send>,

@@ -3,6 +3,7 @@
 
 pub mod databases;
 pub mod initiator;
+pub mod letters;
 pub mod link;
 pub mod operator;
 pub mod participant;

@@ -56,12 +56,17 @@ impl Stranger {
 
     /// The latest transactions of which some database holds a branch, each with its last branch.
     fn latest(scene: &Scene<'_>, count: usize) -> Vec<(Gtid, Row)> {
-        let rows: BTreeMap<Gtid, Row> = scene
-            .databases
-            .rows()
-            .map(|(_, branch, row)| (branch.gtid, row))
-            .collect();
-        rows.into_iter().rev().take(count).collect()
+        let mut latest: BTreeMap<Gtid, Row> = BTreeMap::new();
+        for (_, branch, row) in scene.databases.rows() {
+            let first = latest.first_key_value().map(|(gtid, _)| *gtid);
+            if latest.len() < count || first.is_some_and(|first| branch.gtid >= first) {
+                latest.insert(branch.gtid, row);
+            }
+            if latest.len() > count {
+                latest.pop_first();
+            }
+        }
+        latest.into_iter().rev().collect()
     }
 
     fn visit(&mut self, scene: &mut Scene<'_>) {

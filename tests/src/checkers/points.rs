@@ -111,6 +111,34 @@ pub const REQUIRED: &[Point] = &[
     ("bank", "power lost in the middle of a write"),
     ("bank", "vote: commit"),
     ("bank", "vote: read-only"),
+    ("messages", "a consumer that answered nothing for too long"),
+    ("messages", "a dead letter"),
+    ("messages", "a dead letter discarded"),
+    ("messages", "a dead letter requeued"),
+    ("messages", "a delivery that its store could not serve"),
+    ("messages", "a duplicate answered from the inbox"),
+    ("messages", "a handler that hung"),
+    ("messages", "a handler that panicked"),
+    ("messages", "a local transaction rolled back with its messages"),
+    ("messages", "a local transaction that published"),
+    ("messages", "a low-water mark passed"),
+    (
+        "messages",
+        "a message delivered while a branch in doubt held its own back",
+    ),
+    ("messages", "a message published in a branch"),
+    ("messages", "a publisher that waited for its key"),
+    (
+        "messages",
+        "a relay killed between an acknowledgement and its mark",
+    ),
+    ("messages", "a scheduled message released"),
+    ("messages", "a stream of messages broke"),
+    ("messages", "applied"),
+    (
+        "messages",
+        "results of a relay that could not be written at first",
+    ),
 ];
 
 /// Points that a thousand seeds need not reach, shown with the others so that one which is never reached is seen.
@@ -129,6 +157,10 @@ pub const OPTIONAL: &[Point] = &[
     ("disk fault", "the disk is full"),
     ("disk fault", "rot in the last batch (limit of L7)"),
     ("disk fault", "refused to open, emptied"),
+    ("messages", "a consumer killed between an effect and its answer"),
+    ("messages", "a delivery below the low-water mark"),
+    ("messages", "a delivery that a later one had overtaken"),
+    ("messages", "an operator's call that the store could not answer"),
 ];
 
 /// Faults that do not strike at once, or strike only if there is something to strike, with the points at which that shows.

@@ -111,6 +111,9 @@ struct WorldForm {
     /// Of the bank, over the real library. Plans from before it have none.
     #[serde(default)]
     service_count: u32,
+    /// Whether the bank's services publish messages. Plans from before have none.
+    #[serde(default)]
+    has_messages: bool,
     /// Between two begins of an initiator.
     #[serde(default = "pause_us")]
     pause_us: (u64, u64),
@@ -374,6 +377,7 @@ impl WorldForm {
             initiator_count: draw.initiator_count,
             transaction_count: draw.transaction_count,
             service_count: draw.service_count,
+            has_messages: draw.has_messages,
             pause_us: draw.pause_us,
             faults_us: draw.faults_us,
             weather: weather.into(),
@@ -417,6 +421,7 @@ impl WorldForm {
             initiator_count: self.initiator_count,
             transaction_count: self.transaction_count,
             service_count: self.service_count,
+            has_messages: self.has_messages,
             pause_us: self.pause_us,
             limits: Limits {
                 pipeline_depth: self.pipeline_depth,

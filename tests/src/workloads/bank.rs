@@ -4,12 +4,12 @@
 //! transaction did can be compared with what it was asked to do (T4, T5), effects can be counted (T2), and the money with
 //! it.
 
-use super::Workload;
+use super::{Workload, messages};
 use crate::actors::ActorId;
 use crate::actors::operator::Operator;
 use crate::actors::service::{
     ACCOUNT_COUNT, ACCOUNTS, BALANCE, Books, JOURNAL, Leg, LegKind, Sabotage, Service, ServiceFault, Setup,
-    SharedBooks, StopPoint, StoreHabits, journal_row,
+    SharedBooks, SharedMessageBooks, StopPoint, StoreHabits, journal_row,
 };
 use crate::chance::small;
 use crate::checkers::{Check, Violation, require};
@@ -32,6 +32,8 @@ pub struct Bank {
     books: SharedBooks,
     sabotage: Option<Sabotage>,
     script: Option<Script>,
+    /// What checkers know of its services' messages, if there are any.
+    messages: Option<SharedMessageBooks>,
 }
 
 /// What is not left to chance in a bank that is part of a script.
@@ -61,6 +63,16 @@ impl Bank {
             books: SharedBooks::default(),
             sabotage: None,
             script: None,
+            messages: None,
+        }
+    }
+
+    /// As [`new`](Self::new), and its services publish messages and consume each other's.
+    #[must_use]
+    pub fn with_messages(self, books: SharedMessageBooks) -> Self {
+        Self {
+            messages: Some(books),
+            ..self
         }
     }
 
@@ -102,7 +114,7 @@ fn stream(seed: u64, concern: u64) -> Random {
 }
 
 /// The id of the `number`-th database.
-fn resource(number: u32) -> ResourceId {
+pub(super) fn resource(number: u32) -> ResourceId {
     ResourceId((0xba4c_0000_u128 + u128::from(number)).to_be_bytes())
 }
 
@@ -142,6 +154,11 @@ impl Workload for Bank {
                 books: self.books.clone(),
                 sabotage: self.sabotage,
                 stop: None,
+                messages: self
+                    .messages
+                    .as_ref()
+                    .filter(|_| number < self.service_count)
+                    .map(|books| messages::setup_of(self.seed, number, &banks, books)),
             };
             if let Some(script) = self.script {
                 script.apply(number, &mut setup);

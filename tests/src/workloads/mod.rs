@@ -2,6 +2,7 @@
 //! joins [`of`] and touches no other.
 
 pub mod bank;
+pub mod messages;
 pub mod scripted;
 pub mod stranger;
 
@@ -49,9 +50,19 @@ pub fn of(draw: &Draw) -> Vec<Box<dyn Workload>> {
         transaction_count: draw.transaction_count,
         pause_us: draw.pause_us,
     })];
+    let mut last: Vec<Box<dyn Workload>> = Vec::new();
     if draw.service_count > 0 {
-        workloads.push(Box::new(bank::Bank::new(draw.seed, draw.service_count)));
+        let bank = bank::Bank::new(draw.seed, draw.service_count);
+        if draw.has_messages {
+            let first = draw.participant_count + draw.initiator_count;
+            let messages = messages::Messages::new(draw.seed, first, draw.service_count, bank.books());
+            workloads.push(Box::new(bank.with_messages(messages.books())));
+            last.push(Box::new(messages));
+        } else {
+            workloads.push(Box::new(bank));
+        }
     }
     workloads.push(Box::new(stranger::OneStranger));
+    workloads.append(&mut last);
     workloads
 }

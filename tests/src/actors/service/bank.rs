@@ -322,6 +322,9 @@ pub(super) async fn do_in(
     branch: BranchId,
 ) -> Result<(), String> {
     do_leg(tx, branch, work.leg).await?;
+    if let Some(messages) = &scope.desk.messages {
+        messages.publish_in_branch(&scope.desk, tx, branch).await?;
+    }
     for (to, below, is_discarded) in &work.below {
         let (call, result) = scope.call(*to, below, draw_patience(&scope.desk)).await;
         match call {

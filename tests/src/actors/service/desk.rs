@@ -1,5 +1,6 @@
 //! What the tasks of one process share: its clock, its session, its store, and who waits for what.
 
+use super::messages::Messages;
 use super::open::Opens;
 use super::process::{Waiting, to_service};
 use super::store::Store;
@@ -48,6 +49,7 @@ pub(super) struct Desk {
     pub(super) clock: Clock,
     pub(super) core: RefCell<Session>,
     pub(super) store: Option<Store>,
+    pub(super) messages: Option<Rc<Messages>>,
     pub(super) books: SharedBooks,
     pub(super) sabotage: Option<Sabotage>,
     pub(super) lineage: Cell<Option<Lineage>>,
@@ -82,6 +84,7 @@ impl Desk {
         clock: Clock,
         core: Session,
         store: Option<Store>,
+        messages: Option<Rc<Messages>>,
         setup: &super::Setup,
         seed: u64,
     ) -> Self {
@@ -92,6 +95,7 @@ impl Desk {
             clock,
             core: RefCell::new(core),
             store,
+            messages,
             books: setup.books.clone(),
             sabotage: setup.sabotage,
             lineage: Cell::new(None),
@@ -118,6 +122,11 @@ impl Desk {
     /// Whether nothing was begun here that is not over.
     pub(super) fn is_at_rest(&self) -> bool {
         self.active_count.get() == 0 && self.served.borrow().is_empty() && self.opens.open_count() == 0
+    }
+
+    pub(super) fn are_messages_at_rest(&self) -> bool {
+        let messages = self.messages.as_ref();
+        messages.is_none_or(|messages| messages.is_at_rest(self))
     }
 
     pub(super) fn random<T>(&self, draw: impl FnOnce(&mut Random) -> T) -> T {

@@ -10,11 +10,14 @@
 //! | `store` | a store's opening, and the look at its tables |
 //! | `disks` | nothing: it counts the operations under the stores |
 //! | `tasks` | tokio, in virtual time |
+//! | `messages` | `outbox`, `inbox`: the relays and the inbox of the process |
 //! | `bank` | a user's code |
 
 mod bank;
 mod desk;
 mod disks;
+mod message;
+mod messages;
 mod open;
 mod process;
 mod scope;
@@ -25,10 +28,14 @@ pub(crate) use bank::{ACCOUNT_COUNT, ACCOUNTS, BALANCE, JOURNAL};
 pub use bank::{Books, Leg, LegKind, Shape, SharedBooks, Work, journal_row};
 pub use desk::Answered;
 pub use disks::Disks;
+pub use message::Message;
+pub(crate) use messages::{APPLIED, NOTED, PUBLISHED, TOPICS};
+pub use messages::{ConsumerSetup, Frame, Handled, MessageBooks, MessageSetup, SharedMessageBooks};
 pub use store::StoreHabits;
 
 use super::{Actor, ActorId, Scene, Speech};
 use crate::schedule::Micros;
+use messages::Messages;
 use process::Process;
 use std::cell::Cell;
 use std::fmt;
@@ -37,36 +44,9 @@ use store::Store;
 use synod::resource::ResourceManager;
 use synod::resource::redb::{MemoryDisk, PowerLoss};
 use synod_coordinator_core::random::Random;
-use synod_participant_core::arrival::CallContext;
 use synod_proto::ids::{BranchId, ReplicaId, ResourceId, SessionId};
 use synod_proto::session::Response;
 use tasks::Clock;
-
-/// What services over the library say to each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Message {
-    /// Do a piece of work under a transaction.
-    Request {
-        /// The caller's number for this attempt.
-        number: u64,
-        /// The transaction and the call.
-        context: CallContext,
-        /// What to do.
-        work: Work,
-    },
-    /// The answer to one attempt.
-    Answer {
-        /// The attempt's number.
-        number: u64,
-        /// The answer.
-        answered: Answered,
-    },
-    /// The caller of an attempt waits no longer.
-    Gone {
-        /// The attempt's number.
-        number: u64,
-    },
-}
 
 /// What goes wrong in a service's machine, beside the crash of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +108,8 @@ pub struct Setup {
     pub sabotage: Option<Sabotage>,
     /// When its machine loses power by plan, if it does.
     pub stop: Option<StopPoint>,
+    /// What it has to do with messages, if anything.
+    pub messages: Option<MessageSetup>,
 }
 
 /// The service's own timers, above those of a process.
@@ -144,6 +126,8 @@ pub struct Service {
     disk: MemoryDisk,
     process: Option<Process>,
     begun_count: Rc<Cell<u64>>,
+    /// Local transactions that publish.
+    published_count: Rc<Cell<u64>>,
     is_resting: Rc<Cell<bool>>,
     /// The disk's next failure is the end of the machine.
     dies_with_disk: bool,
@@ -185,6 +169,7 @@ impl Service {
         let disk_us_max = setup.store.map_or(1, |(_, habits)| habits.disk_us_max);
         let mut own = Self {
             begun_count: Rc::default(),
+            published_count: Rc::default(),
             disk,
             process: None,
             is_resting: Rc::default(),
@@ -300,6 +285,9 @@ impl Service {
             2 => PowerLoss::Subset(seed),
             _ => PowerLoss::Torn(seed),
         };
+        if let Some(messages) = &process.desk.messages {
+            messages.count_end();
+        }
         // First the power, then the process: what its end would write does not arrive.
         let is_planned = self.lose_power(power_loss);
         drop(process);
@@ -359,8 +347,15 @@ impl Service {
                 }
             }
         };
-        let process = Process::new(scene, &self.setup, clock, store);
+        let messages = self.setup.messages.as_ref().zip(self.setup.store);
+        let messages = messages.map(|(setup, (resource, _))| {
+            Messages::new(setup, resource, &self.published_count, &self.is_resting)
+        });
+        let process = Process::new(scene, &self.setup, clock, store, messages);
         process.desk.disk_us_max.set(self.disk_us_max);
+        if let Some(messages) = &process.desk.messages {
+            messages.begin(&process.desk);
+        }
         self.process = Some(process);
         bank::begin(self);
         self.turn(scene);
@@ -381,6 +376,9 @@ impl Service {
             .for_each(|text| scene.databases.note_violation(text));
         if let Some(store) = &process.desk.store {
             store.look(scene.databases);
+        }
+        if let Some(messages) = &process.desk.messages {
+            messages.look(scene.databases);
         }
         if self.disk.has_failed() && !self.is_recovering {
             if self.dies_with_disk {
@@ -452,6 +450,11 @@ impl Actor for Service {
             } => bank::serve(process, from, number, &context, work),
             Message::Answer { number, answered } => process.on_answer(number, answered),
             Message::Gone { number } => process.desk.on_caller_gone(from, number),
+            message => {
+                if let Some(messages) = &process.desk.messages {
+                    messages.on_message(&process.desk, from, message);
+                }
+            }
         }
         self.turn(scene);
     }
@@ -488,7 +491,7 @@ impl Actor for Service {
     fn is_idle(&self) -> bool {
         self.process
             .as_ref()
-            .is_some_and(|process| process.desk.is_at_rest())
+            .is_some_and(|process| process.desk.is_at_rest() && process.desk.are_messages_at_rest())
             && (self.is_resting.get() || self.begun_count.get() >= self.setup.transactions.0)
     }
 }

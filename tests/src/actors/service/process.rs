@@ -3,6 +3,7 @@
 
 use super::Sabotage;
 use super::desk::{Answered, Desk, Outgoing};
+use super::messages::Messages;
 use super::store::Store;
 use super::tasks::{Clock, Tasks};
 use crate::actors::{ActorId, Scene, Speech};
@@ -56,6 +57,7 @@ impl Process {
         setup: &super::Setup,
         clock: Clock,
         store: Option<Store>,
+        messages: Option<Rc<Messages>>,
     ) -> Self {
         clock.set(scene.now, scene.wall);
         let config = Config {
@@ -69,7 +71,7 @@ impl Process {
         let session = Session::new(config, scene.random.next_u64());
         let seed = scene.random.next_u64();
         Self {
-            desk: Rc::new(Desk::new(scene.own, clock, session, store, setup, seed)),
+            desk: Rc::new(Desk::new(scene.own, clock, session, store, messages, setup, seed)),
             tasks: Tasks::default(),
             stream: None,
             is_ready: false,
@@ -133,6 +135,9 @@ impl Process {
         for round in 0.. {
             assert!(round < ROUNDS_MAX, "a service never comes to rest");
             let mut has_run = self.tasks.poll() | self.desk.opens.on_time(&self.desk);
+            if let Some(messages) = &self.desk.messages {
+                messages.pump(&self.desk);
+            }
             let Outgoing {
                 inputs,
                 says,
@@ -175,6 +180,12 @@ impl Process {
         let next = core
             .into_iter()
             .chain(open)
+            .chain(
+                self.desk
+                    .messages
+                    .iter()
+                    .filter_map(|messages| messages.next_timeout()),
+            )
             .chain(self.desk.clock.next_wake())
             .min();
         if let Some(next) = next

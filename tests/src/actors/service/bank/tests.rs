@@ -22,6 +22,7 @@ fn no_money_is_made_or_lost_whichever_optional_calls_a_transaction_does_without(
         books: SharedBooks::default(),
         sabotage: None,
         stop: None,
+        messages: None,
     };
     let mut random = Random::new(7_100_268);
     let mut optional_open_count = 0;
