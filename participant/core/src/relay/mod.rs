@@ -533,8 +533,10 @@ impl Relay {
     pub fn on_requeued(&mut self, now: Timestamp, row: &Row, low_water: LowWater) {
         self.on_low_water(now, low_water);
         self.note(row.position, Operated::Requeued);
-        if !self.entries.contains_key(&row.position) {
-            self.take_again(row);
+        match self.entries.get_mut(&row.position) {
+            // Its key has not come to it since it was read, and comes to it in its turn.
+            Some(entry) => (entry.is_dead, entry.failed_count) = (false, 0),
+            None => self.take_again(row),
         }
     }
 
@@ -551,6 +553,8 @@ impl Relay {
             return;
         };
         entry.is_cancelled = true;
+        // It was requeued before, of which nothing was heard yet.
+        entry.is_dead = false;
         let number = entry.key;
         let key = self.keys.get_mut(number).expect("has a message");
         if key.phase == Phase::Backoff && key.queue.first() == Some(&row.position) {
@@ -601,6 +605,11 @@ impl Relay {
             return;
         };
         let key = self.keys.get_mut(number).expect("just found");
+        if self.entries.get(&row.position).is_some_and(|entry| entry.is_dead) {
+            // It waits behind what its key sends first, and would hold the key when that is settled.
+            self.entries.remove(&row.position);
+            key.queue.remove(&row.position);
+        }
         if key.waits_for(row.position) {
             self.keys.release(number, row.position);
             self.keys.set_waiting(&mut self.topics, number, false);

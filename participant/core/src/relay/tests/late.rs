@@ -109,3 +109,78 @@ fn j7_a_repeated_write_does_not_undo_an_operators_word() {
         assert_eq!(dead, [2]);
     }
 }
+
+/// A relay that has begun with a requeued message of a key, and a dead one behind it: the first is on its way.
+fn behind_a_requeued_one(policy: DeadLetterPolicy) -> (Relay, Send) {
+    let letters = [row(1, "a"), dead(2, "a")];
+    let options = RelayOptions { policy, ..options() };
+    let mut relay = Relay::new(options, 7, Fence(1 << 40), low_water(9), &letters);
+    relay.on_session_opened(NOW, S);
+    let mut sent = sends(&mut relay);
+    assert_eq!(sent.len(), 1);
+    (relay, sent.remove(0))
+}
+
+/// H9: a dead letter that was read behind what its key sends first, and is requeued before the key comes to it, is sent in its turn.
+#[test]
+fn h9_a_letter_requeued_while_its_key_is_busy_is_sent() {
+    for policy in [DeadLetterPolicy::HoldKey, DeadLetterPolicy::Skip] {
+        let (mut relay, first) = behind_a_requeued_one(policy);
+        relay.on_requeued(NOW, &row(2, "a"), low_water(9));
+        answer(&mut relay, &first, Answer::Applied);
+        assert_eq!(positions(&mut relay), [2], "{policy:?}");
+        assert!(!relay.is_held(&row(2, "a").key));
+    }
+}
+
+/// H9: as do those that were read while the first one waited for its next attempt.
+#[test]
+fn h9_a_letter_requeued_after_a_wait_of_its_key_is_sent() {
+    let mut relay = relay(RelayOptions {
+        policy: DeadLetterPolicy::Skip,
+        ..options()
+    });
+    relay.on_session_opened(NOW, S);
+    read(&mut relay, vec![row(1, "a"), row(2, "a"), row(3, "a")]);
+    let first = sends(&mut relay).remove(0);
+    answer(&mut relay, &first, failed("no"));
+    let at = relay.next_timeout().expect("waits");
+    relay.on_timeout(at);
+    let again = sends(&mut relay).remove(0);
+    answer(&mut relay, &again, Answer::Applied);
+    assert!(matches!(relay.poll_read(), Some(Read::Key { .. })));
+    relay.on_rows(&rows(vec![row(2, "a"), dead(3, "a")]));
+    let second = sends(&mut relay).remove(0);
+    assert_eq!(second.position, Position(2));
+    relay.on_requeued(NOW, &row(3, "a"), low_water(1));
+    answer(&mut relay, &second, Answer::Applied);
+    assert_eq!(positions(&mut relay), [3]);
+}
+
+/// H9: and one that is discarded holds nothing when its key comes to it, nor is it sent.
+#[test]
+fn h9_a_letter_discarded_while_its_key_is_busy_holds_nothing() {
+    for policy in [DeadLetterPolicy::HoldKey, DeadLetterPolicy::Skip] {
+        let (mut relay, first) = behind_a_requeued_one(policy);
+        relay.on_discarded(NOW, &row(2, "a"), low_water(9));
+        answer(&mut relay, &first, Answer::Applied);
+        assert_eq!(positions(&mut relay), [], "{policy:?}");
+        assert!(!relay.is_held(&row(2, "a").key), "{policy:?}");
+        assert_eq!(relay.counts(), (0, 0), "{policy:?}");
+    }
+}
+
+/// H9: a cancellation follows the requeue that made it possible, and may be heard before it.
+#[test]
+fn h9_a_letter_cancelled_while_its_key_is_busy_is_sent() {
+    for policy in [DeadLetterPolicy::HoldKey, DeadLetterPolicy::Skip] {
+        let (mut relay, first) = behind_a_requeued_one(policy);
+        relay.on_cancelled(NOW, &row(2, "a"), low_water(9));
+        relay.on_requeued(NOW, &row(2, "a"), low_water(9));
+        answer(&mut relay, &first, Answer::Applied);
+        let second = sends(&mut relay).remove(0);
+        answer(&mut relay, &second, Answer::Settled);
+        let settled = relay.poll_settlement().expect("both are settled");
+        assert_eq!(settled.cancelled, [Position(2)], "{policy:?}");
+    }
+}
