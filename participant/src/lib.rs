@@ -189,7 +189,7 @@
 //! - Other consumers of messages than an [`inbox`]: no broker is spoken to.
 //!
 //! # Words
-//! [`Gtid`] names a transaction, [`BranchId`] a branch. Times are milliseconds since the Unix epoch
+//! [`Gtid`] names a transaction, [`BranchId`] a branch. Times are milliseconds since 1970
 //! ([`UnixMillis`]). A transaction's deadline, 30 s by default and at most 5 minutes, bounds its branches'
 //! work and votes, and not the wait for an outcome.
 #![forbid(unsafe_code)]

@@ -397,8 +397,9 @@
 //! # Consumers that change
 //! *Topics.* Name them, or take them away, where the outbox is opened. A topic that is added begins with what becomes visible
 //! then. One that is taken away stays the consumer's as far as it was visible: keep its handler until nothing of it is left.
-//! [`Outbox::unsubscribe_topic`](crate::outbox::Outbox::unsubscribe_topic) drops what is left, and
-//! [`Outbox::unsubscribe`](crate::outbox::Outbox::unsubscribe) a whole consumer.
+//! `synod outbox unsubscribe CONSUMER --topic NAME --service HOST:PORT` tells how much that is, and with
+//! `--yes --author NAME --reason TEXT` drops it ([`Outbox::unsubscribe_topic`](crate::outbox::Outbox::unsubscribe_topic)); without
+//! `--topic`, all of a consumer that is not named any more ([`Outbox::unsubscribe`](crate::outbox::Outbox::unsubscribe)).
 //!
 //! *A database that was put back.* Its relay says so in `trouble`, and sends nothing: what the database had acknowledged is not
 //! sent again.
@@ -406,8 +407,14 @@
 //! 2. Else find out what it lost: what the sender's own tables say was done, and the consumer's do not. Do it there by hand.
 //! 3. `synod outbox readmit CONSUMER --service HOST:PORT --author NAME --reason TEXT`: it gets what it has not acknowledged.
 //!
-//! *A message that was scheduled by mistake*: `synod outbox scheduled --service HOST:PORT` shows it, `synod outbox cancel ID …`
-//! takes it back.
+//! # Messages to take back
+//! 1. *Look* for the ID: `synod outbox list --service HOST:PORT` shows what is pending, for whom and why it waits; `synod outbox
+//!    scheduled --service HOST:PORT` what waits for its time. A dead letter is discarded instead.
+//! 2. `synod outbox cancel ID --service HOST:PORT --author NAME --reason TEXT`, with `--consumer NAME` for that one alone. A scheduled
+//!    message never goes out. A pending one never takes effect, or does so before its consumer has heard of the cancellation: a copy may
+//!    be on its way.
+//! 3. `synod outbox records --service HOST:PORT` says which of the two it was, once the consumer was reached; and what else operators
+//!    did, and why.
 //!
 //! # What to watch
 //! | look at | it means, if it grows | then |
@@ -416,7 +423,7 @@
 //! | `synod txn list --in-doubt` | commits that a database has not acknowledged, and branches that wait for an outcome | start the service that owns the database |
 //! | `hazard_count` in `synod status` | a database lost or settled a branch behind Synod's back | compare the databases by hand, then `synod txn resolve GTID --settle …` |
 //! | [`RedbResource::lock_counts`](crate::resource::redb::RedbResource::lock_counts): waiting | hot rows, or branches in doubt | shorter transactions; look at the ages above |
-//! | [`Outbox::status`](crate::outbox::Outbox::status): `trouble`, `dead_count`, `stored_count` | a consumer gets nothing, and why | see its text; [dead letters](#dead-letters) |
+//! | [`Outbox::status`](crate::outbox::Outbox::status): `trouble`, `dead_count`, `stored_count` | a consumer gets nothing, and why | `synod outbox status` shows the same; see its text; [dead letters](#dead-letters) |
 //! | [`Inbox::counts`](crate::inbox::Inbox::counts) | handlers are slower than what comes | faster handlers, more keys |
 //!
 //! # Testing

@@ -13,7 +13,7 @@ use outbox_support::{
 };
 use redb_support::{branch, context, formatted};
 use synod::inbox::Inbox;
-use synod::outbox::{Consumer, Message, Outbox, OutboxError, OutboxStatus, PublishError};
+use synod::outbox::{Consumer, Message, Outbox, OutboxError, OutboxStatus, Place, PublishError};
 use synod::resource::redb::{MemoryDisk as Disk, PowerLoss, RedbOptions, RedbResource};
 use synod::resource::{ResourceError, ResourceManager};
 use synod::{BoxError, Position, UnixMillis};
@@ -478,6 +478,49 @@ async fn h6_a_message_without_any_consumer_is_kept_until_there_is_one() {
             status(&outbox).await.stored_count == 0
         })
         .await;
+    })
+    .await;
+}
+
+/// J7: a consumer was promised to say what became of a cancelled message; dropped by name before that, it is said that nobody knows.
+#[tokio::test]
+async fn j7_what_was_cancelled_and_is_dropped_unheard_is_told() {
+    within(async {
+        for is_whole in [true, false] {
+            let orders = memory();
+            let stays = |topics: &[&str]| {
+                let consumer = Consumer::new("billing", NOWHERE).topic("kept");
+                topics
+                    .iter()
+                    .fold(consumer, |consumer, topic| consumer.topic(*topic))
+            };
+            let outbox = open(&orders, [stays(&[TOPIC])]).await;
+            for body in ["1", "wrong", "3"] {
+                publish_to(&outbox, &orders, TOPIC, "a", body).await;
+            }
+            let wrong = outbox.list(None, Position(0), 10).await.expect("readable")[1].id;
+            let place = Place::Stored(Position(2));
+            let cancelled = outbox.cancel(wrong, place, None, "ops", "wrong").await;
+            assert_eq!(cancelled.expect("pending"), ["billing"]);
+            drop(outbox);
+            let outbox = if is_whole {
+                let outbox = open(&orders, [Consumer::new("other", NOWHERE).topic(OTHER)]).await;
+                assert_eq!(drop_consumer(&outbox, "billing").await, Some(3));
+                outbox
+            } else {
+                let outbox = open(&orders, [stays(&[])]).await;
+                assert_eq!(drop_topic(&outbox, "billing", TOPIC).await, Some(3));
+                outbox
+            };
+            let records = outbox.records(10).await.expect("readable");
+            let told: Vec<_> = records.iter().filter(|record| record.contains(" was cancelled for ")).collect();
+            let expected = format!(
+                "message {wrong} (position 2) was cancelled for consumer billing, which was unsubscribed{} before it said what became \
+                 of it",
+                if is_whole { String::new() } else { format!(" from topic {TOPIC}") }
+            );
+            assert!(told.len() == 1 && told[0].ends_with(&expected), "{records:?}");
+        }
     })
     .await;
 }

@@ -8,6 +8,7 @@ use outbox_support::{
 };
 use redb_support::LINEAGE;
 use synod::inbox::Inbox;
+use synod::outbox::Outbox;
 use synod::resource::ResourceManager;
 use synod::{Lineage, Position};
 use synod_proto::v1;
@@ -171,6 +172,116 @@ async fn malformed_frames_are_refused() {
     .await;
 }
 
+async fn admin_client(outbox: &Outbox) -> OutboxAdminClient<tonic::transport::Channel> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let admin = tonic::transport::Server::builder()
+        .add_service(outbox.admin_server())
+        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+    tokio::spawn(admin);
+    OutboxAdminClient::connect(format!("http://{address}"))
+        .await
+        .unwrap()
+}
+
+/// A name that no consumer and no topic can have is refused, whatever is asked.
+#[tokio::test]
+async fn operators_names_have_a_limit() {
+    within(async {
+        let orders = memory();
+        let outbox = open(&orders, [consumer("billing", "http://127.0.0.1:1".to_owned())]).await;
+        let mut client = admin_client(&outbox).await;
+        let long = || "n".repeat(129);
+        let (id, by) = (vec![7; 16], "ops".to_owned());
+        let settle = v1::OutboxSettleRequest {
+            id: id.clone().into(),
+            consumer: long(),
+            author: by.clone(),
+            reason: by.clone(),
+        };
+        let requeue_all = |consumer: String, topic: String| v1::OutboxRequeueAllRequest {
+            consumer,
+            topic,
+            author: by.clone(),
+            reason: by.clone(),
+        };
+        let list = v1::OutboxListRequest {
+            consumer: long(),
+            ..v1::OutboxListRequest::default()
+        };
+        let dead = v1::OutboxDeadRequest {
+            consumer: long(),
+            ..v1::OutboxDeadRequest::default()
+        };
+        let cancel = v1::OutboxCancelRequest {
+            id: id.into(),
+            consumer: long(),
+            author: by.clone(),
+            reason: by.clone(),
+            position: Some(1),
+            ..v1::OutboxCancelRequest::default()
+        };
+        let readmit = v1::OutboxReadmitRequest {
+            consumer: long(),
+            author: by.clone(),
+            reason: by.clone(),
+        };
+        let unsubscribe = |consumer: String, topic: String| v1::OutboxUnsubscribeRequest {
+            consumer,
+            topic,
+            author: by.clone(),
+            reason: by.clone(),
+        };
+        let count = |consumer: String, topic: String| v1::OutboxUndeliveredCountRequest { consumer, topic };
+        let billing = || "billing".to_owned();
+        let told = [
+            client.list(list).await.map(|_| ()),
+            client.dead(dead).await.map(|_| ()),
+            client.requeue(settle.clone()).await.map(|_| ()),
+            client.discard(settle).await.map(|_| ()),
+            client
+                .requeue_all(requeue_all(long(), String::new()))
+                .await
+                .map(|_| ()),
+            client
+                .requeue_all(requeue_all(billing(), long()))
+                .await
+                .map(|_| ()),
+            client.cancel(cancel).await.map(|_| ()),
+            client.readmit(readmit).await.map(|_| ()),
+            client
+                .unsubscribe(unsubscribe(long(), String::new()))
+                .await
+                .map(|_| ()),
+            client
+                .unsubscribe(unsubscribe(billing(), long()))
+                .await
+                .map(|_| ()),
+            client
+                .undelivered_count(count(long(), String::new()))
+                .await
+                .map(|_| ()),
+            client
+                .undelivered_count(count(billing(), long()))
+                .await
+                .map(|_| ()),
+        ];
+        for (number, told) in told.into_iter().enumerate() {
+            let refused = told.expect_err("is too long");
+            assert_eq!(
+                refused.code(),
+                tonic::Code::InvalidArgument,
+                "{number}: {refused}"
+            );
+            assert!(
+                refused.message().contains("has at most 128 bytes"),
+                "{number}: {refused}"
+            );
+        }
+    })
+    .await;
+}
+
 /// The operator's service: status, list, dead letters, requeue and discard, with what was done and by whom.
 #[tokio::test]
 async fn operators_see_and_settle_dead_letters() {
@@ -182,15 +293,7 @@ async fn operators_see_and_settle_dead_letters() {
         let server = serve(&failing).await;
         let outbox = open(&orders, [consumer("billing", server.url()).attempt_count_max(2)]).await;
         let _relay = run(outbox.relay());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let admin = tonic::transport::Server::builder()
-            .add_service(outbox.admin_server())
-            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-        tokio::spawn(admin);
-        let mut client = OutboxAdminClient::connect(format!("http://{address}"))
-            .await
-            .unwrap();
+        let mut client = admin_client(&outbox).await;
         let ids = [
             publish(&outbox, &orders, "a", "1").await,
             publish(&outbox, &orders, "b", "2").await,

@@ -5,7 +5,7 @@ use core::fmt;
 use core::str::FromStr;
 use uuid::Uuid;
 
-/// Milliseconds since the Unix epoch, on some machine's wall clock. A wall clock may lie: nothing that must be safe
+/// Milliseconds since 1970, on some machine's wall clock. A wall clock may lie: nothing that must be safe
 /// rests on one (T14).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixMillis(pub u64);
@@ -17,7 +17,7 @@ impl UnixMillis {
         Self(self.0.saturating_add(millis))
     }
 
-    /// This instant less `millis`, not below the epoch.
+    /// This instant less `millis`, not below 0.
     #[must_use]
     pub const fn minus(self, millis: u64) -> Self {
         Self(self.0.saturating_sub(millis))

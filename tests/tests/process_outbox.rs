@@ -422,6 +422,13 @@ async fn an_operator_unsubscribes_a_consumer_that_is_gone() {
             "4 messages that `receiver` has not got would be dropped",
         )
         .await;
+        let (code, stdout, stderr) = outbox("unsubscribe", &service, &[RECEIVER, "--json"]).await;
+        assert_eq!((code, stderr.as_str()), (Some(1), ""));
+        let told: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+        assert_eq!(
+            told,
+            json!({ "action": null, "consumer": RECEIVER, "topic": null, "count": 4 })
+        );
         assert_eq!(
             sender.outbox().await.expect("answers").stored_count,
             4,

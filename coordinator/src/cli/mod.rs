@@ -11,13 +11,15 @@
 //! | `synod txn list --in-doubt [--after GTID] [--count N] [--json]` | what keeps databases waiting, by begin: unfinished commits from the log, undecided transactions that prepared branches inquired for from the leader's memory |
 //! | `synod txn resolve GTID (--abort \| --settle CALL/EXECUTION) --author A --reason R [--json]` | an operator's hand, entered in the log |
 //! | `synod dump --data DIR [--slot N \| --from N --up-to N] [--json]` | what a stopped replica's directory, or a copy of one, holds; never writes to it |
+//! | `synod outbox status --service ADDR [--json]` | the outbox at a glance: what it holds, and how each of its consumers stands |
 //! | `synod outbox list --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | the messages that a service's outbox holds |
 //! | `synod outbox dead --service ADDR [--consumer NAME] [--after POSITION] [--count N] [--json]` | those that were given up, and why; on stderr, whether they keep what was delivered from being deleted |
 //! | `synod outbox requeue\|discard ID --service ADDR [--consumer NAME] --author A --reason R [--json]` | a dead letter is sent again, or given up for good |
 //! | `synod outbox requeue --all --service ADDR --consumer NAME [--topic NAME] --author A --reason R [--json]` | all dead letters of a consumer are sent again |
-//! | `synod outbox scheduled --service ADDR [--count N] [--json]`, `synod outbox cancel ID --service ADDR [--consumer NAME] --author A --reason R [--json]` | messages that wait for their time; one of them, or one that no consumer has got yet, is taken back |
+//! | `synod outbox scheduled --service ADDR [--count N] [--json]`, `synod outbox cancel ID --service ADDR [--consumer NAME] --author A --reason R [--json]` | messages that wait for their time; one of them is taken back, or one that is stored and pending, for one consumer or all |
 //! | `synod outbox readmit CONSUMER --service ADDR --author A --reason R [--json]` | whatever database answers for the consumer next is taken as its own |
-//! | `synod outbox unsubscribe CONSUMER --service ADDR [--topic NAME] [--yes] --author A --reason R [--json]` | what a consumer that is not named any more, or of a topic that was taken away from it, has not got is dropped; without `--yes` only how much it is is told |
+//! | `synod outbox unsubscribe CONSUMER --service ADDR [--topic NAME] [--yes --author A --reason R] [--json]` | what a consumer that is not named any more, or of a topic that was taken away from it, has not got is dropped; without `--yes`, which wants author and reason, only how much it is is told |
+//! | `synod outbox records --service ADDR [--count N] [--json]` | what operators did and why, and what became of the messages that they cancelled, the latest first |
 //! | `synod completions bash\|zsh\|fish` | a script for the shell |
 //! | `synod bench [--participants memory\|redb] [--data DIR] [--sessions N] [--in-flight N] [--branches N] [--seconds S] [--warm-up S] [--rate PER_SECOND] [--unary] [--json]` | a load generator |
 //!
@@ -53,13 +55,15 @@
 //! | `txn resolve` | `gtid`, `decision` (`committed`, `aborted`, `mismatch`, `expired`, `settled`), `cause` |
 //! | `dump` | `directory`, `identity` {`cluster`, `replica`, `replicas` (null if unreadable), `incarnation`}, `problems` [text], `corrupt` [{`segment`, `offset`, `damage`}], `torn` (null, or {`segment`, `offset`, `bytes`}), `start`, `promised` {`round`, `replica`, `start`}, `decided_up_to` (may trail what the others know), `accepted_up_to`, `peers` [{`replica`, `incarnation`, `start`}], `readable_count`, `unreadable` [{`first`, `up_to`}], `applied_up_to` (the outcomes are those after slots 1 to this one), `applied_stopped_by`, `applied_hash`, `lineage`, `stamp_unix_ms`, `mark_unix_ms`, `outcomes` [{`gtid`, `status`, `decided_at_unix_ms`, `unfinished`, `branch_count`, `cause`}], `slots` [{`slot`, `ballot`, `decided`, `bytes`, `hash`}]; hashes are SHA-256 in hex, the same wherever the same is decided |
 //! | `dump --slot` | one of `slots`, with `stamp_unix_ms`, `mark_unix_ms`, `commands` [{`kind` and its fields}], `problem` |
+//! | `outbox status` | `source`, `next_position`, `stored_count`, `scheduled_count`, `consumers` [{`consumer`, `endpoint` (null if it is not named any more), `topics`, `retired_topics`, `mark`, `dead_count`, `unsettled_count`, `trouble` (null, or why it gets no messages now, or none of more keys of a topic)}] |
 //! | `outbox list` | a list of `id`, `position`, `topic`, `key`, `key_hex`, `sequence`, `published_at_unix_ms`, `body_bytes`, `states` [{`consumer`, `state` (`pending`, `delivered`, `dead`, `cancelled`), `attempt_count`, `reason`}] |
 //! | `outbox dead` | a list of the same, each with `consumer`, `attempt_count`, `reason`, `died_at_unix_ms` |
 //! | `outbox requeue`, `discard` | `id`, `action` (`requeued`, `discarded`), `consumers` |
 //! | `outbox requeue --all` | `action` (`requeued`), `consumer`, `count` |
 //! | `outbox scheduled` | a list of `id`, `deliver_at_unix_ms`, `topic`, `key`, `key_hex`, `published_at_unix_ms`, `body_bytes` |
 //! | `outbox cancel`; `outbox readmit` | `id`, `action` (`cancelled`), `consumers` (empty for a scheduled one); `consumer`, `action` (`readmitted`) |
-//! | `outbox unsubscribe --yes` | `action` (`unsubscribed`), `consumer`, `topic` (null for the consumer as a whole), `count` (messages that it had not got) |
+//! | `outbox unsubscribe` | `action` (`unsubscribed`; null without `--yes`), `consumer`, `topic` (null for the consumer as a whole), `count` (messages that it had not got) |
+//! | `outbox records` | a list of `number`, `recorded_at_unix_ms`, `text` |
 //! | `bench` | `sessions`, `in_flight`, `branches`, `participants` (`memory`, `redb`), `transport` (`session`, `unary`), `rate_asked`, `seconds`, `transactions`, `per_second`, `latency_us` {`p50`, `p90`, `p99`, `p99_9`, `max`}, `gap_ms_max`, `aborted`, `overloaded`, `resent` (asked again of another leader), `failed` (work that failed and was begun anew), `drained`, `unfinished`; for each transaction `cpu_us`, `syncs`, `written_bytes` (of all replicas), `generator_cpu_us` (with redb the services' too), `database_syncs`, `database_written_bytes` (of all services' files); `replicas` [{`address`, `role`, `version`, `cpu_us`, `syncs`, `written_bytes`}], `databases` [{`file`, `syncs`, `written_bytes`}], `not_measured` (why something is null) |
 
 mod bench;

@@ -186,25 +186,6 @@ fn list(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
         return Ok(Exit::Success);
     }
     let now = now_unix_ms();
-    let row = |entry: &Entry| {
-        let states = entry.states.iter().map(|state| match &state.reason {
-            Some(reason) => format!(
-                "{}: {} after {} attempts: {reason}",
-                state.consumer, state.state, state.attempt_count
-            ),
-            None => format!("{}: {}", state.consumer, state.state),
-        });
-        vec![
-            entry.position.to_string(),
-            entry.id.clone(),
-            entry.topic.clone(),
-            printable(&entry.key),
-            entry.sequence.to_string(),
-            age(now, entry.published_at_unix_ms),
-            entry.body_bytes.to_string(),
-            states.collect::<Vec<_>>().join("; "),
-        ]
-    };
     let header = [
         "POSITION",
         "ID",
@@ -215,8 +196,29 @@ fn list(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
         "BYTES",
         "STATE",
     ];
-    print(&table(&header, &entries.iter().map(row).collect::<Vec<_>>()))?;
+    let rows: Vec<_> = entries.iter().map(|entry| entry_row(entry, now)).collect();
+    print(&table(&header, &rows))?;
     Ok(Exit::Success)
+}
+
+fn entry_row(entry: &Entry, now_unix_ms: u64) -> Vec<String> {
+    let states = entry.states.iter().map(|state| match &state.reason {
+        Some(reason) => format!(
+            "{}: {} after {} attempts: {reason}",
+            state.consumer, state.state, state.attempt_count
+        ),
+        None => format!("{}: {}", state.consumer, state.state),
+    });
+    vec![
+        entry.position.to_string(),
+        entry.id.clone(),
+        printable(&entry.topic),
+        printable(&entry.key),
+        entry.sequence.to_string(),
+        age(now_unix_ms, entry.published_at_unix_ms),
+        entry.body_bytes.to_string(),
+        printable(&states.collect::<Vec<_>>().join("; ")),
+    ]
 }
 
 fn dead(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
@@ -236,23 +238,25 @@ fn dead(scope: &Scope, page: &Page) -> Result<Exit, Failure> {
         return Ok(Exit::Success);
     }
     let now = now_unix_ms();
-    let row = |letter: &Letter| {
-        vec![
-            letter.entry.id.clone(),
-            letter.consumer.clone(),
-            letter.entry.topic.clone(),
-            printable(&letter.entry.key),
-            letter.entry.sequence.to_string(),
-            age(now, letter.died_at_unix_ms),
-            letter.attempt_count.to_string(),
-            printable(&letter.reason),
-        ]
-    };
     let header = [
         "ID", "CONSUMER", "TOPIC", "KEY", "SEQUENCE", "DIED", "ATTEMPTS", "REASON",
     ];
-    print(&table(&header, &letters.iter().map(row).collect::<Vec<_>>()))?;
+    let rows: Vec<_> = letters.iter().map(|letter| letter_row(letter, now)).collect();
+    print(&table(&header, &rows))?;
     Ok(Exit::Success)
+}
+
+fn letter_row(letter: &Letter, now_unix_ms: u64) -> Vec<String> {
+    vec![
+        letter.entry.id.clone(),
+        printable(&letter.consumer),
+        printable(&letter.entry.topic),
+        printable(&letter.entry.key),
+        letter.entry.sequence.to_string(),
+        age(now_unix_ms, letter.died_at_unix_ms),
+        letter.attempt_count.to_string(),
+        printable(&letter.reason),
+    ]
 }
 
 /// A page holds so many letters of each consumer: complete up to the lowest last position of those that may have more.
@@ -298,8 +302,8 @@ fn warning(consumer: &v1::ConsumerStatus) -> Option<String> {
     } = consumer;
     (*unsettled_count >= UNSETTLED_COUNT_MAX as u64).then(|| {
         format!(
-            "{consumer}: {unsettled_count} messages are dead ({dead_count}) or wait behind a dead one, as many as are told apart: \
-             until some are settled, delivered messages are kept as well, here and at the consumer"
+            "{consumer}: {unsettled_count} messages are dead ({dead_count}), requeued or cancelled, or wait behind such, as many as are told \
+             apart: until some are settled, delivered messages are kept as well, here and at the consumer"
         )
     })
 }
@@ -332,7 +336,7 @@ async fn answered<T>(
                 "the service at {service} does not serve its outbox's admin service: add it to its server"
             ),
         )),
-        Ok(Err(status)) => Err(Failure::new(Exit::Failed, status.message())),
+        Ok(Err(status)) => Err(Failure::new(Exit::Failed, printable(status.message()))),
         Err(_) => Err(Failure::new(
             Exit::Unreachable,
             format!(
@@ -438,6 +442,38 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2J\nb"), "a\u{fffd}[2J\u{fffd}b");
+        let hostile = || "a\u{1b}[2J\nb".to_owned();
+        assert_eq!(printable(&hostile()), "a\u{fffd}[2J\u{fffd}b");
+        let stored = || v1::OutboxEntry {
+            topic: hostile(),
+            key: hostile().into(),
+            states: vec![v1::EntryState {
+                consumer: hostile(),
+                state: "pending".into(),
+                attempt_count: 1,
+                reason: hostile(),
+            }],
+            ..v1::OutboxEntry::default()
+        };
+        let dead = v1::DeadLetterEntry {
+            consumer: hostile(),
+            entry: Some(stored()),
+            reason: hostile(),
+            ..v1::DeadLetterEntry::default()
+        };
+        let scheduled = v1::ScheduledEntry {
+            topic: hostile(),
+            key: hostile().into(),
+            ..v1::ScheduledEntry::default()
+        };
+        let rows = [
+            entry_row(&entry(stored()), 0),
+            letter_row(&letter(dead), 0),
+            operate::scheduled_row(&operate::entry(scheduled), 0),
+        ];
+        for row in rows {
+            assert!(row.iter().any(|cell| cell.contains("[2J")), "{row:?}");
+            assert!(!row.concat().contains(char::is_control), "{row:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug)]
 pub struct ImageDirectory {
     root: PathBuf,
-    generation: Mutex<u64>,
+    crash_count: Mutex<u64>,
 }
 
 impl ImageDirectory {
@@ -32,7 +32,7 @@ impl ImageDirectory {
         );
         let image = Self {
             root: std::env::temp_dir().join(name),
-            generation: Mutex::new(0),
+            crash_count: Mutex::new(0),
         };
         std::fs::create_dir_all(image.path())?;
         Ok(image)
@@ -41,8 +41,8 @@ impl ImageDirectory {
     /// Where the files lie, until the next crash.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        let generation = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        self.root.join(generation.to_string())
+        let crash_count = self.crash_count.lock().unwrap_or_else(PoisonError::into_inner);
+        self.root.join(crash_count.to_string())
     }
 
     /// From now on [`path`](Self::path) is a directory with a copy of every file as it is now.
@@ -50,10 +50,10 @@ impl ImageDirectory {
     /// # Errors
     /// The files cannot be copied.
     pub fn crash(&self) -> io::Result<()> {
-        let mut generation = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.root.join(generation.to_string());
-        copy(&old, &self.root.join((*generation + 1).to_string()))?;
-        *generation += 1;
+        let mut crash_count = self.crash_count.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.root.join(crash_count.to_string());
+        copy(&old, &self.root.join((*crash_count + 1).to_string()))?;
+        *crash_count += 1;
         Ok(())
     }
 }

@@ -357,7 +357,7 @@ impl<'harness, H: Harness> Trial<'harness, H> {
         expect_equal(rule, &format!("{step}: in_doubt"), &expected, &found)
     }
 
-    /// And each with all that recovery needs (T12).
+    /// And each with all that it takes to resolve it (T12).
     pub(super) async fn expect_contexts(
         &self,
         rule: Rule,

@@ -116,7 +116,7 @@ async fn try_apply<Fut: Future<Output = Result<(), Answer>>>(
     };
     let recorded = InboxRow {
         id: delivery.id,
-        // Above the epoch, which stands for a cancelled one, wherever the clock is.
+        // Above 0, which stands for a cancelled one, wherever the clock is.
         at: tx.now().max(UnixMillis(1)),
     };
     let (lent, slot) = InboxTransaction::new(tx);

@@ -1,7 +1,7 @@
 //! The operator's gRPC service of an outbox.
 
 use synod_proto::ids::{MessageId, Position, UnixMillis};
-use synod_proto::limits::{LIST_COUNT_DEFAULT, LIST_COUNT_MAX, MESSAGE_BYTES_MAX};
+use synod_proto::limits::{LIST_COUNT_DEFAULT, LIST_COUNT_MAX, MESSAGE_BYTES_MAX, TOPIC_BYTES_MAX};
 use synod_proto::v1;
 use synod_proto::v1::outbox_admin_server::OutboxAdminServer;
 use tonic::{Request, Response, Status};
@@ -98,6 +98,20 @@ fn record((number, text): (u64, String)) -> v1::OutboxRecord {
     }
 }
 
+/// No name that is longer was ever given to a consumer or a topic; one that is absent is empty.
+#[allow(clippy::result_large_err, reason = "gRPC's own error type")]
+fn check_names(consumer: &str, topic: &str) -> Result<(), Status> {
+    for (what, name) in [("consumer", consumer), ("topic", topic)] {
+        if name.len() > TOPIC_BYTES_MAX {
+            return Err(Status::invalid_argument(format!(
+                "the name of a {what} has at most {TOPIC_BYTES_MAX} bytes, and this one has {}",
+                name.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
 #[allow(clippy::result_large_err, reason = "gRPC's own error type")]
 fn message_id(field: &str, bytes: &[u8]) -> Result<MessageId, Status> {
     let id = bytes.try_into().map(MessageId);
@@ -135,6 +149,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxListRequest>,
     ) -> Result<Response<v1::OutboxListReply>, Status> {
         let request = request.into_inner();
+        check_names(&request.consumer, "")?;
         let count_max = page(request.count_max);
         let entries = self
             .outbox
@@ -152,6 +167,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxDeadRequest>,
     ) -> Result<Response<v1::OutboxDeadReply>, Status> {
         let request = request.into_inner();
+        check_names(&request.consumer, "")?;
         let letters = self
             .outbox
             .dead_letters(
@@ -170,6 +186,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxSettleRequest>,
     ) -> Result<Response<v1::OutboxSettleReply>, Status> {
         let request = request.into_inner();
+        check_names(&request.consumer, "")?;
         let (id, consumer) = (
             message_id("OutboxSettleRequest.id", &request.id)?,
             some(&request.consumer),
@@ -186,6 +203,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxSettleRequest>,
     ) -> Result<Response<v1::OutboxSettleReply>, Status> {
         let request = request.into_inner();
+        check_names(&request.consumer, "")?;
         let (id, consumer) = (
             message_id("OutboxSettleRequest.id", &request.id)?,
             some(&request.consumer),
@@ -196,11 +214,13 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         let consumers = discarded.await?;
         Ok(Response::new(v1::OutboxSettleReply { consumers }))
     }
+
     async fn requeue_all(
         &self,
         request: Request<v1::OutboxRequeueAllRequest>,
     ) -> Result<Response<v1::OutboxRequeueAllReply>, Status> {
         let request = request.into_inner();
+        check_names(&request.consumer, &request.topic)?;
         let requeued = self.outbox.requeue_all(
             &request.consumer,
             some(&request.topic),
@@ -232,6 +252,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxCancelRequest>,
     ) -> Result<Response<v1::OutboxCancelReply>, Status> {
         let request = request.into_inner();
+        check_names(&request.consumer, "")?;
         let id = message_id("OutboxCancelRequest.id", &request.id)?;
         let place = match request.position {
             None => Place::Scheduled(UnixMillis(request.deliver_at_unix_ms)),
@@ -253,6 +274,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxReadmitRequest>,
     ) -> Result<Response<v1::OutboxReadmitReply>, Status> {
         let request = request.into_inner();
+        check_names(&request.consumer, "")?;
         self.outbox
             .readmit(&request.consumer, &request.author, &request.reason)
             .await?;
@@ -269,6 +291,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
             author,
             reason,
         } = request.into_inner();
+        check_names(&consumer, &topic)?;
         let dropped = match some(&topic) {
             None => self.outbox.unsubscribe(&consumer, &author, &reason).await?,
             Some(topic) => {
@@ -287,6 +310,7 @@ impl v1::outbox_admin_server::OutboxAdmin for OutboxAdmin {
         request: Request<v1::OutboxUndeliveredCountRequest>,
     ) -> Result<Response<v1::OutboxUndeliveredCountReply>, Status> {
         let v1::OutboxUndeliveredCountRequest { consumer, topic } = request.into_inner();
+        check_names(&consumer, &topic)?;
         match self.outbox.undelivered_count(&consumer, some(&topic)).await? {
             Some(count) => Ok(Response::new(v1::OutboxUndeliveredCountReply { count })),
             None => Err(self.nothing_to_drop(&consumer, some(&topic)).await?),

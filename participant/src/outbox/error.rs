@@ -57,7 +57,11 @@ fn standing(states: &[(String, EntryState)]) -> String {
     }
     let of_one = |(consumer, state): &(String, EntryState)| match state {
         EntryState::Pending { .. } => format!("it has just changed for `{consumer}`: try again"),
-        EntryState::Delivered => format!("`{consumer}` has got it already"),
+        EntryState::Delivered => {
+            format!(
+                "`{consumer}` is done with it: it has got it, or it was discarded or cancelled (`synod outbox records`)"
+            )
+        }
         EntryState::Dead { .. } => format!("it is a dead letter of `{consumer}`: discard it"),
         EntryState::Cancelled { .. } => format!("it was cancelled for `{consumer}` already"),
     };

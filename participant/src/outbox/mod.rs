@@ -33,8 +33,9 @@
 //!   so two transactions publish to one key one after the other, and a branch in doubt holds back the keys that it wrote, and no
 //!   others (traps H2-H4). Keys are independent.
 //! - **Nothing is dropped for its age.** A message is delivered, or it is a [dead letter](DeadLetter) with a reason, which an
-//!   operator [requeues](Outbox::requeue) or [discards](Outbox::discard). A consumer that is away makes no dead letters. Before it
-//!   takes effect a message can be [cancelled](Outbox::cancel): then it either never does, or had done so already, and it is said which.
+//!   operator [requeues](Outbox::requeue) or [discards](Outbox::discard). A consumer that is away makes no dead letters. A pending
+//!   message can be [cancelled](Outbox::cancel): then it never takes effect, or it does so before the consumer has heard of the
+//!   cancellation (a copy may be on its way), and the consumer, unless it is unsubscribed first, says which.
 //! - A topic that no consumer takes is an error where it is published, not a loss later (traps H6).
 //! - **Consumers may change at each start.** What was visible for a consumer stays its own when its [topics](Consumer::topic)
 //!   change or it is not named any more, until it is delivered or dropped by name
@@ -53,8 +54,8 @@
 //!   unsubscribed: it stays stored, [listed](Outbox::list) without a consumer, until one that is new takes the topic [from its
 //!   start](Consumer::from_start).
 //! - A bound on what waits behind a dead letter that holds its key: these messages are kept until an operator has decided, and
-//!   nothing of what was delivered meanwhile. Only where dead letters and what waits behind them come to 4096 messages of one
-//!   consumer is all that is delivered from then on kept as well, at both ends, until some are settled
+//!   nothing of what was delivered meanwhile. Only where the messages that are dead, requeued or cancelled, and those that wait
+//!   behind them, come to 4096 of one consumer is all that is delivered from then on kept as well, at both ends, until some are settled
 //!   ([`ConsumerStatus::unsettled_count`]).
 //!
 //! # Limits
@@ -69,7 +70,7 @@ mod operate;
 #[doc(hidden)]
 pub mod parts;
 mod relay;
-mod view;
+mod standing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,8 +95,8 @@ pub use error::OutboxError;
 pub use message::{Message, PublishError};
 pub use operate::Place;
 pub use relay::Relay;
+pub use standing::{ConsumerStatus, DeadLetter, Entry, EntryState, OutboxStatus, Scheduled};
 pub use synod_participant_core::relay::DeadLetterPolicy;
-pub use view::{ConsumerStatus, DeadLetter, Entry, EntryState, OutboxStatus, Scheduled};
 
 /// How long a store that fails is left alone before it is asked again, at most.
 const STORE_RETRY_MAX: Duration = Duration::from_secs(5);

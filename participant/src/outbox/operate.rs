@@ -107,10 +107,13 @@ impl Outbox {
     /// One that is scheduled never goes out, to nobody; `consumer` must be `None`, and the answer is empty.
     ///
     /// One that is stored is cancelled for one consumer, or for all for which it is pending: answers which. For each of them one of
-    /// two things comes true, whatever crashes: it never takes effect, or it had taken effect before. Only the consumer knows, since
-    /// a message that was sent may have taken effect although nobody has heard so. So the message keeps its place in its key, as
+    /// two things comes true, whatever crashes: it never takes effect, or it takes effect before the consumer has heard of the
+    /// cancellation. That may be after this call has returned: a copy may be on its way. Only the consumer knows, since a message
+    /// that was sent may have taken effect although nobody has heard so. So the message keeps its place in its key, as
     /// [cancelled](EntryState::Cancelled), until the consumer has been reached; without any handler it writes there that the message
     /// takes no effect, or says that it has, and [`records`](Self::records) then says which of the two it was. Other consumers get it.
+    /// A consumer that is [unsubscribed](Self::unsubscribe) before it was reached says nothing: the record names the message, and
+    /// whether it took effect is not known.
     ///
     /// # Errors
     /// [`OutboxError::NotScheduled`]; [`OutboxError::NotPending`], for a dead letter too, which is [discarded](Self::discard);

@@ -23,7 +23,7 @@ pub struct BranchContext {
     pub branch: BranchId,
     /// The coordinator that will decide.
     pub lineage: Lineage,
-    /// When the branch gives up, if it has not voted by then. Milliseconds since the Unix epoch.
+    /// When the branch gives up, if it has not voted by then. Milliseconds since 1970.
     pub deadline: UnixMillis,
 }
 

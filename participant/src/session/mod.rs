@@ -7,7 +7,7 @@
 //! | `driver.rs` | the task: steps the core, does its effects |
 //! | `open.rs` | the open branches of this process, between their calls |
 //! | `stream.rs` | opening one stream, batching requests into messages, reading answers |
-//! | `resource.rs` | the object-safe view of a resource manager that the driver needs |
+//! | `resource.rs` | what the driver needs of a resource manager, object-safe |
 
 mod driver;
 mod handle;

@@ -1,4 +1,4 @@
-//! The object-safe view of a [`ResourceManager`] that the session needs: finishing branches and listing them.
+//! What the session needs of a [`ResourceManager`], object-safe: finishing branches and listing them.
 
 use crate::resource::{Effect, Identity, LowWater, ResourceError, ResourceManager};
 use futures::future::BoxFuture;

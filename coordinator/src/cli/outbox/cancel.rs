@@ -76,7 +76,8 @@ pub(super) fn run(cancel: Cancel) -> Result<Exit, Failure> {
         format!("{}: cancelled\n", cancelled.id)
     } else {
         format!(
-            "{}: cancelled for {}, unless it took effect there before: `synod outbox records` says which of the two it was once that is known\n",
+            "{}: cancelled for {}: it never takes effect there, or it does before the consumer has heard of this (a copy may be on its way); \
+             `synod outbox records` says which of the two it was once that is known\n",
             cancelled.id,
             cancelled.consumers.join(", ")
         )

@@ -99,7 +99,7 @@ struct Readmitted {
 }
 
 #[derive(Serialize)]
-struct ScheduledEntry {
+pub(super) struct ScheduledEntry {
     id: String,
     deliver_at_unix_ms: u64,
     topic: String,
@@ -196,19 +196,21 @@ pub(super) fn scheduled(asked: &Scheduled) -> Result<Exit, Failure> {
         return Ok(Exit::Success);
     }
     let now = now_unix_ms();
-    let row = |entry: &ScheduledEntry| {
-        vec![
-            entry.id.clone(),
-            entry.deliver_at_unix_ms.to_string(),
-            entry.topic.clone(),
-            printable(&entry.key),
-            age(now, entry.published_at_unix_ms),
-            entry.body_bytes.to_string(),
-        ]
-    };
+    let rows: Vec<_> = entries.iter().map(|entry| scheduled_row(entry, now)).collect();
     let header = ["ID", "DELIVER AT (UNIX MS)", "TOPIC", "KEY", "PUBLISHED", "BYTES"];
-    print(&table(&header, &entries.iter().map(row).collect::<Vec<_>>()))?;
+    print(&table(&header, &rows))?;
     Ok(Exit::Success)
+}
+
+pub(super) fn scheduled_row(entry: &ScheduledEntry, now_unix_ms: u64) -> Vec<String> {
+    vec![
+        entry.id.clone(),
+        entry.deliver_at_unix_ms.to_string(),
+        printable(&entry.topic),
+        printable(&entry.key),
+        age(now_unix_ms, entry.published_at_unix_ms),
+        entry.body_bytes.to_string(),
+    ]
 }
 
 pub(super) async fn scheduled_page(
@@ -225,7 +227,7 @@ pub(super) async fn scheduled_page(
     Ok(answered(service, client.scheduled(request)).await?.entries)
 }
 
-fn entry(entry: v1::ScheduledEntry) -> ScheduledEntry {
+pub(super) fn entry(entry: v1::ScheduledEntry) -> ScheduledEntry {
     ScheduledEntry {
         id: uuid(&entry.id),
         deliver_at_unix_ms: entry.deliver_at_unix_ms,

@@ -2,7 +2,7 @@
 
 use super::super::client::block_on;
 use super::super::exit::{Exit, Failure};
-use super::operate::{Word, show};
+use super::operate::show;
 use super::{Service, answered, connect};
 use serde::Serialize;
 use synod_proto::v1;
@@ -19,15 +19,20 @@ pub(in super::super) struct Unsubscribe {
     /// Drop them: without it, only how many they are is told.
     #[arg(long)]
     yes: bool,
-    #[command(flatten)]
-    word: Word,
+    /// Who decides this; with `--yes`.
+    #[arg(long, required_if_eq("yes", "true"))]
+    author: Option<String>,
+    /// Why; with `--yes`.
+    #[arg(long, required_if_eq("yes", "true"))]
+    reason: Option<String>,
     #[command(flatten)]
     service: Service,
 }
 
 #[derive(Serialize)]
 struct Unsubscribed {
-    action: &'static str,
+    /// `None` where nothing was done.
+    action: Option<&'static str>,
     consumer: String,
     topic: Option<String>,
     count: u64,
@@ -38,7 +43,8 @@ pub(super) fn run(unsubscribe: Unsubscribe) -> Result<Exit, Failure> {
         consumer,
         topic,
         yes,
-        word,
+        author,
+        reason,
         service,
     } = unsubscribe;
     let count = block_on(async {
@@ -47,8 +53,8 @@ pub(super) fn run(unsubscribe: Unsubscribe) -> Result<Exit, Failure> {
             let request = v1::OutboxUnsubscribeRequest {
                 consumer: consumer.clone(),
                 topic: topic.clone(),
-                author: word.author,
-                reason: word.reason,
+                author: author.unwrap_or_default(),
+                reason: reason.unwrap_or_default(),
             };
             return Ok(answered(&service, client.unsubscribe(request)).await?.count);
         }
@@ -61,7 +67,7 @@ pub(super) fn run(unsubscribe: Unsubscribe) -> Result<Exit, Failure> {
     let topic = Some(topic).filter(|topic| !topic.is_empty());
     let of = topic.iter().map(|topic| format!(" of the topic `{topic}`"));
     let of: String = of.collect();
-    if !yes {
+    if !yes && !service.json {
         let text = format!(
             "nothing was done: {count} messages{of} that `{consumer}` has not got would be dropped for good; add --yes to drop them"
         );
@@ -70,10 +76,42 @@ pub(super) fn run(unsubscribe: Unsubscribe) -> Result<Exit, Failure> {
     let text =
         format!("{consumer}: unsubscribed, and {count} messages{of} that it had not got were dropped\n");
     let unsubscribed = Unsubscribed {
-        action: "unsubscribed",
+        action: yes.then_some("unsubscribed"),
         consumer,
         topic,
         count,
     };
-    show(&service, &unsubscribed, &text)
+    let done = show(&service, &unsubscribed, &text)?;
+    Ok(if yes { done } else { Exit::Failed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        unsubscribe: Unsubscribe,
+    }
+
+    #[test]
+    fn author_and_reason_are_wanted_only_where_something_is_dropped() {
+        let parsed = |more: &[&str]| {
+            Line::try_parse_from([&["unsubscribe", "billing", "--service", "h:1"], more].concat())
+        };
+        assert!(parsed(&[]).is_ok());
+        let by = ["--author", "ada", "--reason", "gone"];
+        let line = parsed(&[&["--yes"], &by[..]].concat()).expect("complete");
+        assert_eq!(line.unsubscribe.author.as_deref(), Some("ada"));
+        for missing in [
+            &["--yes"][..],
+            &["--yes", "--author", "ada"],
+            &["--yes", "--reason", "gone"],
+        ] {
+            let refused = parsed(missing).expect_err("on whose word, and why?");
+            assert_eq!(refused.kind(), clap::error::ErrorKind::MissingRequiredArgument);
+        }
+    }
 }

@@ -299,7 +299,7 @@ mod tests {
     }
 
     proptest! {
-        /// T12: the row alone tells everything that recovery needs.
+        /// T12: the row alone tells everything that it takes to resolve the branch.
         #[test]
         fn a_prepared_row_reads_back_as_it_was_written(row in row()) {
             prop_assert_eq!(PreparedRow::decode(branch(), &row.encode().0).unwrap(), row);

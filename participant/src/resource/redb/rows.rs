@@ -153,7 +153,7 @@ impl<'tx> Rows<'tx> {
         let detail = match self.marker(branch)? {
             Some(Marker::Committed { .. }) => return Ok(Ok(Effect::AlreadyApplied)),
             Some(Marker::Aborted { at }) => {
-                format!("the branch was rolled back at {} ms since the epoch", at.0)
+                format!("the branch was rolled back at {} ms since 1970", at.0)
             }
             None if matches!(self.core.state().branches.get(branch), Some(Stage::Working(_))) => {
                 return Ok(Err(ResourceError::Busy { branch: *branch }));
@@ -173,7 +173,7 @@ impl<'tx> Rows<'tx> {
             match self.marker(branch)? {
                 Some(Marker::Aborted { .. }) => return Ok(Ok(Effect::AlreadyApplied)),
                 Some(Marker::Committed { at }) => {
-                    let detail = format!("the branch was committed at {} ms since the epoch", at.0);
+                    let detail = format!("the branch was committed at {} ms since 1970", at.0);
                     return Ok(Ok(Effect::Unknown { detail }));
                 }
                 // Below the mark no work begins any more, so that nothing is left to be prevented.

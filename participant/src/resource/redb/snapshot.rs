@@ -216,7 +216,7 @@ impl Snapshot {
         }))
     }
 
-    /// The low-water mark (T13); the epoch when none was set.
+    /// The low-water mark (T13); 0 when none was set.
     ///
     /// # Errors
     /// The file cannot be read.

@@ -82,7 +82,7 @@ pub(crate) struct MessageRow {
     pub(crate) id: MessageId,
     pub(crate) sequence: Sequence,
     pub(crate) published_at: UnixMillis,
-    /// The epoch for a message that has no time of its own.
+    /// 0 for a message that has no time of its own.
     pub(crate) deliver_at: UnixMillis,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Bytes,
@@ -96,7 +96,7 @@ pub(crate) struct FailureRow {
     pub(crate) reason: String,
 }
 
-/// A message that the mark may pass although it is not settled: a dead letter, and what it holds up.
+/// A message that the mark may pass although it is not settled: one that is dead, requeued or cancelled, and what waits behind such.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LetterRow {
     pub(crate) state: LetterState,
@@ -121,7 +121,7 @@ pub(crate) enum LetterState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxRow {
     pub(crate) id: MessageId,
-    /// When it took effect; the epoch for one that was cancelled.
+    /// When it took effect; 0 for one that was cancelled.
     pub(crate) at: UnixMillis,
 }
 

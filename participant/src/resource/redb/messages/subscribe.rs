@@ -9,7 +9,7 @@ use synod_proto::message::LowWater;
 
 use super::super::rows::WriteError;
 use super::super::writer::Work;
-use super::letters::set_letter;
+use super::letters::{letter, set_letter};
 use super::writes::{
     SWEEP_COUNT_MAX, advance, consumer_row, consumers, delete_unless_needed, is_unsettled, next_counter,
     next_position, put_consumer, record,
@@ -237,6 +237,33 @@ impl Unsubscribe {
         is_dropped_with(range, self.topic.as_deref())
     }
 
+    /// Keeps that nobody knows what became of these: they were promised a word of the consumer, which is asked no more.
+    fn record_cancelled(
+        &self,
+        tx: &WriteTransaction,
+        now: UnixMillis,
+        cancelled: &[Position],
+    ) -> Result<(), WriteError> {
+        let from = self.topic.iter().map(|topic| format!(" from topic {topic}"));
+        let from: String = from.collect();
+        for position in cancelled {
+            let id = {
+                let outbox = tx.open_table(OUTBOX)?;
+                let Some(message) = outbox.get(&position_key(*position)[..])? else {
+                    continue;
+                };
+                MessageRow::due_of(message.value())?.1
+            };
+            let text = format!(
+                "{} ms: message {id} (position {position}) was cancelled for consumer {}, which was unsubscribed{from} before it said \
+                 what became of it",
+                now.0, self.consumer
+            );
+            record(tx, &text)?;
+        }
+        Ok(())
+    }
+
     /// Keeps what was dropped, part by part (traps J7).
     fn record(
         &self,
@@ -287,9 +314,13 @@ impl Work for Unsubscribe {
         };
         let (found, end) = self.take(tx, &row, start, next)?;
         let mut dropped = Vec::new();
+        let mut cancelled = Vec::new();
         for (position, _) in &found {
             if is_unsettled(tx, &row, *position)? {
                 dropped.push(*position);
+            }
+            if letter(tx, row.number, *position)?.is_some_and(|letter| letter.is_cancelled()) {
+                cancelled.push(*position);
             }
         }
         let letters = drop_states(tx, &mut row, &found)?;
@@ -299,6 +330,7 @@ impl Work for Unsubscribe {
             }
         }
         let has_more = end < next;
+        self.record_cancelled(tx, now, &cancelled)?;
         self.record(tx, now, &dropped, has_more)?;
         if !has_more {
             row.topics.retain(|range| !self.concerns(range));

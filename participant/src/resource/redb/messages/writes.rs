@@ -300,7 +300,7 @@ impl Settle {
         let what = if self.settlement.cancelled.contains(&position) {
             "never takes effect"
         } else {
-            "had taken effect before it was cancelled"
+            "took effect before the consumer knew of the cancellation"
         };
         let text = format!(
             "{} ms: consumer {} says that message {id} (position {position}) {what}",

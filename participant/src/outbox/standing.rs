@@ -45,8 +45,8 @@ pub struct ConsumerStatus {
     pub mark: Position,
     /// Its dead letters.
     pub dead_count: u64,
-    /// Messages below the mark that are not settled: dead, requeued, or waiting behind such in their key. At 4096 of them the mark
-    /// stops until an operator has decided about the dead ones, and from then on what is delivered is kept, too.
+    /// Messages below the mark that are not settled: dead, requeued, cancelled and not confirmed, or waiting behind such in their
+    /// key. At 4096 of them the mark stops until some are settled, and from then on what is delivered is kept, too.
     pub unsettled_count: u64,
     /// Why it gets no messages now, or none of more keys of a topic; empty while a relay is connected and sends all.
     pub trouble: String,
@@ -86,7 +86,9 @@ pub enum EntryState {
         /// could not serve it. Empty before.
         reason: String,
     },
-    /// Acknowledged, or discarded.
+    /// Settled: acknowledged; or discarded, or cancelled with the consumer's word of what became of it, which
+    /// [`records`](Outbox::records) tell. The message is still stored, since some mark, its own or another consumer's, has not
+    /// passed it.
     Delivered,
     /// Waits for an operator.
     Dead {
