@@ -361,7 +361,7 @@ async fn an_operator_cancels_a_message_before_its_consumer_is_back() {
         let id = listed[0]["id"].as_str().expect("an id").to_owned();
         let (code, stdout, stderr) = outbox("cancel", &service, &[&[id.as_str()], &BY[..]].concat()).await;
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
-        let said = format!("{id}: cancelled for {RECEIVER}, unless it took effect there before");
+        let said = format!("{id}: cancelled for {RECEIVER}: it never takes effect there, or it does before the consumer has heard of this");
         assert!(stdout.starts_with(&said), "{stdout}");
         assert!(stdout.contains("`synod outbox records`"), "{stdout}");
         let (code, stdout, stderr) = outbox("records", &service, &["--count", "1"]).await;

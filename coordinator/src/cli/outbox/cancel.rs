@@ -48,7 +48,7 @@ pub(super) fn run(cancel: Cancel) -> Result<Exit, Failure> {
         };
         let Some(place) = place else {
             let text = format!(
-                "the outbox holds no message {}, neither scheduled nor for a consumer: everyone has got it, or it was given up",
+                "the outbox holds no message {}, neither scheduled nor for a consumer: everyone has got it, or it was given up or cancelled",
                 uuid(&id.0)
             );
             return Err(Failure::new(Exit::Failed, text));
