@@ -13,8 +13,11 @@ use outbox_support::{
     stored, within,
 };
 use synod::Position;
+use synod::outbox::parts::OpenStore;
 use synod::outbox::{Consumer, EntryState, Message, Outbox};
 use synod::resource::redb::{MemoryDisk, RedbOptions, RedbResource};
+use synod_participant_core::Timestamp;
+use synod_participant_core::relay::{Failure, RelayOptions, RelaySession, Settlement, TOPIC_SHARE_BYTES_MAX};
 use synod_proto::v1::Nothing;
 use synod_proto::v1::delivery_answer::Answer;
 
@@ -268,6 +271,109 @@ async fn t11_a_consumer_has_one_database_from_the_first_moment() {
         drop(held);
         eventually("all are delivered", async || stored(&outbox).await == (0, 0, 0)).await;
         assert_eq!(streams().len(), 1, "{:?}", streams());
+    })
+    .await;
+}
+
+/// T11: what the earlier database of a consumer has answered is not taken for the word of the one that is readmitted.
+#[tokio::test]
+#[allow(clippy::await_holding_lock, reason = "it is the disk that waits")]
+async fn t11_answers_that_wait_to_be_written_are_not_the_readmitted_databases() {
+    within(async {
+        let disk = MemoryDisk::default();
+        let orders = on(&disk);
+        // It never says that it has anything: each of its streams comes to a database that is empty.
+        let empty = Scripted::new(Script::Answer(|_| Answer::Applied(NOTHING)));
+        let server = empty.serve().await;
+        let outbox = open(&orders, [consumer("billing", server.url())]).await;
+        for body in ["1", "2", "3"] {
+            publish(&outbox, &orders, "a", body).await;
+        }
+        let held = disk.hold_syncs();
+        let _relay = run(outbox.relay());
+        // The third goes out when the second is answered, and what is written meanwhile began before the first was.
+        eventually("two are answered", async || empty.delivered().len() == 3).await;
+        let readmitting = outbox.readmit("billing", "ops", "replaced");
+        tokio::pin!(readmitting);
+        for _ in 0..100 {
+            assert!(futures::poll!(readmitting.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        readmitting.await.unwrap();
+        publish(&outbox, &orders, "a", "4").await;
+        eventually("it goes on", async || stored(&outbox).await == (0, 0, 0)).await;
+    })
+    .await;
+}
+
+/// T11: nor is a database that was asked who it is before the consumer was readmitted, and says so afterwards.
+#[tokio::test]
+async fn t11_a_database_that_was_asked_before_is_not_the_readmitted_one() {
+    within(async {
+        let orders = memory();
+        // Each stream waits for this test before it is welcomed.
+        let late = Scripted::welcoming_together(Script::Answer(|_| Answer::Applied(NOTHING)), 2);
+        let server = late.serve().await;
+        let outbox = open(&orders, [consumer("billing", server.url())]).await;
+        publish(&outbox, &orders, "a", "1").await;
+        let _relay = run(outbox.relay());
+        eventually("the old one is asked", async || late.stream_count() == 1).await;
+        outbox.readmit("billing", "ops", "replaced").await.unwrap();
+        late.welcome().await;
+        eventually("it asks again", async || {
+            late.stream_count() == 2 || !late.delivered().is_empty()
+        })
+        .await;
+        assert!(late.delivered().is_empty());
+        late.welcome().await;
+        eventually("it is delivered", async || stored(&outbox).await == (0, 0, 0)).await;
+        let streams: Vec<_> = late.delivered().into_iter().map(|(stream, _)| stream).collect();
+        assert_eq!(streams, [1]);
+    })
+    .await;
+}
+
+/// What a letter weighs on its way after a start is all of it: its headers fill a session too.
+#[tokio::test]
+async fn a_letter_weighs_its_whole_row() {
+    within(async {
+        let (orders, count) = (memory(), 180);
+        let topics = vec![outbox_support::TOPIC.to_owned()];
+        let opened = OpenStore::open(&orders, vec![("billing".to_owned(), topics)])
+            .await
+            .unwrap();
+        for number in 1..=count {
+            let message = Message::new(outbox_support::TOPIC, [number], vec![0; 15 << 10])
+                .header("note", "x".repeat(8000));
+            let mut tx = orders.begin_local().unwrap();
+            let id = synod::MessageId([number; 16]);
+            opened.publish(&mut tx, message, id).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        let dead = (1..=u64::from(count)).map(|position| Failure {
+            position: Position(position),
+            failed_count: 1,
+            reason: "no".to_owned(),
+        });
+        let settlement = Settlement {
+            dead: dead.collect(),
+            ..Settlement::default()
+        };
+        opened.settle("billing", settlement, None, None).await.unwrap();
+        for position in 1..=u64::from(count) {
+            let requeued = opened.operate("billing", Position(position), true).await.unwrap();
+            assert!(requeued.is_some());
+        }
+        let mut relay = opened.relay("billing", RelayOptions::default(), 7).unwrap();
+        relay.on_session_opened(Timestamp(0), RelaySession(1));
+        let sent = std::iter::from_fn(|| relay.poll_send(Timestamp(0))).count();
+        // By their bodies alone all of them would go.
+        let row_count = TOPIC_SHARE_BYTES_MAX / ((15 << 10) + 8000);
+        assert!(
+            (row_count - 5..=row_count).contains(&sent),
+            "{sent} of {row_count}"
+        );
     })
     .await;
 }

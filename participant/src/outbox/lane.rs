@@ -3,6 +3,8 @@
 //! All relays of the process share this lane, so that a message is on one session at a time (traps H5). Two tasks of its own
 //! read rows and write results; what a session hears goes into the core under the lock and what comes out of it to the sessions.
 
+mod readmission;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,12 +20,17 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::relay::another_database;
 use super::{Consumer, OutboxError, STORE_RETRY_MAX};
+use crate::error::BoxError;
 use crate::resource::redb::messages::{
     ConsumerRow, MessageRead, Operated, OperatorAction, Settle, StoredState,
 };
 use crate::resource::redb::{RedbResource, Snapshot};
 use crate::resource::{Identity, ResourceError};
+use readmission::Readmission;
+
+pub(super) use readmission::Began;
 
 /// How far one settlement moves the mark at most: above it there may be more.
 const MARK_STEP_FULL: u64 = 4096;
@@ -83,6 +90,7 @@ struct State {
     /// The consumer's database, once it was met; and one that was met and is not written yet.
     resource: Option<ResourceId>,
     met: Option<ResourceId>,
+    readmission: Readmission,
     /// Messages that are not this consumer's have come, and its mark may pass them.
     has_skipped: bool,
     /// Why there is no session; empty while there is one.
@@ -115,6 +123,7 @@ impl Lane {
                 confirmed: None,
                 resource: row_of(&consumer.name, snapshot)?.resource,
                 met: None,
+                readmission: Readmission::default(),
                 has_skipped: false,
                 trouble: NO_RELAY.to_owned(),
                 read_trouble: String::new(),
@@ -177,16 +186,21 @@ impl Lane {
 
     // ---- what sessions tell ----
 
-    /// Opens a session to the database that the consumer has answered from; or names the one that is known to be its own, where
-    /// that is another (T11).
-    pub(super) fn open_session(&self, welcome: &Welcome) -> Result<Opened, ResourceId> {
+    /// Opens a session to the database that the consumer has answered from, unless another one is known to be its own, or an
+    /// operator has readmitted the consumer since the stream `began` (T11).
+    pub(super) fn open_session(&self, began: Began, welcome: &Welcome) -> Result<Opened, BoxError> {
         // Bounded by what the core has in flight on one session.
         let (orders, receiver) = mpsc::unbounded_channel();
         let (end, ended) = oneshot::channel();
         let session = {
             let mut state = self.state();
+            if !state.readmission.admits(began) {
+                return Err("the consumer was readmitted while it was asked for its database".into());
+            }
             match state.resource {
-                Some(known) if known != welcome.resource => return Err(known),
+                Some(known) if known != welcome.resource => {
+                    return Err(another_database(&self.consumer.name, welcome, known));
+                }
                 Some(_) => {}
                 None => {
                     state.resource = Some(welcome.resource);
@@ -299,33 +313,6 @@ impl Lane {
         });
     }
 
-    /// Nothing is written of what is known of the consumer's database while this is held.
-    pub(super) async fn pause_writing(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.writing.lock().await
-    }
-
-    /// What was known of the consumer's database is forgotten, on disk as well. Streams to it end: the next ones ask again.
-    pub(super) fn on_readmitted(&self) {
-        let closed = {
-            let mut state = self.state();
-            (state.confirmed, state.resource, state.met) = (None, None, None);
-            let mut closed = std::mem::take(&mut state.sessions);
-            for session in closed.values_mut() {
-                session.end("the consumer was readmitted");
-            }
-            if !closed.is_empty() {
-                NO_RELAY.clone_into(&mut state.trouble);
-            }
-            closed
-        };
-        self.step(|relay, now| {
-            closed
-                .into_keys()
-                .for_each(|session| relay.on_session_closed(session));
-            relay.on_readmitted(now);
-        });
-    }
-
     /// What was to be sent is not the consumer's any more.
     pub(super) fn on_dropped(&self, sends: &[Send]) {
         self.step(|relay, now| {
@@ -412,7 +399,7 @@ pub(super) fn relay_of(
             position,
             topic: Bytes::copy_from_slice(message.topic.as_bytes()),
             key: message.name(),
-            byte_count: message.body.len(),
+            byte_count: message.encode().len(),
             failed_count,
             is_dead: letter.is_dead(),
         });

@@ -406,15 +406,8 @@ impl Outbox {
             author: author.to_owned(),
             reason: reason.to_owned(),
         };
-        let (outbox, lane) = (self.clone(), lane.clone());
-        operate::to_its_end(async move {
-            // What is being written of what was known before must not come behind it.
-            let _paused = lane.pause_writing().await;
-            outbox.inner.store.work(work).await?;
-            lane.on_readmitted();
-            Ok(())
-        })
-        .await
+        let lane = lane.clone();
+        operate::to_its_end(async move { Ok(lane.readmit(work).await?) }).await
     }
 
     fn lane(&self, consumer: &str) -> Result<&Arc<Lane>, OutboxError> {

@@ -97,6 +97,7 @@ impl Drop for Open<'_> {
 
 /// One stream, from its opening to its end.
 async fn session(lane: &Arc<Lane>, has_answered: &mut bool) -> Result<(), BoxError> {
+    let began = lane.begin_stream();
     let endpoint = lane.consumer.endpoint()?;
     let channel = lane.consumer.connector.connect(&endpoint).await?;
     let mut client = MessagesClient::new(channel)
@@ -121,9 +122,7 @@ async fn session(lane: &Arc<Lane>, has_answered: &mut bool) -> Result<(), BoxErr
         .await
         .map_err(|_| "the consumer did not answer in time")??;
     check(&lane.store, &lane.consumer.name, &welcome)?;
-    let Opened { session, orders, end } = lane
-        .open_session(&welcome)
-        .map_err(|known| another_database(&lane.consumer.name, &welcome, known))?;
+    let Opened { session, orders, end } = lane.open_session(began, &welcome)?;
     let open = Open { lane, session };
     tokio::select! {
         sent = send(open.lane, orders, frames, welcome.takes_cancelled) => sent,
@@ -132,7 +131,7 @@ async fn session(lane: &Arc<Lane>, has_answered: &mut bool) -> Result<(), BoxErr
     }
 }
 
-fn another_database(name: &str, welcome: &Welcome, known: ResourceId) -> BoxError {
+pub(super) fn another_database(name: &str, welcome: &Welcome, known: ResourceId) -> BoxError {
     format!(
         "`{name}` answers from database {}, and it was {known} before: mend the address, or `synod outbox readmit {name}`",
         welcome.resource

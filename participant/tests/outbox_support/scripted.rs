@@ -48,6 +48,11 @@ impl Scripted {
         }
     }
 
+    /// Takes part in a welcome that streams wait for together.
+    pub async fn welcome(&self) {
+        self.barrier.wait().await;
+    }
+
     pub fn stream_count(&self) -> usize {
         self.stream_count.load(Ordering::Acquire)
     }
