@@ -19,8 +19,8 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Before another try at a cluster that has no leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// As long as the record of a decision without branches: the same bytes for both.
-const VALUE_BYTES: usize = 52;
+/// With the key as long as the record of a decision without branches: the same bytes for both.
+const VALUE_BYTES: usize = 35;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutRequest {

@@ -70,7 +70,18 @@ pub(crate) struct Measurement {
 }
 
 impl Measurement {
+    /// Reads what a generator printed. A run in which something went wrong is no measurement.
     pub(crate) fn read(figures: &serde_json::Value) -> Result<Self, Failure> {
+        for name in ["aborted", "overloaded", "failed", "unfinished"] {
+            if let Some(count) = figures[name].as_u64().filter(|count| *count > 0) {
+                return Err(
+                    format!("{count} transactions {name}, so its rate says nothing: {figures}").into(),
+                );
+            }
+        }
+        if figures["drained"] == false {
+            return Err(format!("the load did not come to an end: {figures}").into());
+        }
         let number = |value: &serde_json::Value, name: &str| {
             value
                 .as_f64()
@@ -376,6 +387,23 @@ mod tests {
             ..Figures::default()
         };
         assert_eq!(figures.summary().idle_cpu_percent, Some(0.7));
+    }
+
+    #[test]
+    fn a_run_in_which_something_went_wrong_is_no_measurement() {
+        let good = serde_json::json!({
+            "per_second": 10.0, "latency_us": {"p50": 1, "p99": 2}, "aborted": 0, "unfinished": null, "drained": true,
+        });
+        assert!(Measurement::read(&good).is_ok());
+        for (name, value) in [
+            ("overloaded", 1.into()),
+            ("aborted", 3.into()),
+            ("drained", false.into()),
+        ] {
+            let mut bad = good.clone();
+            bad[name] = value;
+            assert!(Measurement::read(&bad).is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -219,12 +219,16 @@ fn unpack(mut packed: &[u8]) -> Record {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::super::outcomes::{Record, Verdict};
     use super::Records;
     use alloc::collections::{BTreeMap, BTreeSet};
     use alloc::vec;
     use alloc::vec::Vec;
     use bytes::Bytes;
+    use core::hash::{Hash as _, Hasher as _};
+    use std::hash::DefaultHasher;
     use synod_proto::command::NamedBranch;
     use synod_proto::ids::{CallId, ExecutionId, Gtid, ResourceId, UnixMillis};
     use synod_proto::random::Random;
@@ -235,15 +239,16 @@ mod tests {
         let branch = |call| NamedBranch {
             call: CallId(call),
             execution: ExecutionId(at),
-            resource: ResourceId([7; 16]),
+            resource: ResourceId((u128::from(at) << 77 | u128::from(call)).to_be_bytes()),
             digest: !at,
-            database_transaction: Bytes::from(vec![9; usize::try_from(call).expect("small")]),
+            // None, some, and as many as it may be.
+            database_transaction: Bytes::from(vec![9; usize::try_from((call - 1) * 32).expect("small")]),
         };
         let verdict = match at % 4 {
             0 => Verdict::Aborted(AbortCause::new(AbortKind::Requested, "")),
             count => Verdict::Committed {
-                branches: (1..count).map(branch).collect(),
-                read_only_count: u32::from(count == 1),
+                branches: (1..=count).map(branch).collect(),
+                read_only_count: u32::try_from(at % 7).expect("small"),
                 settled: BTreeSet::new(),
             },
         };
@@ -251,6 +256,12 @@ mod tests {
             verdict,
             decided_at: UnixMillis(at),
         }
+    }
+
+    fn hash(records: &Records) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        records.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// They are one ordered map, whatever is added, asked for and forgotten.
@@ -294,6 +305,18 @@ mod tests {
                 assert!(records.chapters.iter().all(|chapter| !chapter.places.is_empty()));
                 assert!(records.chapters.iter().is_sorted_by_key(|chapter| chapter.number));
             }
+            // Another replica may have packed the same in another order.
+            let mut other = Records::default();
+            for (gtid, record) in model.iter().rev() {
+                other.insert(*gtid, record.clone());
+            }
+            assert_eq!(records, other);
+            assert_eq!(hash(&records), hash(&other));
+            let Some((gtid, _)) = model.first_key_value() else {
+                continue;
+            };
+            other.insert(*gtid, record(1_000));
+            assert_ne!(records, other);
         }
     }
 }
