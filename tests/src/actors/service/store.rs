@@ -33,7 +33,21 @@ pub(super) struct Store {
     /// Branches that the store does not show for now, and until when.
     veiled: RefCell<BTreeMap<BranchId, u64>>,
     /// Branches that something was done to since the last look.
-    touched: RefCell<Vec<(BranchId, Option<BranchContext>)>>,
+    touched: RefCell<Vec<Touched>>,
+}
+
+/// A branch that something was done to, and what its rows said at once.
+struct Touched {
+    branch: BranchId,
+    context: Option<BranchContext>,
+    seen: Option<Rows>,
+}
+
+/// What a store's tables say of a branch.
+#[derive(Clone, Copy)]
+struct Rows {
+    state: Option<RowState>,
+    is_forgotten: bool,
 }
 
 /// Opens the store on its disk, and makes it if the disk is empty.
@@ -92,9 +106,15 @@ impl Store {
         matches!(state, Ok(BranchState::Prepared))
     }
 
-    /// Something was done to this branch: look at its rows.
+    /// Something was done to this branch: look at its rows. By the end of the turn the store may have failed, of something else
+    /// that was written in it.
     pub(super) fn touch(&self, branch: BranchId, context: Option<BranchContext>) {
-        self.touched.borrow_mut().push((branch, context));
+        let seen = self.redb.snapshot().and_then(|snapshot| rows(&snapshot, branch));
+        self.touched.borrow_mut().push(Touched {
+            branch,
+            context,
+            seen: seen.ok(),
+        });
     }
 
     /// Looks at the rows of what was touched, and tells the checkers' picture of the databases.
@@ -103,11 +123,14 @@ impl Store {
         if touched.is_empty() {
             return;
         }
-        let Ok(snapshot) = self.redb.snapshot() else {
-            return;
-        };
-        for (branch, context) in touched {
-            look_at(&snapshot, self.resource, branch, context.as_ref(), databases);
+        let snapshot = self.redb.snapshot().ok();
+        for one in touched {
+            let now = snapshot
+                .as_ref()
+                .map(|snapshot| rows(snapshot, one.branch).expect("readable"));
+            if let Some(rows) = now.or(one.seen) {
+                observe(rows, self.resource, one.branch, one.context.as_ref(), databases);
+            }
         }
     }
 
@@ -131,15 +154,31 @@ fn look_at(
     context: Option<&BranchContext>,
     databases: &mut Databases,
 ) {
-    let state = match snapshot.status(&branch).expect("readable") {
+    let rows = rows(snapshot, branch).expect("readable");
+    observe(rows, resource, branch, context, databases);
+}
+
+fn rows(snapshot: &Snapshot, branch: BranchId) -> Result<Rows, ResourceError> {
+    let state = match snapshot.status(&branch)? {
         BranchState::Prepared => Some(RowState::Prepared),
         BranchState::Committed => Some(RowState::Committed),
         BranchState::Aborted => Some(RowState::Aborted),
         BranchState::Working | BranchState::Unknown => None,
     };
-    let low_water = snapshot.low_water().expect("readable");
-    let is_forgotten = state.is_none() && branch.gtid.began_at() < low_water;
-    if !is_forgotten {
-        databases.observe(resource, branch, context, state);
+    Ok(Rows {
+        state,
+        is_forgotten: state.is_none() && branch.gtid.began_at() < snapshot.low_water()?,
+    })
+}
+
+fn observe(
+    rows: Rows,
+    resource: ResourceId,
+    branch: BranchId,
+    context: Option<&BranchContext>,
+    databases: &mut Databases,
+) {
+    if !rows.is_forgotten {
+        databases.observe(resource, branch, context, rows.state);
     }
 }
